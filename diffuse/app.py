@@ -1,0 +1,144 @@
+"""Hydra's side: compose the config of a command, check it, run it, and word what goes wrong."""
+
+import importlib
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.errors import UserError
+from diffuse.help import help_of
+from diffuse.progress import log, log_to_console
+from diffuse.schema import SCHEMAS
+from diffuse.wording import worded
+
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")  # fmt: skip
+LONGEST_SLUG = 120
+
+
+def slug(text: str) -> str:
+    """Any text as part of a file name that needs no quoting in a shell."""
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG] or "job"
+
+
+def register() -> None:
+    """Tell Hydra our schemas and resolvers. Processes that a launcher starts need them too: this module does it."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda name, time: name or f"sweep-{time}", replace=True)
+    OmegaConf.register_new_resolver("help_of", help_of, replace=True)
+
+
+register()
+
+
+class JobFailed(UserError):
+    """A job of a sweep failed and has said why; the sweep goes on."""
+
+
+class Command:
+    """One of our commands as Hydra calls it, once for each job. A class of the module, so that launchers can pickle it."""
+
+    def __init__(self, name: str, typed: list[str]):
+        self.name, self.typed = name, typed
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        log_to_console()
+        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
+        if not sweeping:
+            return self.run(cfg)
+        number, overrides = HydraConfig.get().job.num, HydraConfig.get().overrides.task
+        log.info("job %s: %s", number, " ".join(overrides))
+        try:
+            return self.run(cfg)
+        except Exception as error:
+            self.remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+            if isinstance(error, UserError):
+                log.error("job %s: %s", number, error)
+            else:
+                log.error("job %s:\n%s", number, traceback.format_exc())
+            raise JobFailed(f"job {number} failed") from None
+
+    def run(self, cfg: DictConfig) -> Any:
+        """Check the config and hand it, as plain values, to the command's module."""
+        OmegaConf.to_object(cfg)
+        config = OmegaConf.to_container(cfg, resolve=True)
+        from diffuse.job import Job  # the command's module imports torch: not before the config is known to be right
+
+        settings = HydraConfig.get()
+        job = Job(
+            command=shlex.join([f"diffuse {self.name}".replace("'", ""), *self.typed]),
+            overrides=list(settings.overrides.task),
+            choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
+            sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
+        )
+        return importlib.import_module(f"diffuse.{self.name}").run(config, job)
+
+    def remove_if_empty(self, folder: Path) -> None:
+        """Hydra makes a sweep's job folders before we can refuse the job."""
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def main(command: str, typed: list[str]) -> int:
+    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv = [f"diffuse {command}", *overrides_first(typed)]
+    try:
+        config_name = resumed(typed) if command == "train" else command
+        hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(Command(command, typed))()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as exit:
+        return exit.code if isinstance(exit.code, int) else 1
+    except Exception as error:
+        message = worded(error)
+        if message is None:
+            traceback.print_exc()
+            print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
+            return 1
+        print(f"error: {message.text}", file=sys.stderr)
+        return message.exit_code
+    return 0
+
+
+def overrides_first(typed: list[str]) -> list[str]:
+    """Hydra's parser wants all overrides in one block, so `schedule=cosine -m unet=tiny,small` is put in order."""
+    overrides, flags, words = [], [], iter(typed)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in FLAGS_WITH_VALUE and (value := next(words, None)) is not None:
+            flags.append(value)
+    return [*overrides, *flags]
+
+
+def resumed(typed: list[str]) -> str:
+    """The config to compose a training from: `train`, or with resume=RUN the record of that run and nothing of today's."""
+    folders = [word.partition("=")[2] for word in typed if word.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return "train"
+    from diffuse.run import read_record
+
+    record = read_record(Path(folders[-1]))
+    ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
+    return "resumed"
+
+
+logging.getLogger("hydra").setLevel(logging.ERROR)

@@ -1,0 +1,101 @@
+"""From the plain values of a config to objects: a mapping's `_target_` is called with the mapping's other keys."""
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import make_dataclass
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffuse.datasets import Dataset, ImageKind
+from diffuse.errors import UsageError, UserError, did_you_mean
+from diffuse.schedules import Schedule
+from diffuse.unet import UNet
+
+Node = Mapping[str, Any]
+
+# Where the members of each group are defined in this package.
+HOMES = {
+    "dataset": "diffuse.datasets",
+    "schedule": "diffuse.schedules",
+    "unet": "diffuse.unet",
+    "sampler": "diffuse.samplers",
+    "device": "diffuse.device",
+}
+
+
+def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> Any:
+    """Call node["_target_"] with the node's other keys, checked, and with `given`, which the program adds.
+
+    A config may come with a checkpoint from a stranger, and calling what it names would run any code: what is not
+    defined in the group's own module is refused unless its top-level package is in `trust`. A ValueError of the target, which begins with
+    the name of the argument, becomes a message about the key `group.argument`.
+    """
+    target = locate(node, group, trust)
+    options = checked_options(target, {key: value for key, value in node.items() if key != "_target_"}, group)
+    try:
+        return target(**options, **given)
+    except ValueError as error:
+        raise UsageError(f"{group}.{error}") from error
+
+
+def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
+    """What a node's `_target_` names, imported; refused where it is neither ours nor trusted."""
+    path = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(path, str) or "." not in path:
+        raise UsageError(f"{group} must be one of its options or a mapping with a _target_, not {node!r}")
+    module, _, name = path.rpartition(".")
+    package = module.partition(".")[0]
+    if module != HOMES[group] and package not in trust:
+        raise UserError(
+            f"{group}._target_ is {path}, which is not defined in {HOMES[group]}, and building it runs its code.\n"
+            f"If you know where it comes from, add trust=[{package}]"
+        )
+    try:
+        target = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"{group}._target_ is {path}, which cannot be imported: {error}") from error
+    if not callable(target) or target.__module__ != module:
+        raise UsageError(f"{group}._target_ is {path}, which is not a class or function defined there")
+    return typing.cast("Callable[..., Any]", target)
+
+
+def checked_options(target: Callable[..., Any], options: Node, group: str) -> dict[str, Any]:
+    """The options, converted to the types in the target's signature; a wrong name or type is the user's mistake."""
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
+    known = [name for name in inspect.signature(target).parameters if name in hints]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"{group} has no key {name!r}.{did_you_mean(name, known)}")
+    checked = {}
+    for name, value in options.items():
+        schema = make_dataclass("Option", [(name, hints[name])])
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
+        except OmegaConfBaseException as error:
+            raise UsageError(f"{group}.{name}: {str(error).splitlines()[0]}") from error
+        checked.update(typing.cast("dict[str, Any]", OmegaConf.to_container(merged)))
+    return checked
+
+
+def build_dataset(config: Node) -> Dataset:
+    """The data set of a training config."""
+    return typing.cast(Dataset, build(config["dataset"], "dataset", config["trust"]))
+
+
+def build_schedule(config: Node, trust: Sequence[str]) -> Schedule:
+    """The noise schedule of a training config."""
+    return typing.cast(Schedule, build(config["schedule"], "schedule", trust))
+
+
+def build_network(config: Node, kind: ImageKind, trust: Sequence[str]) -> UNet:
+    """The untrained network of a training config, for images of this kind."""
+    sizes: dict[str, Any] = {"image_size": kind.size, "image_channels": kind.channels}
+    if config["class_conditional"]:
+        if not kind.classes:
+            raise UsageError(f"class_conditional=true needs labels, and the data set {kind.name} has none")
+        sizes["num_classes"] = len(kind.classes)
+    return typing.cast(UNet, build(config["unet"], "unet", trust, **sizes))

@@ -1,0 +1,109 @@
+"""Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Device:
+    """A processor or accelerator, and how this package uses it.
+
+    kind       auto (CUDA, else Apple's MPS, else the processor), cpu, cuda or mps
+    precision  auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
+    compile    whether training compiles the network; auto does so on CUDA
+
+    Raises ValueError, beginning with the option's name, where this machine has no such device.
+    """
+
+    def __init__(self, kind: str = "auto", precision: str = "auto", compile: str = "auto"):
+        _check("kind", kind, ("auto", "cpu", "cuda", "mps"))
+        _check("precision", precision, ("auto", "float32", "bfloat16"))
+        _check("compile", compile, ("auto", "true", "false"))
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if kind == "auto":
+            kind = next(name for name, there in available.items() if there)
+        if not available[kind]:
+            raise ValueError(f"kind is {kind}, but torch finds no {kind} device on this machine; use device=auto")
+        if precision == "auto":
+            precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
+        self.torch = torch.device(kind)
+        self.bfloat16 = precision == "bfloat16"
+        self.compiles = compile == "true" or (compile == "auto" and kind == "cuda")
+        self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
+        if kind == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+
+    def __str__(self) -> str:
+        return f"{self.torch.type}, {'bfloat16' if self.bfloat16 else 'float32'}"
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """The network, on this device and in the memory layout its convolutions like best."""
+        return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload]
+
+    def network(self, net: nn.Module, rows: int | None = None) -> Network:
+        """The network as a function in this device's precision, float32 outside; always `rows` images at a time if given.
+
+        Results differ in the last bits between batch sizes. Cut and padded to a fixed number of rows, an image's
+        result depends on the image alone, whatever batch it came in.
+        """
+
+        def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+            x = x.to(memory_format=self.layout)
+            with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16):
+                return net(x, time, y).to(x.dtype)
+
+        return call if rows is None else in_chunks(call, rows)
+
+    def rows(self, image_size: int, batch_size: int) -> int:
+        """How many images one network call takes when sampling and scoring.
+
+        On the processor that is fixed by the image size alone (64 of 8 x 8, 16 of 32 x 32: beyond that nothing is
+        gained), so that results do not depend on batch_size; elsewhere it is batch_size.
+        """
+        if self.torch.type == "cpu":
+            return max(4, min(64, 16384 // image_size**2))
+        return batch_size
+
+    def hold(self, array: Tensor) -> Tensor:
+        """The array on this device, or on the processor where it would take more than half of the free memory."""
+        if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
+            return array
+        return array.to(self.torch)
+
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done; for timing only."""
+        if self.torch.type != "cpu":
+            getattr(torch, self.torch.type).synchronize()
+
+
+def in_chunks(net: Network, rows: int) -> Network:
+    """The same network, called with exactly `rows` images each time: the last chunk is filled up with zeros."""
+
+    def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        missing = -len(x) % rows
+        padded = [None if part is None else _pad(part, missing) for part in (x, time, y)]
+        chunks = [[None] if part is None else part.split(rows) for part in padded]
+        count = (len(x) + missing) // rows
+        parts = [net(*(chunk[i if len(chunk) > 1 else 0] for chunk in chunks)) for i in range(count)]  # type: ignore[arg-type]
+        return torch.cat(parts)[: len(x)]
+
+    return call
+
+
+def _pad(part: Tensor, missing: int) -> Tensor:
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+
+
+def _computes_in_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def _check(option: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}")

@@ -1,0 +1,77 @@
+"""Files that appear whole or not at all, and folders that nobody else has."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to, and move it into place once it is written.
+
+    Waiting until it is on the disk as well costs milliseconds: leave that out for thousands of small files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield beside
+        if survives_power_cut:
+            with open(beside, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(beside, path)
+        if survives_power_cut:
+            _flush_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[IO[Any]], object], mode: str = "w") -> None:
+    """Call write(file) on a file that becomes `path` when it is complete."""
+    encoding = None if "b" in mode else "utf-8"
+    with written_whole(path) as beside, open(beside, mode, encoding=encoding) as file:
+        write(file)
+
+
+def link_whole(path: Path, target: str) -> None:
+    """Make `path` a symbolic link to `target`, replacing what was there in one move."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    os.replace(beside, path)
+    _flush_folder(path.parent)
+
+
+def make_own_folder(path: Path) -> Path:
+    """Create `path`, or `path`-2, -3 ... where that exists: two runs started in one second never share a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, candidate = 1, path
+    while True:
+        try:
+            candidate.mkdir()
+            return candidate
+        except FileExistsError:
+            number += 1
+            candidate = path.with_name(f"{path.name}-{number}")
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """A renamed file survives a power cut only once its folder is on the disk too."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""`diffuse COMMAND --help`."""
+
+from hydra.core.global_hydra import GlobalHydra
+
+USAGE = {
+    "train": "fit a diffusion model to a data set, into outputs/<name>",
+    "sample": "draw images from a trained run, into <run>/samples/<time>",
+    "eval": "variational bound of a trained run on the test split, into <run>/eval/<time>",
+}
+
+# The keys that people change. The README has the same table; a test holds both against the configs.
+KEYS = {
+    "train": {
+        "name": "the run's folder under outputs/ (default <dataset>-<schedule>-<unet>/<time>)",
+        "resume": "a run folder to continue",
+        "seed": "decides every random number",
+        "steps": "steps of training",
+        "batch_size": "images in a step",
+        "class_conditional": "train on labels too",
+        "optim.lr": "peak learning rate of AdamW",
+        "optim.warmup": "steps of linear warm-up",
+        "optim.decay": "none, linear or cosine, over the whole run",
+        "optim.clip": "largest gradient norm",
+        "optim.weight_decay": "AdamW's",
+        "ema.decay": "of the averaged weights that are sampled from",
+        "checkpoint.every": "steps between checkpoints",
+        "checkpoint.keep": "how many are kept",
+        "images.every": "steps between sample grids",
+        "images.count": "images in a grid",
+        "log.every": "steps between lines of metrics",
+        "data_dir": "where data sets are kept",
+    },
+    "sample": {
+        "ckpt": "a run folder or a checkpoint file (required)",
+        "n": "how many images",
+        "seed": "image i depends on (seed, i) alone",
+        "batch_size": "images in flight at once; changes no image on a processor",
+        "label": "the class to draw, for a class-conditional run (default all in turn)",
+        "sampler.steps": "network evaluations for each image (null: every level)",
+        "sampler.spacing": "uniform, quadratic or log_snr",
+        "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
+        "sampler.variance": "ddpm: fixed_small or fixed_large",
+        "sampler.clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
+        "name": "the folder's name under <run>/samples",
+    },
+    "eval": {
+        "ckpt": "a run folder or a checkpoint file (required)",
+        "n": "test images (null: what takes about two minutes)",
+        "levels": "noise levels of the bound (null: every one)",
+        "variance": "of the reverse steps: fixed_small or fixed_large",
+        "clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
+        "seed": "decides the images and the noise",
+        "batch_size": "images in flight at once",
+        "name": "the folder's name under <run>/eval",
+    },
+}
+
+GROUPS = {
+    "train": ("dataset", "schedule", "unet", "device", "sampler", "recipe"),
+    "sample": ("sampler", "device"),
+    "eval": ("device",),
+}
+
+
+def help_of(command: str) -> str:
+    """The page for a command: its groups with their options, and the keys people change."""
+    command = command if command in USAGE else "train"
+    loader = GlobalHydra.instance().config_loader()
+    groups = "\n".join(f"  {group:18}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
+    keys = "\n".join(f"  {key:18}{what}" for key, what in KEYS[command].items())
+    return (
+        f"diffuse {command}: {USAGE[command]}\n\n"
+        f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]\n\n"
+        f"groups\n{groups}\n\nkeys\n{keys}\n\n"
+        f"Every key, those of the options included: diffuse {command} --cfg job\n"
+        "-m with comma-separated values runs a sweep; -cd DIR adds options of your own; --hydra-help says more\n"
+    )

@@ -1,0 +1,84 @@
+"""One execution of a command: where its output goes, and the log beside it."""
+
+import logging
+import re
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+import diffuse
+from diffuse.errors import UsageError, UserError
+from diffuse.files import make_own_folder, write_whole
+from diffuse.progress import logged_to
+
+OUTPUTS = Path("outputs")
+SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+(/[A-Za-z0-9._+-]+)*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """command: what was typed. choices: the option picked in each group. sweep_folder: where a sweep wants its output."""
+
+    command: str
+    overrides: Sequence[str]
+    choices: Mapping[str, str]
+    sweep_folder: Path | None = None
+
+    @property
+    def kind(self) -> str:
+        """<dataset>-<schedule>-<unet>, what runs without a name are filed under."""
+        return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
+
+    @contextmanager
+    def new_folder(self, parent: Path, name: str | None, log_name: str, otherwise: str = "") -> Iterator[Path]:
+        """Work in a folder that was not there: parent/<name>, or parent/<time> without a name, or the sweep's.
+
+        Raises UserError where the name is taken; `otherwise` says what else the user may have meant.
+        """
+        if self.sweep_folder:
+            folder = self.sweep_folder
+            folder.mkdir(parents=True, exist_ok=True)
+        elif name is None:
+            folder = make_own_folder(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        else:
+            folder = parent / checked_name(name)
+            if folder.exists() and any(folder.iterdir()):
+                raise UserError(f"{folder} exists already: choose another name={otherwise}")
+            folder.mkdir(parents=True, exist_ok=True)
+        with self.logged(folder, log_name):
+            yield folder
+
+    @contextmanager
+    def logged(self, folder: Path, log_name: str) -> Iterator[None]:
+        """Keep what was typed and what happens in the folder's log, failures included."""
+        write_whole(
+            folder / ".hydra" / "overrides.yaml", lambda file: file.writelines(f"- {o}\n" for o in self.overrides)
+        )
+        with logged_to(folder / log_name) as only_there:
+            only_there(logging.INFO, f"{self.command}   (diffuse {diffuse.__version__}, torch {torch.__version__})")
+            try:
+                yield
+            except UserError as error:
+                only_there(logging.ERROR, str(error))
+                raise
+            except BaseException:
+                only_there(logging.ERROR, traceback.format_exc())
+                raise
+
+
+def checked_name(name: str) -> str:
+    """The name, if it can be a folder that needs no quoting in a shell."""
+    if not SAFE_NAME.fullmatch(name) or ".." in name.split("/"):
+        raise UsageError(f"name must be made of letters, digits, '.', '_', '+', '-' and '/', not {name!r}")
+    return name
+
+
+def shown(path: Path) -> str:
+    """The path as short as it can be typed from here."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,129 @@
+"""A run folder: one training, explained by what lies in it.
+
+config.yaml                  the record of what was asked for: written once, and all that resuming reads
+.hydra/  train.log           what was typed each time, what happened
+metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for eyes
+images/                      the forward process, and grids from the EMA weights, the same noise each time
+checkpoints/                 step_00001000.pt ..., last.pt links to the newest
+samples/  eval/              a folder for each time `diffuse sample` and `diffuse eval` were asked
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from yaml import YAMLError
+
+from diffuse import checkpoint
+from diffuse.errors import UsageError, UserError
+from diffuse.files import write_whole
+from diffuse.pictures import save_png
+
+RECORD = "config.yaml"
+
+
+class Run:
+    """The folder of a training run, open for writing from `step` on. Use as a context."""
+
+    def __init__(self, folder: Path, step: int = 0):
+        self.folder = folder
+        self.checkpoints = folder / checkpoint.FOLDER
+        self._metrics = folder / "metrics.jsonl"
+        if step:
+            _forget_after(self._metrics, step)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tensorboard.close()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one line to metrics.jsonl and the same values to TensorBoard."""
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+
+    def picture(self, name: str, picture: Tensor, step: int, file_name: str) -> None:
+        """Write images/file_name and show the same picture in TensorBoard."""
+        save_png(self.folder / "images" / file_name, picture)
+        self._tensorboard.add_image(name, picture, step)
+
+    def text(self, name: str, text: str) -> None:
+        """Show a text, as it is, in TensorBoard."""
+        self._tensorboard.add_text(name, "    " + text.replace("\n", "\n    "), 0)
+
+    def save_checkpoint(self, step: int, content: Mapping[str, Any], keep: int) -> None:
+        checkpoint.save(self.checkpoints, step, content, keep)
+
+
+def write_record(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write config.yaml: plain values, in the order in which the command's keys are declared."""
+    write_whole(folder / RECORD, lambda file: file.write(as_yaml(config)))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The config that the run in this folder began with."""
+    path = folder / RECORD
+    if not folder.is_dir():
+        raise UserError(f"resume={folder} does not exist; give the folder of a run")
+    if not path.is_file():
+        raise UserError(f"resume={folder} is not the folder of a run: it has no {RECORD}")
+    try:
+        record = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(record, dict) or not record:
+        raise UserError(f"{path} does not hold the config of a run")
+    return {str(key): value for key, value in record.items()}
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """The config as YAML, in its own order."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def _forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl beyond `step`, and a last line cut off by a crash: they will be written again."""
+    if not metrics.exists():
+        return
+    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    write_whole(metrics, lambda file: file.writelines(kept))
+
+
+# What may differ when a run is continued: it changes no weight of the steps already done.
+FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "data_dir", "resume", "trust")
+
+
+def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    """Raise UsageError where continuing with this config would not be the run that was begun."""
+    before, now = flat(record), flat(config)
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not key.startswith(FREE)]
+    if changed:
+        listed = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed[:5])
+        raise UsageError(f"{folder} was begun with another config and cannot continue with this one: {listed}")
+    if config["steps"] != record["steps"] and record["optim"]["decay"] != "none":
+        raise UsageError(
+            f"steps cannot change from {record['steps']} to {config['steps']}: with optim.decay={record['optim']['decay']} "
+            "the learning rate of every step depends on it"
+        )
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones: {"optim": {"lr": 1}} becomes {"optim.lr": 1}."""
+    pairs: dict[str, Any] = {}
+    for key, value in config.items():
+        pairs |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return pairs

@@ -1,0 +1,142 @@
+"""The keys of each command, their types and ranges. Values live in configs/, and only there.
+
+The members of a group (dataset, schedule, unet, device, sampler) are mappings with a `_target_`; their keys are the
+arguments of that class or function, and `diffuse.build` checks them against its signature.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from diffuse.errors import UsageError
+
+
+def _check(holds: bool, key: str, expected: str, given: object) -> None:
+    if not holds:
+        raise UsageError(f"{key} must be {expected}, not {given}")
+
+
+@dataclass
+class Optim:
+    lr: float
+    warmup: int
+    decay: str
+    clip: float
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "optim.lr", "positive", self.lr)
+        _check(self.warmup >= 0, "optim.warmup", "a number of steps, 0 or more", self.warmup)
+        _check(self.decay in DECAYS, "optim.decay", f"one of {', '.join(DECAYS)}", repr(self.decay))
+        _check(self.clip > 0, "optim.clip", "positive (use a large number for none)", self.clip)
+        _check(self.weight_decay >= 0, "optim.weight_decay", "0 or more", self.weight_decay)
+
+
+DECAYS = ("none", "linear", "cosine")
+
+
+@dataclass
+class Ema:
+    decay: float
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.decay < 1, "ema.decay", "at least 0 and below 1", self.decay)
+
+
+@dataclass
+class Checkpoint:
+    every: int
+    keep: int
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 1, "checkpoint.every", "at least 1 step", self.every)
+        _check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+
+
+@dataclass
+class Images:
+    every: int
+    count: int
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 1, "images.every", "at least 1 step", self.every)
+        _check(self.count >= 1, "images.count", "at least 1", self.count)
+
+
+@dataclass
+class Log:
+    every: int
+
+    def __post_init__(self) -> None:
+        _check(self.every >= 1, "log.every", "at least 1 step", self.every)
+
+
+@dataclass
+class TrainConfig:
+    """`diffuse train`."""
+
+    name: str | None
+    seed: int
+    data_dir: str
+    dataset: Any
+    schedule: Any
+    unet: Any
+    device: Any
+    sampler: Any
+    class_conditional: bool
+    steps: int
+    batch_size: int
+    optim: Optim
+    ema: Ema
+    log: Log
+    images: Images
+    checkpoint: Checkpoint
+    resume: str | None
+    trust: list[str]
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "steps", "at least 1", self.steps)
+        _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+
+
+@dataclass
+class SampleConfig:
+    """`diffuse sample`."""
+
+    ckpt: str
+    name: str | None
+    seed: int
+    data_dir: str
+    n: int
+    batch_size: int
+    label: int | None
+    sampler: Any
+    device: Any
+    trust: list[str]
+
+    def __post_init__(self) -> None:
+        _check(self.n >= 1, "n", "at least 1", self.n)
+        _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+
+
+@dataclass
+class EvalConfig:
+    """`diffuse eval`."""
+
+    ckpt: str
+    name: str | None
+    seed: int
+    data_dir: str
+    n: int | None
+    batch_size: int
+    levels: int | None
+    variance: str
+    clip: bool | None
+    device: Any
+    trust: list[str]
+
+    def __post_init__(self) -> None:
+        _check(self.n is None or self.n >= 2, "n", "at least 2 (a standard error needs them)", self.n)
+        _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+
+
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "eval": EvalConfig}

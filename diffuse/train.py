@@ -1,0 +1,268 @@
+"""`diffuse train`: fit a denoiser to a data set, into a run folder."""
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse import checkpoint
+from diffuse.build import build, build_dataset, build_network, build_schedule
+from diffuse.datasets import Dataset, to_float
+from diffuse.denoiser import Denoiser
+from diffuse.device import Device
+from diffuse.ema import EMA
+from diffuse.errors import UserError
+from diffuse.losses import denoising_loss, uniform_levels
+from diffuse.pictures import forward_process, grid
+from diffuse.progress import Progress, duration, log
+from diffuse.randomness import ImageNoise, generator, reseed
+from diffuse.job import OUTPUTS, Job, shown
+from diffuse.run import Run, as_yaml, read_record, refuse_changes, write_record
+from diffuse.sample import Sampler, draw, image_labels
+
+QUARTILES = 4
+MEASURED_STEPS = 20
+
+
+class Trainer:
+    """Everything that changes while training, and the step that changes it.
+
+    All randomness of step k, the batch, the levels, the noise, flips and dropout, is a function of (seed, k): there
+    is no random state to save, and no interval of logging or pictures changes a weight.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config, trust = config, config["trust"]
+        self.device: Device = build(config["device"], "device", trust)
+        self.data: Dataset = build_dataset(config)
+        self.schedule = build_schedule(config, trust)
+        self.sampler = Sampler(config["sampler"], self.schedule, self.data.kind, trust)
+        reseed(config["seed"], "weights")
+        self.net = self.device.place(build_network(config, self.data.kind, trust))
+        self.ema = EMA(self.net, config["ema"]["decay"])
+        if self.device.compiles:
+            self.net.compile()
+        self.denoiser = Denoiser(self.device.network(self.net), self.schedule)
+        optim = config["optim"]
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=optim["lr"], weight_decay=optim["weight_decay"], fused=True
+        )
+        self.sums = torch.zeros(2 * QUARTILES + 2, device=self.device.torch)
+        self.step = 0
+        self._images = self._hold(self.data.train.images)
+        conditional = config["class_conditional"]
+        self._labels = (
+            self._hold(self.data.train.labels) if conditional and self.data.train.labels is not None else None
+        )
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.net.parameters())
+
+    def advance(self) -> None:
+        """One step of training: Ho et al. 2020, algorithm 1. Never waits for the device."""
+        config = self.config
+        reseed(config["seed"], "train", self.step)
+        x0, y = self._batch()
+        t = uniform_levels(len(x0), self.schedule.T, self.device.torch)
+        losses = denoising_loss(self.denoiser, x0, t, torch.randn_like(x0), y)
+        losses.mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"], foreach=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config["optim"], self.step, config["steps"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.step)
+        self._add_up(losses.detach(), t, norm)
+        self.step += 1
+
+    def report(self) -> dict[str, float]:
+        """Means since the last report: loss, loss by quartile of t, gradient norm; and the learning rate of the last step."""
+        *sums, norm, steps = self.sums.tolist()
+        totals, counts = sums[:QUARTILES], sums[QUARTILES:]
+        self.sums.zero_()
+        values = {"loss": sum(totals) / sum(counts)}
+        for quartile, (total, count) in enumerate(zip(totals, counts, strict=True), start=1):
+            if count:
+                values[f"loss_t_quartile/{quartile}"] = total / count
+        return {**values, "grad_norm": norm / steps, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint must hold to continue from here, and to sample without the data set."""
+        return {
+            "config": dict(self.config),
+            "kind": checkpoint.kind_values(self.data.kind),
+            "model": self.net.state_dict(),
+            "ema": self.ema.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+        }
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Continue from the content of a checkpoint."""
+        self.net.load_state_dict(content["model"])
+        self.ema.net.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.sums.copy_(content["sums"])
+        self.step = content["step"]
+
+    def sample_images(self) -> Tensor:
+        """Images from the EMA weights, from the same noise each time."""
+        kind, count = self.data.kind, self.config["images"]["count"]
+        net = self.device.network(self.ema.net, self.device.rows(kind.size, count))
+        denoiser = Denoiser(net, self.schedule, clip=self.sampler.clip)
+        labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
+        return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels)
+
+    def forward_picture(self) -> Tensor:
+        """What the network is asked to undo: eight training images, from x_0 to x_T."""
+        x0 = to_float(torch.from_numpy(self.data.train.images[:8]))
+        return forward_process(self.denoiser, x0, ImageNoise(self.config["seed"], "forward", range(len(x0)))(x0))
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """The images of this step, in [-1, 1], flipped at random where that is allowed, and their labels."""
+        rows = batch_rows(self.config["seed"], self.step, self.config["batch_size"], len(self._images))
+        index = torch.from_numpy(rows).to(self._images.device)
+        x0 = to_float(self._images[index].to(self.device.torch))
+        if self.data.flip:
+            flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
+            x0 = torch.where(flipped, x0.flip(-1), x0)
+        return x0, None if self._labels is None else self._labels[index].to(self.device.torch)
+
+    def _hold(self, array: np.ndarray) -> Tensor:
+        """The array on the device if it fits well, else where it is."""
+        return self.device.hold(torch.from_numpy(array))
+
+    def _add_up(self, losses: Tensor, t: Tensor, norm: Tensor) -> None:
+        quartile = (t - 1) * QUARTILES // self.schedule.T
+        self.sums.index_add_(0, quartile, losses)
+        self.sums.index_add_(0, quartile + QUARTILES, torch.ones_like(losses))
+        self.sums[-2] += norm
+        self.sums[-1] += 1
+
+
+def learning_rate(optim: Mapping[str, Any], step: int, steps: int) -> float:
+    """The rate of step `step` (from 0): rising linearly over `warmup` steps, times the decay over the whole run."""
+    warmth = min(1.0, (step + 1) / optim["warmup"]) if optim["warmup"] else 1.0
+    done = step / steps
+    left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[optim["decay"]]
+    return float(optim["lr"] * warmth * left)
+
+
+def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which of `count` images step `step` is about: every image once an epoch, in an order drawn for each epoch."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // count
+    rows = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = epoch_order(seed, int(epoch), count)[positions[here] % count]
+    return rows
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the images in one epoch; the last two are remembered, since every step asks."""
+    return generator(seed, "epoch", epoch).permutation(count)
+
+
+def train(trainer: Trainer, folder: Path) -> float:
+    """Train into the folder until config["steps"] steps are done; returns the last loss reported."""
+    config, start = trainer.config, trainer.step
+    steps, batch_size, last_loss = config["steps"], config["batch_size"], math.nan
+    with Run(folder, start) as run, Progress("train", steps, "step", start, batch_size, "images") as progress:
+        if start == 0:
+            run.text("config", as_yaml(config))
+            run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
+        while trainer.step < steps:
+            trainer.advance()
+            progress.advance()
+            step, done = trainer.step, trainer.step == steps
+            if step == min(start + MEASURED_STEPS, steps):
+                trainer.device.synchronize()
+                forecast(progress, steps, batch_size)
+            if step % config["log"]["every"] == 0 or done:
+                values = trainer.report()
+                last_loss = values["loss"]
+                refuse_nonsense(last_loss, step)
+                speed = progress.per_second_since_last_asked() * batch_size
+                run.scalars(step, {**values, "images_per_second": speed})
+                progress.tell({"loss": f"{last_loss:.4f}"})
+            if step % config["images"]["every"] == 0 or done:
+                with progress.paused():
+                    run.picture("samples", grid(trainer.sample_images()), step, f"step_{step:08d}.png")
+            if step % config["checkpoint"]["every"] == 0 or done:
+                with progress.paused():
+                    run.save_checkpoint(step, trainer.state(), config["checkpoint"]["keep"])
+    return last_loss
+
+
+def forecast(progress: Progress, steps: int, batch_size: int) -> None:
+    """Say how fast it goes and how long it will take, from the first steps."""
+    left = (steps - progress.done) / progress.per_second()
+    log.info(
+        "%s images/s: %s steps will take about %s",
+        f"{progress.per_second() * batch_size:,.0f}",
+        f"{steps - progress.done:,}",
+        duration(left),
+    )
+
+
+def refuse_nonsense(loss: float, step: int) -> None:
+    """Stop where training has gone astray: nothing after a loss that is not a number is worth computing."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}; the newest checkpoint is from before. Lower optim.lr, or set "
+            "device.precision=float32 if it was bfloat16"
+        )
+
+
+def run(config: Mapping[str, Any], job: Job) -> float | None:
+    """Begin a run or continue one, as the config says. Whatever is wrong is said before anything is written."""
+    if config["resume"]:
+        return resume(config, Path(config["resume"]), job)
+    trainer = Trainer(config)
+    parent = OUTPUTS if config["name"] else OUTPUTS / job.kind
+    otherwise = f", or continue it with resume={OUTPUTS / str(config['name'])}"
+    with job.new_folder(parent, config["name"], "train.log", otherwise) as folder:
+        write_record(folder, config)
+        return introduce_and_train(trainer, folder)
+
+
+def resume(config: Mapping[str, Any], folder: Path, job: Job) -> float | None:
+    """Continue the run in this folder from its newest checkpoint."""
+    refuse_changes(read_record(folder), config, folder)
+    path = checkpoint.find(str(folder))
+    content = checkpoint.read(path)
+    if content["step"] >= config["steps"]:
+        log.info("%s is finished: %s of %s steps are done", folder, f"{content['step']:,}", f"{config['steps']:,}")
+        return None
+    trainer = Trainer(config)
+    trainer.load(content)
+    with job.logged(folder, "train.log"):
+        log.info("resumed from step %s (%s)", trainer.step, path.name)
+        return introduce_and_train(trainer, folder)
+
+
+def introduce_and_train(trainer: Trainer, folder: Path) -> float:
+    """Say what is about to happen, train, and say what can be done next."""
+    config, kind = trainer.config, trainer.data.kind
+    log.info("run folder: %s", shown(folder))
+    log.info(
+        "%s: %s images of %s x %s x %s; %s parameters; %s",
+        kind.name,
+        f"{len(trainer.data.train.images):,}",
+        *kind.shape,
+        f"{trainer.parameters:,}",
+        trainer.device,
+    )
+    loss = train(trainer, folder)
+    last = folder / "images" / f"step_{config['steps']:08d}.png"
+    log.info("done, loss %.4f; samples: %s", loss, shown(last))
+    log.info("next: diffuse sample ckpt=%s   or   diffuse eval ckpt=%s", shown(folder), shown(folder))
+    return loss
