@@ -16,16 +16,29 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.errors import UserError
+from diffuse.errors import UsageError, UserError, did_you_mean
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
-from diffuse.schema import SCHEMAS
+from diffuse.schema import SCHEMAS, checked
 from diffuse.wording import worded
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+BARE_FLAGS = (
+    "--multirun",
+    "-m",
+    "--run",
+    "-r",
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--resolve",
+    "--shell-completion",
+    "-sc",
+)
 FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")  # fmt: skip
 LONGEST_SLUG = 120
+OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
 def slug(text: str) -> str:
@@ -54,59 +67,69 @@ class Command:
 
     def __init__(self, name: str, typed: list[str]):
         self.name, self.typed = name, typed
+        self.error: Exception | None = None
 
     def __call__(self, cfg: DictConfig) -> Any:
         log_to_console()
-        sweeping = HydraConfig.get().mode == RunMode.MULTIRUN
-        if not sweeping:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return self.run_in_sweep(cfg)
+        try:
             return self.run(cfg)
-        number, overrides = HydraConfig.get().job.num, HydraConfig.get().overrides.task
-        log.info("job %s: %s", number, " ".join(overrides))
+        except Exception as error:  # Hydra would print a line of its own; `main` words it
+            self.error = error
+            return None
+
+    def run_in_sweep(self, cfg: DictConfig) -> Any:
+        """Say where a job begins, and what went wrong when it went wrong: Hydra reports only the first failure, last."""
+        settings = HydraConfig.get()
+        log.info("job %s: %s", settings.job.num, " ".join(settings.overrides.task))
         try:
             return self.run(cfg)
         except Exception as error:
-            self.remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-            if isinstance(error, UserError):
-                log.error("job %s: %s", number, error)
-            else:
-                log.error("job %s:\n%s", number, traceback.format_exc())
-            raise JobFailed(f"job {number} failed") from None
+            message = worded(error, self.name, str(CONFIGS))
+            log.error("job %s: %s", settings.job.num, message.text if message else traceback.format_exc())
+            raise JobFailed(f"job {settings.job.num} failed") from None
+        finally:
+            remove_if_empty(Path(settings.runtime.output_dir))
 
     def run(self, cfg: DictConfig) -> Any:
         """Check the config and hand it, as plain values, to the command's module."""
-        OmegaConf.to_object(cfg)
-        config = OmegaConf.to_container(cfg, resolve=True)
+        config = checked(cfg, SCHEMAS[self.name])
         from diffuse.job import Job  # the command's module imports torch: not before the config is known to be right
 
         settings = HydraConfig.get()
         job = Job(
-            command=shlex.join([f"diffuse {self.name}".replace("'", ""), *self.typed]),
+            command=shlex.join(["diffuse", self.name, *self.typed]),
             overrides=list(settings.overrides.task),
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
         return importlib.import_module(f"diffuse.{self.name}").run(config, job)
 
-    def remove_if_empty(self, folder: Path) -> None:
-        """Hydra makes a sweep's job folders before we can refuse the job."""
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+
+def remove_if_empty(folder: Path) -> None:
+    """Hydra makes a sweep's job folders before we can refuse the job."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def main(command: str, typed: list[str]) -> int:
     """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 interrupted."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    sys.argv = [f"diffuse {command}", *overrides_first(typed)]
     try:
+        sys.argv = [f"diffuse {command}", *overrides_first(typed)]
         config_name = resumed(typed) if command == "train" else command
-        hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(Command(command, typed))()
+        task = Command(command, typed)
+        hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()
+        if task.error:
+            raise task.error
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
-        message = worded(error)
+        message = worded(error, command, str(CONFIGS))
         if message is None:
             traceback.print_exc()
             print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
@@ -118,14 +141,24 @@ def main(command: str, typed: list[str]) -> int:
 
 def overrides_first(typed: list[str]) -> list[str]:
     """Hydra's parser wants all overrides in one block, so `schedule=cosine -m unet=tiny,small` is put in order."""
-    overrides, flags, words = [], [], iter(typed)
+    overrides: list[str] = []
+    flags: list[str] = []
+    words = iter(typed)
     for word in words:
+        flag, _, attached = word.partition("=")
         if not word.startswith("-"):
+            if not OVERRIDE.match(word):
+                raise UsageError(f"{word!r} is not of the form key=value")
             overrides.append(word)
-            continue
-        flags.append(word)
-        if word in FLAGS_WITH_VALUE and (value := next(words, None)) is not None:
-            flags.append(value)
+        elif flag in FLAGS_WITH_VALUE:
+            value = attached or next(words, None)
+            if value is None:
+                raise UsageError(f"{flag} wants a value")
+            flags += [flag, value]
+        elif word in BARE_FLAGS:
+            flags.append(word)
+        else:
+            raise UsageError(f"there is no flag {word!r}.{did_you_mean(word, (*BARE_FLAGS, *FLAGS_WITH_VALUE))}")
     return [*overrides, *flags]
 
 

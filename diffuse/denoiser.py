@@ -108,8 +108,8 @@ class Denoiser(nn.Module):
 
 
 def times_like(t: Tensor, x: Tensor) -> Tensor:
-    """One time for all images stays a float64 number on the CPU; one for each follows the images' type."""
-    return t if t.ndim == 0 else t.to(x)
+    """One time for all images is a float64 number on the CPU; one for each follows the images' type and device."""
+    return t.cpu().double() if t.ndim == 0 else t.to(x)
 
 
 def per_image(value: Tensor, x: Tensor) -> Tensor:

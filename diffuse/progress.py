@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 log = logging.getLogger("diffuse")
+log.setLevel(logging.INFO)
 
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
@@ -25,7 +26,6 @@ class _Console(logging.Handler):
 
 def log_to_console() -> None:
     """Show log messages; calling it again changes nothing."""
-    log.setLevel(logging.INFO)
     log.propagate = False
     if not any(isinstance(handler, _Console) for handler in log.handlers):
         log.addHandler(_Console())
@@ -90,6 +90,11 @@ class Progress:
                 "%s",
                 ", ".join([*parts, f"{self.per_second() * self.scale:,.0f} {self.shown}/s", f"{duration(left)} left"]),
             )
+
+    def count_from_here(self) -> None:
+        """Leave what came before, such as steps that warm up, out of every rate."""
+        self.started, self.start = time.monotonic(), self.done
+        self.asked = (self.start, self.started)
 
     def per_second(self) -> float:
         """Units a second since the loop began, pauses aside."""

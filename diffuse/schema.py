@@ -4,10 +4,12 @@ The members of a group (dataset, schedule, unet, device, sampler) are mappings w
 arguments of that class or function, and `diffuse.build` checks them against its signature.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from diffuse.errors import UsageError
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.errors import UsageError, did_you_mean
 
 
 def _check(holds: bool, key: str, expected: str, given: object) -> None:
@@ -140,3 +142,23 @@ class EvalConfig:
 
 
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "eval": EvalConfig}
+
+
+def checked(cfg: DictConfig, schema: type) -> dict[str, Any]:
+    """The config as plain values, its types and ranges checked, with no key that the schema lacks."""
+    OmegaConf.to_object(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    _refuse_unknown(config, schema, "")
+    return {str(key): value for key, value in config.items()}
+
+
+def _refuse_unknown(config: dict[Any, Any], schema: type, prefix: str) -> None:
+    """`+key=value` gets past Hydra even where there is no such key."""
+    known = {field.name: field.type for field in fields(schema)}
+    for key, value in config.items():
+        if key not in known:
+            raise UsageError(f"there is no key {prefix + str(key)!r}.{did_you_mean(str(key), known)}")
+        inside = known[key]
+        if isinstance(inside, type) and is_dataclass(inside):
+            _refuse_unknown(value, inside, f"{prefix}{key}.")

@@ -17,16 +17,16 @@ from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.ema import EMA
 from diffuse.errors import UserError
+from diffuse.job import OUTPUTS, Job, shown
 from diffuse.losses import denoising_loss, uniform_levels
 from diffuse.pictures import forward_process, grid
 from diffuse.progress import Progress, duration, log
 from diffuse.randomness import ImageNoise, generator, reseed
-from diffuse.job import OUTPUTS, Job, shown
 from diffuse.run import Run, as_yaml, read_record, refuse_changes, write_record
 from diffuse.sample import Sampler, draw, image_labels
 
 QUARTILES = 4
-MEASURED_STEPS = 20
+WARMING_STEPS, MEASURED_STEPS = 5, 25
 
 
 class Trainer:
@@ -183,6 +183,9 @@ def train(trainer: Trainer, folder: Path) -> float:
             trainer.advance()
             progress.advance()
             step, done = trainer.step, trainer.step == steps
+            if step == start + WARMING_STEPS < steps:
+                trainer.device.synchronize()
+                progress.count_from_here()
             if step == min(start + MEASURED_STEPS, steps):
                 trainer.device.synchronize()
                 forecast(progress, steps, batch_size)

@@ -7,7 +7,7 @@ other values are those of improved DDPM (Nichol and Dhariwal 2021) and ADM (Dhar
 |----------------|--------------|-------------|--------------------------------------------------------------|
 | embedding      | sin_cos      | cos_sin     | order and spacing of the time features; `fourier` is random  |
 | norm_eps       | 1e-6         | 1e-5        | group norm's epsilon                                         |
-| padding        | asymmetric   | symmetric   | zeros around the strided convolution                         |
+| padding        | asymmetric   | symmetric   | zeros around the strided convolution, if there is one        |
 | scale_shift    | false        | true        | time scales and shifts the second norm instead of adding     |
 | resample       | strided      | residual    | what halves and doubles the resolution                       |
 | heads          | one          | 64 wide     | attention heads, by number or by width                       |
@@ -28,7 +28,8 @@ class UNet(nn.Module):
     channels          width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
     channel_mult      one factor for each level
     blocks            residual blocks for each level on the way down (one more on the way up)
-    attention         resolutions, in pixels, whose residual blocks are followed by self-attention
+    attention         resolutions, in pixels, whose residual blocks are followed by self-attention; the middle of the
+                      network always has it, and resolutions that no level has are passed over
     heads, head_channels  attention heads by number, or by width where head_channels is given
     dropout           probability, inside the residual blocks
     groups, norm_eps  group norm
@@ -62,7 +63,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         widths = [channels * factor for factor in channel_mult]
-        _check_sizes(image_size, channels, channel_mult, blocks, groups, dropout)
+        _check_sizes(image_size, channels, channel_mult, blocks, dropout)
+        _check_norm(channels, groups, norm_eps, scale_shift)
         _check_choice("embedding", embedding, EMBEDDINGS)
         _check_choice("padding", padding, PADDINGS)
         _check_choice("resample", resample, ("strided", "residual"))
@@ -114,6 +116,8 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
         """x [b, C, H, W], time [b] (any real numbers), y [b] class labels or None -> [b, C or 2C, H, W]."""
+        if (y is None) != (self.embed_label is None):
+            raise ValueError("labels y must be given exactly where the network was built with num_classes")
         embedded = self.embed_time(self.features(time * self.time_scale))
         if self.embed_label is not None:
             embedded = embedded + self.embed_label(y)
@@ -139,6 +143,8 @@ class UNet(nn.Module):
             if isinstance(module, ResidualBlock):
                 nn.init.zeros_(module.conv2.weight)
             if isinstance(module, Attention):
+                for projection in module.qkv.weight.chunk(3):  # three matrices, kept as one
+                    nn.init.xavier_uniform_(projection)
                 nn.init.zeros_(module.out.weight)
         nn.init.zeros_(self.head.weight)
 
@@ -257,7 +263,7 @@ class TimeFeatures(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=learnt)
 
     def angles(self, time: Tensor) -> Tensor:
-        return time[:, None].float() * self.frequencies
+        return time[:, None] * self.frequencies
 
 
 class SinCos(TimeFeatures):
@@ -312,9 +318,7 @@ def _check_choice(option: str, given: str, allowed: Sequence[str] | dict) -> Non
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}")
 
 
-def _check_sizes(
-    image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, groups: int, dropout: float
-) -> None:
+def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, dropout: float) -> None:
     """Refuse what would fail deep inside a convolution, by the name of the option to change."""
     factor = 2 ** (len(channel_mult) - 1)
     if not channel_mult or min(channel_mult) < 1:
@@ -324,14 +328,22 @@ def _check_sizes(
             f"channel_mult has {len(channel_mult)} levels, so the image size must be divisible by {factor}; "
             f"it is {image_size}. Use fewer levels"
         )
-    if groups < 1:
-        raise ValueError(f"groups must be at least 1, not {groups}")
-    if channels < 4 or channels % 2 or channels % groups:
-        raise ValueError(f"channels must be even, at least 4 and divisible by groups={groups}, not {channels}")
+    if channels < 4 or channels % 2:
+        raise ValueError(f"channels must be even and at least 4, not {channels}")
     if blocks < 1:
         raise ValueError(f"blocks must be at least 1, not {blocks}")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+
+
+def _check_norm(channels: int, groups: int, norm_eps: float, scale_shift: bool) -> None:
+    if groups < 1 or channels % groups:
+        raise ValueError(f"groups must divide channels={channels}, not {groups}")
+    if groups == channels and not scale_shift:
+        # The norm of a single channel takes away whatever was added to all of its pixels, the time included.
+        raise ValueError(f"groups must be fewer than channels={channels}, or the time is normalised away")
+    if norm_eps <= 0:
+        raise ValueError(f"norm_eps must be positive, not {norm_eps}")
 
 
 def _heads(width: int, heads: int, head_channels: int | None) -> int:

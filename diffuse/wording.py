@@ -1,17 +1,107 @@
-"""What to tell the user when Hydra, OmegaConf or the file system refuses something."""
+"""What to tell the user when Hydra, OmegaConf, torch or the file system refuses something."""
 
+import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import hydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
 from diffuse.errors import UserError, did_you_mean
+
+# What a user can mend about files; anything else from the system is our mistake.
+FILE_TROUBLES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Message:
+    """At most four lines, and the exit code that goes with them."""
+
     text: str
     exit_code: int
 
 
-def worded(error: BaseException) -> Message | None:
+def worded(error: BaseException, command: str, configs: str) -> Message | None:
+    """The message for an error that the user can mend, or None for a mistake of ours."""
+    for cause in causes(error):
+        if isinstance(cause, UserError):
+            return Message(str(cause), cause.exit_code)
+        if isinstance(cause, OSError) and cause.errno in FILE_TROUBLES:
+            return Message(f"cannot write or read {cause.filename}: {cause.strerror}", 1)
+        if type(cause).__name__ == "OutOfMemoryError":
+            return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
+    for cause in causes(error):
+        if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
+            return Message("a group (dataset, schedule, unet, device, sampler, recipe) takes the name of an option", 2)
+        if isinstance(cause, HydraException | OmegaConfBaseException):
+            return Message(_refusal(error, cause, command, configs), 2)
     return None
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from, the newest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _refusal(error: BaseException, cause: BaseException, command: str, configs: str) -> str:
+    """A word of the command line that Hydra or OmegaConf does not take."""
+    text = str(cause)
+    if isinstance(cause, MissingConfigException):
+        return _missing_option(cause)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{_full_key(text)} is required: diffuse {command} {_full_key(text)}=..."
+    if isinstance(cause, OverrideParseException):
+        return f"{cause.override!r} cannot be read: {text.splitlines()[-2 if 'See https' in text else -1]}"
+    if match := re.match(r"Ambiguous value for argument '(.*)'", text):
+        return f"{match[1]} names several values: add -m for a sweep, or write [a,b] for a list"
+    if match := re.match(r"Could not override '(.*?)'", text):
+        return _unknown_key(match[1], command, configs)
+    if match := re.match(r"Key '(.*?)' (?:is )?not in", text):
+        return _unknown_key(_full_key(text) or match[1], command, configs)
+    if match := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        return f"{match[1]} is required and cannot be removed"
+    if match := re.match(r"Error merging override \+*([^=]+)=", text):
+        reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
+        return f"{match[1]}: {reason.splitlines()[0]}"
+    key = _full_key(text)
+    return (f"{key}: " if key else "") + text.splitlines()[0]
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    """schedule=foo, with the options there are."""
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or [])
+    if not options:
+        return f"there is no config {error.missing_cfg_file}"
+    return f"{group} must be one of {', '.join(options)}, not {option!r}.{did_you_mean(option, options)}"
+
+
+def _unknown_key(key: str, command: str, configs: str) -> str:
+    hint = did_you_mean(key, known_keys(command, configs))
+    return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")
+
+
+def known_keys(command: str, configs: str) -> set[str]:
+    """Every key of a command's config, groups included, as it is typed."""
+    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(configs, version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose(command))
+    return {key for key in _dotted(config) if not key.endswith("_target_")}
+
+
+def _dotted(value: object, prefix: str = "") -> Iterable[str]:
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            yield f"{prefix}{key}"
+            yield from _dotted(inside, f"{prefix}{key}.")
+
+
+def _full_key(text: str) -> str:
+    """The key that OmegaConf names in the second line of its messages."""
+    match = re.search(r"full_key: (\S+)", text)
+    return match[1] if match else ""

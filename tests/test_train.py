@@ -1,0 +1,214 @@
+"""Training: what a step does, what a run leaves, and that continuing changes nothing."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffuse import train
+from diffuse.checkpoint import read
+from diffuse.errors import UserError
+from diffuse.train import Trainer, batch_rows, learning_rate
+from tests.commands import TINY, config, job
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def trained(*overrides: str) -> Path:
+    """Run `diffuse train` on a tiny network; the run folder."""
+    typed = config("train", *TINY, *overrides)
+    train.run(typed, job())
+    return Path("outputs") / typed["name"] if typed["name"] else next(Path("outputs/digits-linear-tiny").iterdir())
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(lines: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_same(one, other) -> None:
+    """Equal keys, scalars and tensors, to the last bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list):
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        assert one == other
+
+
+def test_a_run_explains_itself():
+    folder = trained("name=exp")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".hydra", "checkpoints", "config.yaml", "images", "metrics.jsonl", "tensorboard", "train.log",
+    ]  # fmt: skip
+    assert [line["step"] for line in metrics(folder)] == [2, 4, 6]
+    assert sorted(path.name for path in (folder / "images").iterdir()) == [
+        "forward_process.png", "step_00000003.png", "step_00000006.png",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.pt", "step_00000003.pt", "step_00000006.pt",
+    ]  # fmt: skip
+    assert (folder / "checkpoints" / "last.pt").readlink() == Path("step_00000006.pt")
+
+
+def test_tensorboard_and_metrics_agree():
+    folder = trained("name=exp")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for line in metrics(folder):
+        for name, value in line.items():
+            if name != "step":
+                (event,) = [event for event in events.Scalars(name) if event.step == line["step"]]
+                assert event.value == pytest.approx(value, rel=1e-6)
+    assert {"forward_process", "samples"} <= set(events.Tags()["images"])
+    assert events.Tags()["tensors"] == ["config/text_summary"]
+
+
+def test_a_continued_run_equals_one_that_was_never_interrupted():
+    """With dropout, flips, EMA and decay on, the pictures in between and logs of unequal length."""
+    options = ["unet.dropout=0.3", "dataset.flip=true", "optim.decay=cosine", "checkpoint.every=2", "checkpoint.keep=9", "log.every=3"]
+    whole = trained("name=whole", "steps=7", *options)
+    parts = trained("name=parts", "steps=7", *options)
+    for left_over in [*(parts / "checkpoints").glob("step_*[67].pt"), parts / "checkpoints" / "last.pt"]:
+        left_over.unlink()
+    assert max((parts / "checkpoints").iterdir()).name == "step_00000004.pt"
+    typed = config("train", *TINY, "name=parts", "steps=7", *options, f"resume={parts}")
+    train.run(typed, job())
+    ends = [read(folder / "checkpoints" / "step_00000007.pt") for folder in (whole, parts)]
+    for end in ends:
+        end["config"] |= {"name": None, "resume": None}
+    assert_same(*ends)
+    assert without_clock(metrics(whole)) == without_clock(metrics(parts))
+    for picture in (whole / "images").iterdir():
+        assert picture.read_bytes() == (parts / "images" / picture.name).read_bytes()
+    assert "resumed from step 4" in (parts / "train.log").read_text()
+
+
+def test_how_often_it_logs_and_draws_changes_no_weight():
+    one = trained("name=one", "log.every=1", "images.every=1", "checkpoint.every=6")
+    other = trained("name=other", "log.every=5", "images.every=6", "checkpoint.every=2")
+    assert_same(*(read(folder / "checkpoints" / "step_00000006.pt")["ema"] for folder in (one, other)))
+
+
+def test_the_seed_decides():
+    first, same, other = (
+        read(trained(f"name={name}", f"seed={seed}") / "checkpoints" / "step_00000006.pt")["model"]
+        for name, seed in [("a", 1), ("b", 1), ("c", 2)]
+    )
+    assert_same(first, same)
+    assert not torch.equal(first["stem.weight"], other["stem.weight"])
+
+
+def test_a_finished_run_says_so_and_writes_nothing(caplog):
+    folder = trained("name=exp")
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert train.run(config("train", *TINY, "name=exp", f"resume={folder}"), job()) is None
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_name_is_never_used_twice():
+    trained("name=exp")
+    with pytest.raises(UserError, match="outputs/exp exists already: choose another name=, or continue it"):
+        trained("name=exp")
+
+
+@pytest.mark.parametrize("change", ["optim.lr=0.5", "unet.dropout=0.1", "schedule=cosine", "seed=3"])
+def test_a_run_cannot_continue_as_another_one(change):
+    folder = trained("name=exp")
+    key = change.split("=")[0]
+    with pytest.raises(UserError, match=f"begun with another config.*{key}"):
+        train.run(config("train", *TINY, "name=exp", f"resume={folder}", change), job())
+
+
+def test_more_steps_only_where_no_decay_hangs_on_them():
+    folder = trained("name=decaying")
+    with pytest.raises(UserError, match="steps cannot change from 6 to 9"):
+        train.run(config("train", *TINY, "name=decaying", f"resume={folder}", "steps=9"), job())
+    folder = trained("name=flat", "optim.decay=none")
+    train.run(config("train", *TINY, "name=flat", f"resume={folder}", "steps=9", "optim.decay=none"), job())
+    assert read(folder / "checkpoints" / "last.pt")["step"] == 9
+
+
+def test_only_the_newest_checkpoints_are_kept():
+    folder = trained("name=exp", "checkpoint.every=1", "checkpoint.keep=2")
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step_00000005.pt", "step_00000006.pt"]
+
+
+def test_a_checkpoint_holds_plain_values_only():
+    content = torch.load(trained("name=exp") / "checkpoints" / "last.pt", weights_only=True)
+    assert content["config"]["unet"]["channel_mult"] == [1, 1]
+    assert type(content["config"]["unet"]) is dict
+    assert content["format"] == 1
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    with pytest.raises(UserError, match="the loss is (nan|inf) at step"):
+        trained("name=exp", "optim.lr=1e30", "optim.clip=1e30", "steps=50", "images.every=1000")
+    assert "ERROR the loss is" in Path("outputs/exp/train.log").read_text()
+
+
+def test_training_learns():
+    """On digits the loss of a tiny network falls well below 1, that of knowing nothing."""
+    folder = trained("name=exp", "steps=120", "optim.lr=5e-3", "images.every=500", "log.every=10", "optim.decay=none")
+    losses = [line["loss"] for line in metrics(folder)]
+    assert losses[-1] < 0.3 < 0.6 < losses[0], losses
+
+
+def test_quartiles_of_the_loss_add_up():
+    trainer = Trainer(config("train", *TINY, "batch_size=512"))
+    trainer.advance()
+    values = trainer.report()
+    assert values["loss"] == pytest.approx(np.mean([values[f"loss_t_quartile/{i}"] for i in range(1, 5)]), rel=0.2)
+    assert values["grad_norm"] > 0
+
+
+def test_labels_train_a_conditional_network():
+    trainer = Trainer(config("train", *TINY, "class_conditional=true"))
+    before = trainer.net.embed_label.weight.detach().clone()
+    for _ in range(3):
+        trainer.advance()
+    assert not torch.equal(before, trainer.net.embed_label.weight)
+    assert trainer.net.embed_label.weight.shape[0] == 10
+
+
+def test_flips_mirror_half_of_the_images():
+    trainer = Trainer(config("train", *TINY, "dataset.flip=true", "batch_size=400"))
+    torch.manual_seed(0)
+    x0, _ = trainer._batch()
+    rows = batch_rows(0, 0, 400, 1438)
+    originals = torch.from_numpy(trainer.data.train.images[rows]).float() / 127.5 - 1
+    as_is = (x0 == originals).flatten(1).all(1)
+    mirrored = (x0 == originals.flip(-1)).flatten(1).all(1)
+    assert (as_is | mirrored).all()
+    assert 150 < mirrored.sum() < 250
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(10, 3), (10, 10), (7, 20)])
+def test_every_image_is_seen_once_an_epoch(count, batch_size):
+    seen = np.concatenate([batch_rows(5, step, batch_size, count) for step in range(count * 2)])
+    epochs = seen[: len(seen) // count * count].reshape(-1, count)
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_learning_rate_warms_up_and_decays():
+    optim = {"lr": 2.0, "warmup": 4, "decay": "none"}
+    assert [learning_rate(optim, step, 100) for step in (0, 1, 3, 4, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    linear, cosine = ({"lr": 2.0, "warmup": 0, "decay": decay} for decay in ("linear", "cosine"))
+    assert [learning_rate(linear, step, 100) for step in (0, 50, 75)] == [2.0, 1.0, 0.5]
+    assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
+    assert learning_rate(cosine, 25, 100) == pytest.approx(1 + math.sqrt(0.5))
