@@ -13,6 +13,8 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,21 +38,29 @@ BARE_FLAGS = (
     "--shell-completion",
     "-sc",
 )
-FLAGS_WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i")  # fmt: skip
+FLAGS_WITH_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+)
 LONGEST_SLUG = 120
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
 def slug(text: str) -> str:
     """Any text as part of a file name that needs no quoting in a shell."""
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG] or "job"
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG]
+
+
+def job_folder(number: int, varied: str) -> str:
+    """The name of a job's folder in a sweep: its number and what it varies."""
+    return "_".join(part for part in (str(number), slug(varied)) if part)
 
 
 def register() -> None:
     """Tell Hydra our schemas and resolvers. Processes that a launcher starts need them too: this module does it."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    OmegaConf.register_new_resolver("slug", slug, replace=True)
+    OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
     OmegaConf.register_new_resolver("sweep_name", lambda name, time: name or f"sweep-{time}", replace=True)
     OmegaConf.register_new_resolver("help_of", help_of, replace=True)
 
@@ -58,12 +68,29 @@ def register() -> None:
 register()
 
 
+class SweepFolder(Callback):
+    """Remembers where Hydra put a sweep, for a sweep of which nothing came."""
+
+    path: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        SweepFolder.path = Path(config.hydra.sweep.dir)
+
+    @classmethod
+    def remove_if_nothing_ran(cls) -> None:
+        """Hydra writes multirun.yaml before it looks at the jobs; alone it is of no use."""
+        if cls.path and cls.path.is_dir() and [inside.name for inside in cls.path.iterdir()] == ["multirun.yaml"]:
+            (cls.path / "multirun.yaml").unlink()
+            for folder in (cls.path, *cls.path.parents[:-1]):
+                remove_if_empty(folder)
+
+
 class JobFailed(UserError):
     """A job of a sweep failed and has said why; the sweep goes on."""
 
 
 class Command:
-    """One of our commands as Hydra calls it, once for each job. A class of the module, so that launchers can pickle it."""
+    """One of our commands as Hydra calls it, once a job. A class of the module, so that launchers can pickle it."""
 
     def __init__(self, name: str, typed: list[str]):
         self.name, self.typed = name, typed
@@ -80,7 +107,7 @@ class Command:
             return None
 
     def run_in_sweep(self, cfg: DictConfig) -> Any:
-        """Say where a job begins, and what went wrong when it went wrong: Hydra reports only the first failure, last."""
+        """Say where a job begins, and what goes wrong when it does: Hydra reports only the first failure, and last."""
         settings = HydraConfig.get()
         log.info("job %s: %s", settings.job.num, " ".join(settings.overrides.task))
         try:
@@ -117,7 +144,7 @@ def main(command: str, typed: list[str]) -> int:
     """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 interrupted."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        sys.argv = [f"diffuse {command}", *overrides_first(typed)]
+        sys.argv = [f"diffuse {command}", *named_by_what_varies(overrides_first(typed))]
         config_name = resumed(typed) if command == "train" else command
         task = Command(command, typed)
         hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()
@@ -129,6 +156,7 @@ def main(command: str, typed: list[str]) -> int:
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
+        SweepFolder.remove_if_nothing_ran()
         message = worded(error, command, str(CONFIGS))
         if message is None:
             traceback.print_exc()
@@ -162,8 +190,18 @@ def overrides_first(typed: list[str]) -> list[str]:
     return [*overrides, *flags]
 
 
+def named_by_what_varies(words: list[str]) -> list[str]:
+    """For a sweep, tell Hydra to leave what is the same in all jobs out of the names of their folders."""
+    if not {"-m", "--multirun"} & set(words):
+        return words
+    typed = [word for word in words if OVERRIDE.match(word)]
+    parsed = OverridesParser.create().parse_overrides(typed)
+    fixed = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
+
+
 def resumed(typed: list[str]) -> str:
-    """The config to compose a training from: `train`, or with resume=RUN the record of that run and nothing of today's."""
+    """The config that a training is composed from: `train`, or with resume=RUN the record of that run alone."""
     folders = [word.partition("=")[2] for word in typed if word.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return "train"

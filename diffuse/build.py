@@ -31,8 +31,8 @@ def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> An
     """Call node["_target_"] with the node's other keys, checked, and with `given`, which the program adds.
 
     A config may come with a checkpoint from a stranger, and calling what it names would run any code: what is not
-    defined in the group's own module is refused unless its top-level package is in `trust`. A ValueError of the target, which begins with
-    the name of the argument, becomes a message about the key `group.argument`.
+    defined in the group's own module is refused unless its top-level package is in `trust`. A ValueError of the
+    target, which begins with the name of the argument, becomes a message about the key `group.argument`.
     """
     target = locate(node, group, trust)
     options = checked_options(target, {key: value for key, value in node.items() if key != "_target_"}, group)

@@ -62,10 +62,12 @@ def read(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} was not read: it is not a checkpoint of this program, or it holds code that would run on loading.\n"
+            f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run.\n"
             f"({str(error).splitlines()[0][:150]})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # what torch raises depends on where the damage is
         raise UserError(
             f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})"
         ) from error

@@ -57,7 +57,7 @@ def complete(rest: list[str]) -> int:
     a line Hydra understands.
     """
     line = os.environ.get("COMP_LINE", "")
-    program, _, typed = line.partition(" ")
+    _, _, typed = line.partition(" ")
     command, space, _ = typed.lstrip().partition(" ")
     if rest and rest[0].startswith("query=") and not space:
         print(" ".join(name for name in COMMANDS if name.startswith(command)))

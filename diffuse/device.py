@@ -42,10 +42,10 @@ class Device:
 
     def place(self, net: nn.Module) -> nn.Module:
         """The network, on this device and in the memory layout its convolutions like best."""
-        return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload]
+        return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
     def network(self, net: nn.Module, rows: int | None = None) -> Network:
-        """The network as a function in this device's precision, float32 outside; always `rows` images at a time if given.
+        """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
 
         Results differ in the last bits between batch sizes. Cut and padded to a fixed number of rows, an image's
         result depends on the image alone, whatever batch it came in.

@@ -16,7 +16,7 @@ class EMA:
     def __init__(self, net: nn.Module, decay: float):
         self.decay = decay
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
-        self._average = list(self.net.parameters())
+        self._average = [weight.detach() for weight in self.net.parameters()]
         self._weights = [weight.detach() for weight in net.parameters()]
 
     @torch.no_grad()

@@ -22,7 +22,9 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+(/[A-Za-z0-9._+-]+)*")
 
 @dataclass(frozen=True)
 class Job:
-    """command: what was typed. choices: the option picked in each group. sweep_folder: where a sweep wants its output."""
+    """command and overrides: what was typed; choices: the option picked in each group; sweep_folder: the folder that a
+    sweep made for this job.
+    """
 
     command: str
     overrides: Sequence[str]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -92,10 +93,10 @@ def reverse_terms(
 def step_variances(schedule: Schedule, times: Tensor, variance: Variance) -> Tensor:
     """The reverse variance of every step [steps]; the step to 0 takes the posterior variance of the step before it.
 
-    fixed_small is 0 on the last step and fixed_large far too wide for 8-bit data, so both use the next grid step's
-    posterior variance there, as Ho et al. and Nichol and Dhariwal do. A grid of one step has none and keeps fixed_large.
+    fixed_small is 0 on the last step and fixed_large far too wide for 8-bit data, so both use the posterior
+    variance of the step before, as Ho et al. and Nichol and Dhariwal do. Where there is none, fixed_large stays.
     """
-    pairs = list(zip(times[:-1], times[1:], strict=True))
+    pairs = list(pairwise(times))
     last = fixed_small(schedule, *pairs[-2]) if len(pairs) > 1 else fixed_large(schedule, *pairs[-1])
     return torch.stack([variance(schedule, t, s) for t, s in pairs[:-1]] + [last])
 

@@ -16,7 +16,7 @@ SMALLEST_TILE = 48
 
 
 def as_rgb(images: Tensor) -> Tensor:
-    """[n, C, H, W] with any number of channels -> one or three: more are shown by their first three, two by their first."""
+    """[n, C, H, W] -> [n, 1 or 3, H, W]: the first three channels, or the first where there are fewer."""
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
 
 

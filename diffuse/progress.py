@@ -32,7 +32,7 @@ def log_to_console() -> None:
 
 
 @contextmanager
-def logged_to(path: Path) -> Iterator[Callable[[int, str], None]]:
+def logged_to(path: Path) -> Iterator[Callable[[int, str], object]]:
     """Append log messages, with date and time, to a file; gives a function (level, message) that logs there alone."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -116,8 +116,8 @@ def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder:
         raise UsageError(f"{folder} was begun with another config and cannot continue with this one: {listed}")
     if config["steps"] != record["steps"] and record["optim"]["decay"] != "none":
         raise UsageError(
-            f"steps cannot change from {record['steps']} to {config['steps']}: with optim.decay={record['optim']['decay']} "
-            "the learning rate of every step depends on it"
+            f"steps cannot change from {record['steps']} to {config['steps']}: "
+            f"with optim.decay={record['optim']['decay']} the learning rate of every step depends on it"
         )
 
 

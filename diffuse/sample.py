@@ -77,8 +77,9 @@ def draw(
 ) -> Tensor:
     """The images with these numbers, [n, C, H, W] float: image i depends on (seed, i) and the network alone."""
     noise = ImageNoise(seed, "sample", images)
-    x = noise(torch.empty(len(images), *kind.shape, device=device.torch)) * denoiser.schedule.prior_std
-    for x in sampler.walk(denoiser, x, sampler.times, labels, noise=noise):
+    x_T = noise(torch.empty(len(images), *kind.shape, device=device.torch)) * denoiser.schedule.prior_std
+    x = x_T
+    for x in sampler.walk(denoiser, x_T, sampler.times, labels, noise=noise):  # noqa: B007
         each_step()
     return x
 

@@ -6,6 +6,7 @@ read every coefficient. No noise is added on the step to s = 0, which lands on t
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def ancestral(
     x [b, C, H, W] at times[0], y [b] labels or None; yields x at times[1], times[2], ... 0.
     """
     schedule = denoiser.schedule
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         posterior = schedule.posterior(t, s)
         x = posterior.of_x_t * x + posterior.of_x0 * denoiser(x, t, y).x0
         if s > 0:
@@ -125,7 +126,7 @@ def ddim(
     eta = 0 is deterministic, eta = 1 is `ancestral` with fixed_small. Shapes as there.
     """
     schedule = denoiser.schedule
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         alpha_s, sigma_s = schedule.alpha_sigma(s)
         variance = eta**2 * schedule.posterior(t, s).variance
         guess = denoiser(x, t, y)

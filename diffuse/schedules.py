@@ -78,8 +78,8 @@ class Schedule(ABC):
             mean      a sigma_s^2 / sigma_t^2  x_t  +  alpha_s v / sigma_t^2  x0
             variance  v sigma_s^2 / sigma_t^2
 
-        For s = t - 1 these are mu-tilde and beta-tilde of Ho et al. 2020, equations 6 and 7. At s = 0 the mean is x0 and
-        the variance 0.
+        For s = t - 1 these are mu-tilde and beta-tilde of Ho et al. 2020, equations 6 and 7. At s = 0 the mean is x0
+        and the variance 0.
         """
         (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
         v = self.transition_variance(t, s)
@@ -117,7 +117,7 @@ class TableSchedule(Schedule):
         return below + fraction.clamp(0, 1)
 
     def _table(self, like: Tensor) -> Tensor:
-        """log alpha_bar where `like` is and in its type, copied there the first time only: no step waits for the host."""
+        """log alpha_bar where `like` is and in its type, copied there once: no step waits for the host."""
         key = (like.device, like.dtype)
         if key not in self._copies:
             self._copies[key] = self.log_alpha_bar.to(like)

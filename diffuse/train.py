@@ -82,7 +82,7 @@ class Trainer:
         self.step += 1
 
     def report(self) -> dict[str, float]:
-        """Means since the last report: loss, loss by quartile of t, gradient norm; and the learning rate of the last step."""
+        """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate."""
         *sums, norm, steps = self.sums.tolist()
         totals, counts = sums[:QUARTILES], sums[QUARTILES:]
         self.sums.zero_()

@@ -14,7 +14,7 @@ other values are those of improved DDPM (Nichol and Dhariwal 2021) and ADM (Dhar
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +133,7 @@ class UNet(nn.Module):
         return self.head(F.silu(self.norm(h)))
 
     def _initialise(self) -> None:
-        """Glorot-uniform weights and zero biases; the last convolution of every residual branch and of the net is zero."""
+        """Glorot-uniform weights, zero biases; the last convolution of each residual branch and of the net is zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -267,7 +267,7 @@ class TimeFeatures(nn.Module):
 
 
 class SinCos(TimeFeatures):
-    """[sin, cos] at 10000^(-i / (half - 1)), i < half: Ho et al. 2020, after Vaswani et al. 2017 as in tensor2tensor."""
+    """[sin, cos] at 10000^(-i / (half - 1)), i < half: Ho et al. 2020, after Vaswani et al. 2017."""
 
     def __init__(self, dim: int):
         half = dim // 2
@@ -313,7 +313,7 @@ EMBEDDINGS: dict[str, type[SinCos] | type[CosSin] | type[Fourier]] = {
 PADDINGS = {"asymmetric": (0, 1, 0, 1), "symmetric": (1, 1, 1, 1)}
 
 
-def _check_choice(option: str, given: str, allowed: Sequence[str] | dict) -> None:
+def _check_choice(option: str, given: str, allowed: Collection[str]) -> None:
     if given not in allowed:
         raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}")
 

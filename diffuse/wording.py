@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -13,7 +14,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffuse.errors import UserError, did_you_mean
 
 # What a user can mend about files; anything else from the system is our mistake.
-FILE_TROUBLES = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}  # fmt: skip
+FILE_TROUBLES = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def _refusal(error: BaseException, cause: BaseException, command: str, configs: 
     if match := re.match(r"Key '(.*?)' (?:is )?not in", text):
         return _unknown_key(_full_key(text) or match[1], command, configs)
     if match := re.search(r"missing \d+ required positional arguments?: (.*)", text):
-        return f"{match[1]} is required and cannot be removed"
+        return match[1].replace("'", "") + " is required and cannot be removed"
     if match := re.match(r"Error merging override \+*([^=]+)=", text):
         reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
         return f"{match[1]}: {reason.splitlines()[0]}"
@@ -88,7 +92,7 @@ def _unknown_key(key: str, command: str, configs: str) -> str:
 
 def known_keys(command: str, configs: str) -> set[str]:
     """Every key of a command's config, groups included, as it is typed."""
-    hydra.core.global_hydra.GlobalHydra.instance().clear()
+    GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(configs, version_base="1.3"):
         config = OmegaConf.to_container(hydra.compose(command))
     return {key for key in _dotted(config) if not key.endswith("_target_")}

@@ -1,4 +1,4 @@
-"""The commands as a test calls them: in this process with a config composed by Hydra, or from outside as a user types."""
+"""The commands as a test calls them: in this process, with a config composed by Hydra, or from outside, as typed."""
 
 import os
 import subprocess

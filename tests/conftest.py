@@ -1,11 +1,15 @@
 """What the tests share: exact data in general position, and schedules of every kind."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from diffuse import train
 from diffuse.oracles import Gaussian
 from diffuse.schedules import Schedule, cosine, linear
+from tests.commands import TINY, config, job
 
 # On N(0, I) wrong samplers look right to machine precision: every channel has a mean and a spread of its own.
 MEAN, STD = (0.3, -1.0, 0.5), (0.1, 0.7, 1.5)
@@ -24,3 +28,29 @@ def gaussian() -> Gaussian:
 @pytest.fixture(params=["linear", "cosine"])
 def schedule(request: pytest.FixtureRequest) -> Schedule:
     return {"linear": linear, "cosine": cosine}[request.param](1000)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training of seconds on digits, as an absolute path; read it, do not train in it."""
+    return _train(tmp_path_factory.mktemp("runs"), "name=tiny", "steps=30", "optim.lr=3e-3")
+
+
+@pytest.fixture(scope="session")
+def conditional_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with labels."""
+    return _train(tmp_path_factory.mktemp("runs"), "name=labels", "class_conditional=true")
+
+
+@pytest.fixture(scope="session")
+def gaussian_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on the Gaussian, whose pixels have no range."""
+    return _train(tmp_path_factory.mktemp("runs"), "name=gaussian", "dataset=gaussian", "dataset.train_count=64")
+
+
+def _train(folder: Path, *overrides: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train.run(config("train", *TINY, *overrides), job())
+    (run,) = (folder / "outputs").iterdir()
+    return run

@@ -47,8 +47,13 @@ def test_ddim_of_the_gaussian_is_its_exact_product(gaussian: Gaussian, schedule:
 
 @pytest.mark.parametrize(
     ("sampler", "options"),
-    [(ancestral, {"variance": fixed_small}), (ancestral, {"variance": fixed_large}), (ddim, {"eta": 0.7}), (ddim, {"eta": 1.0})],
-)  # fmt: skip
+    [
+        (ancestral, {"variance": fixed_small}),
+        (ancestral, {"variance": fixed_large}),
+        (ddim, {"eta": 0.7}),
+        (ddim, {"eta": 1.0}),
+    ],
+)
 def test_stochastic_samplers_have_the_exact_moments(gaussian: Gaussian, schedule: Schedule, sampler, options):
     """Mean and variance of the result, read from the coefficients of x_T and of every step's noise.
 
@@ -109,7 +114,7 @@ def test_ancestral_sampling_draws_the_data(gaussian: Gaussian, schedule: Schedul
 
 
 def test_ddim_converges_with_order_one(gaussian: Gaussian, schedule: Schedule):
-    """Halving the steps in log-SNR halves the distance to the probability-flow map, (x - alpha mean) scaled by spread."""
+    """Halving the steps in log-SNR halves the distance to the probability-flow map, which scales x - alpha mean."""
     alpha_T, sigma_T = schedule.alpha_sigma(torch.tensor(1000.0).double())
     end = schedule.log_snr(torch.tensor([1000.0, 1.0]).double())
     x = torch.ones(1, 3, 1, 1, dtype=torch.float64)

@@ -80,7 +80,8 @@ def test_tensorboard_and_metrics_agree():
 
 def test_a_continued_run_equals_one_that_was_never_interrupted():
     """With dropout, flips, EMA and decay on, the pictures in between and logs of unequal length."""
-    options = ["unet.dropout=0.3", "dataset.flip=true", "optim.decay=cosine", "checkpoint.every=2", "checkpoint.keep=9", "log.every=3"]
+    options = ["unet.dropout=0.3", "dataset.flip=true", "optim.decay=cosine", "log.every=3"]
+    options += ["checkpoint.every=2", "checkpoint.keep=9"]
     whole = trained("name=whole", "steps=7", *options)
     parts = trained("name=parts", "steps=7", *options)
     for left_over in [*(parts / "checkpoints").glob("step_*[67].pt"), parts / "checkpoints" / "last.pt"]:
@@ -145,7 +146,8 @@ def test_more_steps_only_where_no_decay_hangs_on_them():
 
 def test_only_the_newest_checkpoints_are_kept():
     folder = trained("name=exp", "checkpoint.every=1", "checkpoint.keep=2")
-    assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step_00000005.pt", "step_00000006.pt"]
+    kept = sorted(path.name for path in (folder / "checkpoints").glob("step*"))
+    assert kept == ["step_00000005.pt", "step_00000006.pt"]
 
 
 def test_a_checkpoint_holds_plain_values_only():

@@ -1,0 +1,116 @@
+"""Checkpoints that are damaged, foreign or malicious are refused in words; nothing in them runs."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse.checkpoint import find, load_trained, read, save
+from diffuse.errors import UserError
+
+
+class Malicious:
+    """Unpickling this would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def newest(tiny_run) -> Path:
+    return tiny_run / "checkpoints" / "last.pt"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert len(message.splitlines()) <= 4
+    return message
+
+
+def test_a_pickle_with_code_is_refused_without_running_it(tmp_path):
+    marker = tmp_path / "it ran"
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(marker)))
+    torch.save({"format": 1, "config": Malicious(marker)}, tmp_path / "zipped.pt")
+    for name in ("plain.pt", "zipped.pt"):
+        assert "holds code that loading would run" in refusal(tmp_path / name)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_called_damaged(newest, tmp_path, share):
+    whole = newest.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: int(len(whole) * share)])
+    refusal(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"hello", b"PK\x03\x04 and more", bytes(1000)])
+def test_a_file_of_another_kind_is_refused(tmp_path, content):
+    (tmp_path / "other.pt").write_bytes(content)
+    refusal(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
+def test_somebody_elses_checkpoint_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    assert "not a checkpoint of this program" in refusal(tmp_path / "other.pt")
+
+
+def test_another_format_is_named(newest, tmp_path):
+    torch.save({**read(newest), "format": 99}, tmp_path / "new.pt")
+    assert "has format 99, and diffuse" in refusal(tmp_path / "new.pt")
+
+
+def changed(newest: Path, tmp_path: Path, **config) -> Path:
+    """A copy of the checkpoint in whose config some groups differ."""
+    content = read(newest)
+    content["config"] = {**content["config"], **config}
+    torch.save(content, tmp_path / "changed.pt")
+    return tmp_path / "changed.pt"
+
+
+@pytest.mark.parametrize("target", ["os.system", "pathlib.Path", "diffuse.files.make_own_folder", "shutil.rmtree"])
+def test_a_config_that_names_other_code_is_refused(newest, tmp_path, target):
+    """A checkpoint from a stranger could name any function for us to call."""
+    path = changed(newest, tmp_path, schedule={"_target_": target, "path": "x"})
+    with pytest.raises(UserError, match="is not defined in diffuse.schedules"):
+        load_trained(str(path), [])
+
+
+def test_what_does_not_fit_together_is_said(newest, tmp_path):
+    content = read(newest)
+    wider = {**content["config"]["unet"], "channels": 16}
+    with pytest.raises(UserError, match="does not fit together"):
+        load_trained(str(changed(newest, tmp_path, unet=wider)), [])
+    with pytest.raises(UserError, match="does not fit together"):
+        broken = {key: value for key, value in content.items() if key != "ema"}
+        torch.save(broken, tmp_path / "broken.pt")
+        load_trained(str(tmp_path / "broken.pt"), [])
+
+
+def test_every_way_to_name_a_checkpoint_finds_it(tiny_run, newest):
+    expected = newest.resolve()
+    for way in (tiny_run, tiny_run / "checkpoints", newest, tiny_run / "checkpoints" / "step_00000030.pt"):
+        assert find(str(way)) == expected
+
+
+def test_without_the_link_the_newest_is_found(tmp_path):
+    for step in (5, 40, 300):
+        save(tmp_path / "run" / "checkpoints", step, {"config": {}}, keep=9)
+    (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+    assert find(str(tmp_path / "run")).name == "step_00000300.pt"
+
+
+def test_what_is_not_there_is_said(tmp_path, tiny_run):
+    with pytest.raises(UserError, match="nowhere does not exist; give a run folder or a checkpoint file"):
+        find(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="is a folder without checkpoints"):
+        find(str(tmp_path))
+    with pytest.raises(UserError, match="It holds runs, though: .*tiny"):
+        find(str(tiny_run.parent))

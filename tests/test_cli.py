@@ -1,0 +1,239 @@
+"""The command line from outside, as a user types it: exit codes, messages, files."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffuse.app import job_folder, overrides_first
+from diffuse.cli import COMMANDS
+from diffuse.errors import UsageError
+from tests.commands import TINY, diffuse
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def assert_refused(done: subprocess.CompletedProcess, folder: Path, *expected: str, code: int = 2) -> None:
+    """At most four lines that say what is wrong, no traceback, the exit code, and nothing half-made."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 4, done.stderr
+    assert done.stdout == ""
+    for words in expected:
+        assert words in done.stderr
+    assert files(folder) == []
+
+
+def test_help_names_every_command(tmp_path):
+    for words in ([], ["--help"], ["-h"], ["help"]):
+        done = diffuse(*words, cwd=tmp_path)
+        assert done.returncode == 0
+        assert all(command in done.stdout for command in COMMANDS)
+    assert diffuse("--version", cwd=tmp_path).stdout.startswith("diffuse 0.")
+
+
+def test_an_unknown_command_is_refused(tmp_path):
+    assert_refused(diffuse("trian", cwd=tmp_path), tmp_path, "unknown command 'trian'", "Did you mean 'train'?")
+    assert_refused(diffuse("xyzzy", cwd=tmp_path), tmp_path, "Commands: train, sample, eval")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("shedule=cosine", "there is no key 'shedule' in diffuse train. Did you mean 'schedule'?"),
+        ("schedule=cosin", "schedule must be one of cosine, linear, not 'cosin'. Did you mean 'cosine'?"),
+        ("dataset=digit", "dataset must be one of digits, gaussian, not 'digit'. Did you mean 'digits'?"),
+        ("optim.lrr=1", "there is no key 'optim.lrr' in diffuse train. Did you mean 'optim.lr'?"),
+        ("schedule.bta_end=0.1", "Did you mean 'schedule.beta_end'?"),
+        ("+foo=1", "there is no key 'foo'"),
+        ("+optim.foo=1", "there is no key 'optim.foo'"),
+        ("optim.lr=abc", "optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
+        ("steps=-5", "steps must be at least 1, not -5"),
+        ("steps=1.5", "steps: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("optim.decay=exp", "optim.decay must be one of none, linear, cosine, not 'exp'"),
+        ("ema.decay=1", "ema.decay must be at least 0 and below 1"),
+        ("~steps", "steps is required"),
+        ("unet=3", "takes the name of an option"),
+        ("unet=[tiny", "cannot be read"),
+        ("steps", "'steps' is not of the form key=value"),
+        ("schedule=linear,cosine", "names several values: add -m"),
+        ("--multirum", "there is no flag '--multirum'. Did you mean '--multirun'?"),
+        ("resume=nowhere", "resume=nowhere does not exist"),
+    ],
+)
+def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
+    done = diffuse("train", *words.split(), cwd=tmp_path)
+    assert_refused(done, tmp_path, expected, code=1 if "resume" in words else 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("schedule.levels=abc", "schedule.levels: Value 'abc' of type 'str' could not be converted to Integer"),
+        ("schedule.beta_end=2", "schedule.beta_end must lie between 0 and 1, not 2.0"),
+        ("+schedule.foo=2", "schedule has no key 'foo'"),
+        ("unet.channel_mult=[1,1,1,1,1]", "unet.channel_mult has 5 levels, so the image size must be divisible by 16; it is 8"),
+        ("sampler.steps=2000", "sampler.steps must be between 1 and the schedule's 1000 levels, not 2000"),
+        ("name=../elsewhere", "name must be made of letters"),
+        ("schedule._target_=os.system", "schedule._target_ is os.system, which is not defined in diffuse.schedules"),
+    ],
+)
+def test_mistakes_found_before_a_folder_is_made(tmp_path, words, expected):
+    code = 1 if "_target_" in words else 2
+    assert_refused(diffuse("train", *words.split(), cwd=tmp_path), tmp_path, expected, code=code)
+
+
+def test_a_device_that_is_not_there(tmp_path):
+    done = diffuse("train", "device=cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert_refused(done, tmp_path, "device.kind is cuda, but torch finds no cuda device", "device=auto")
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "outputs").write_text("in the way")
+    done = diffuse("train", *TINY, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "outputs" in done.stderr
+    assert files(tmp_path) == ["outputs"]
+
+
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_a_checkpoint_is_required(tmp_path, command):
+    assert_refused(diffuse(command, cwd=tmp_path), tmp_path, f"ckpt is required: diffuse {command} ckpt=")
+
+
+def test_checkpoints_that_cannot_be_used(tmp_path, tiny_run):
+    """One process for each; test_checkpoint.py has the many kinds of damage."""
+    here, kept = tmp_path / "here", tmp_path / "kept"
+    here.mkdir()
+    (kept / "empty").mkdir(parents=True)
+    (kept / "cut.pt").write_bytes((tiny_run / "checkpoints" / "last.pt").read_bytes()[:-5000])
+    (kept / "text.pt").write_text("not ours")
+    for path, words in [
+        (kept / "missing", "does not exist"),
+        (kept / "empty", "is a folder without checkpoints"),
+        (kept / "cut.pt", "is damaged or no checkpoint"),
+        (kept / "text.pt", "no checkpoint"),
+    ]:
+        assert_refused(diffuse("sample", f"ckpt={path}", cwd=here), here, words, code=1)
+    assert not (kept / "samples").exists()
+
+
+def test_train_sample_and_eval_from_an_unrelated_folder(tmp_path):
+    done = diffuse("train", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "outputs" / "digits-linear-tiny").iterdir()
+    first = done.stdout.splitlines()[:3]
+    assert first[0] == f"run folder: {run.relative_to(tmp_path)}"
+    assert "parameters" in first[1]
+    assert "images/s" in first[2]
+    assert "will take about" in first[2]
+
+    done = diffuse("sample", f"ckpt={run}", "n=4", "sampler=ddim", "sampler.steps=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (next((run / "samples").iterdir()) / "grid.png").exists()
+
+    done = diffuse("eval", f"ckpt={run}", "n=4", "levels=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20 network evaluations, about" in done.stdout.splitlines()[0]
+    assert "bits/dim = L_T" in done.stdout
+    assert json.loads((next((run / "eval").iterdir()) / "eval.json").read_text())["protocol"]["n"] == 4
+
+    done = diffuse("train", f"resume={run}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "is finished: 6 of 6 steps are done" in done.stdout
+    done = diffuse("train", f"resume={run}", "unet=base", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) <= 4
+
+
+def test_a_sweep_leaves_a_run_for_each_and_goes_on_after_a_failure(tmp_path):
+    """Options after the flag, a value that one job refuses, and names that a shell needs no quotes for."""
+    done = diffuse("train", *TINY, "-m", "schedule=linear,cosine", "unet.dropout=0.0,2.0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("unet.dropout must be at least 0 and below 1, not 2.0") == 2
+    (sweep,) = (tmp_path / "outputs").iterdir()
+    runs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert runs == ["0_schedule-linear-unet.dropout-0.0", "2_schedule-cosine-unet.dropout-0.0"]
+    for name, schedule in zip(runs, ("linear", "cosine"), strict=True):
+        assert f"diffuse.schedules.{schedule}" in (sweep / name / "config.yaml").read_text()
+        assert (sweep / name / "checkpoints" / "last.pt").exists()
+
+
+def test_a_sweep_with_a_typing_mistake_starts_no_job(tmp_path):
+    done = diffuse("train", *TINY, "-m", "schedule=linear,cosin", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean 'cosine'?" in done.stderr
+    assert files(tmp_path) == []
+
+
+def test_ctrl_c_exits_130(tmp_path):
+    words = [sys.executable, "-m", "diffuse", "train", *TINY, "steps=1000000", "images.every=1000000"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "will take about" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_shows_its_config_and_help(tmp_path, command):
+    done = diffuse(command, "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "device:" in done.stdout
+    done = diffuse(command, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"diffuse {command}: ")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("diffuse ", {"train", "sample", "eval"}),
+        ("diffuse s", {"sample"}),
+        ("diffuse train sched", {"schedule=", "schedule."}),
+        ("diffuse train schedule=", {"schedule=linear", "schedule=cosine"}),
+        ("diffuse train optim.l", {"optim.lr="}),
+        ("diffuse sample sampler=dd", {"sampler=ddim", "sampler=ddpm"}),
+    ],
+)
+def test_tab_completes_commands_groups_options_and_keys(tmp_path, line, expected):
+    done = diffuse("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert expected <= set(done.stdout.split()), done.stderr
+
+
+def test_completion_can_be_installed(tmp_path):
+    done = diffuse("-sc", "install=bash", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "complete" in done.stdout
+
+
+def test_overrides_come_first_and_flags_keep_their_values():
+    typed = ["schedule=cosine", "-m", "unet=tiny,small", "--cfg", "job", "-cd=mine", "~name"]
+    assert overrides_first(typed) == ["schedule=cosine", "unet=tiny,small", "~name", "-m", "--cfg", "job", "-cd", "mine"]
+    with pytest.raises(UsageError):
+        overrides_first(["--cfg"])
+
+
+def test_slugs_need_no_quotes():
+    assert job_folder(3, "schedule=linear,unet.channel_mult=[1,2]") == "3_schedule-linear-unet.channel_mult-1-2"
+    assert len(job_folder(3, "x" * 999)) <= 130
+    assert job_folder(3, "") == "3"
+
+
+def test_a_config_of_ones_own_is_found(tmp_path):
+    """-cd adds options without touching the package."""
+    (tmp_path / "mine" / "schedule").mkdir(parents=True)
+    text = "_target_: diffuse.schedules.linear\nlevels: 7\nbeta_start: 0.1\nbeta_end: 0.2\n"
+    (tmp_path / "mine" / "schedule" / "short.yaml").write_text(text)
+    done = diffuse("train", "schedule=short", "-cd", "mine", "--cfg", "job", cwd=tmp_path)
+    assert "levels: 7" in done.stdout, done.stderr

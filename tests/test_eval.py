@@ -1,0 +1,99 @@
+"""Scoring a checkpoint: the numbers, their protocol, and the files."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse import eval as evaluation
+from diffuse.checkpoint import load_trained
+from diffuse.datasets import digits, to_float
+from diffuse.denoiser import Denoiser
+from diffuse.errors import UsageError
+from diffuse.likelihood import vlb
+from diffuse.randomness import ImageNoise, generator
+from diffuse.samplers import fixed_small, time_grid
+from tests.commands import config, job
+
+FAST = ["device=cpu", "device.precision=float32"]
+
+
+def scored(run: Path, name: str, *overrides: str) -> dict:
+    total = evaluation.run(config("eval", f"ckpt={run}", f"name={name}", *FAST, *overrides), job())
+    result = json.loads((run / "eval" / name / "eval.json").read_text())
+    assert result["bits_per_dim"]["total"] == total
+    return result
+
+
+def test_a_score_carries_its_protocol_and_its_parts(tiny_run):
+    result = scored(tiny_run, "parts", "n=8", "levels=10", "variance=fixed_small")
+    bits, protocol = result["bits_per_dim"], result["protocol"]
+    assert bits["total"] == pytest.approx(bits["L_T"] + bits["L_t_minus_1"] + bits["L_0"])
+    assert (protocol["dataset"], protocol["split"]) == ("digits", "test")
+    assert (protocol["n"], protocol["levels"], protocol["variance"]) == (8, 10, "fixed_small")
+    assert (protocol["weights"], protocol["clip"], protocol["n_chosen_by"]) == ("ema", True, "n=")
+    assert len(result["checkpoint_sha256"]) == 64
+
+
+def test_the_table_adds_up_to_the_total(tiny_run):
+    result = scored(tiny_run, "table", "n=8", "levels=10")
+    with open(tiny_run / "eval" / "table" / "terms.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["term"] for line in lines] == ["L_T", *["L_t_minus_1"] * 9, "L_0"]
+    assert [float(line["t"]) for line in lines[1:]] == time_grid(load_trained(str(tiny_run), []).schedule, 10)[:-1].tolist()
+    assert sum(float(line["bits_per_dim"]) for line in lines) == pytest.approx(result["bits_per_dim"]["total"], rel=1e-6)
+    assert (tiny_run / "eval" / "table" / "terms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_number_is_that_of_the_core(tiny_run):
+    """The same bound computed in a few lines from the library: the command adds batches, files and nothing else."""
+    result = scored(tiny_run, "core", "n=20", "levels=25", "variance=fixed_small", "batch_size=7", "seed=4")
+    trained = load_trained(str(tiny_run), [])
+    rows = generator(4, "test order").permutation(359)[:20]
+    x0 = to_float(torch.from_numpy(digits().test.images[rows]))
+    denoiser = Denoiser(trained.net, trained.schedule, clip=True)
+    noise = ImageNoise(4, "eval", rows.tolist())
+    bound = vlb(denoiser, x0, time_grid(trained.schedule, 25), noise, variance=fixed_small)
+    bits = bound.total.double().numpy() / (64 * math.log(2))
+    assert result["bits_per_dim"]["total"] == pytest.approx(bits.mean(), rel=1e-5)
+    assert result["bits_per_dim"]["standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(20), rel=1e-3)
+
+
+def test_the_score_does_not_depend_on_the_batch_size(tiny_run):
+    totals = [scored(tiny_run, f"b{size}", "n=70", "levels=5", f"batch_size={size}")["bits_per_dim"] for size in (1, 512)]
+    assert totals[0] == totals[1]
+
+
+def test_without_n_it_takes_what_two_minutes_afford(tiny_run):
+    """5 levels of a tiny network are cheap: all 359 test images."""
+    protocol = scored(tiny_run, "all", "levels=5")["protocol"]
+    assert (protocol["n"], protocol["n_chosen_by"]) == (359, "what takes about two minutes")
+
+
+def test_data_without_a_range_is_scored_by_its_density(gaussian_run):
+    protocol = scored(gaussian_run, "density", "n=4", "levels=5")["protocol"]
+    assert (protocol["decoder"], protocol["clip"]) == ("gaussian_density", False)
+
+
+def test_a_conditional_network_is_told_the_labels(conditional_run):
+    assert np.isfinite(scored(conditional_run, "labels", "n=4", "levels=5")["bits_per_dim"]["total"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("levels=1001", "levels must be between 1 and the schedule's 1000 levels, not 1001"),
+        ("n=360", "n must be at most 359, the size of the test split"),
+        ("n=1", "n must be at least 2"),
+        ("variance=fixed", "variance must be one of fixed_small, fixed_large"),
+    ],
+)
+def test_impossible_values_are_named_and_leave_nothing(tiny_run, override, message):
+    before = set(tiny_run.rglob("*"))
+    with pytest.raises(UsageError, match=message):
+        scored(tiny_run, "bad", override)
+    assert set(tiny_run.rglob("*")) == before
