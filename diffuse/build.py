@@ -81,9 +81,9 @@ def checked_options(target: Callable[..., Any], options: Node, group: str) -> di
     return checked
 
 
-def build_dataset(config: Node) -> Dataset:
+def build_dataset(config: Node, trust: Sequence[str]) -> Dataset:
     """The data set of a training config."""
-    return typing.cast(Dataset, build(config["dataset"], "dataset", config["trust"]))
+    return typing.cast(Dataset, build(config["dataset"], "dataset", trust))
 
 
 def build_schedule(config: Node, trust: Sequence[str]) -> Schedule:

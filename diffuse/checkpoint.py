@@ -1,6 +1,7 @@
 """Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,7 +60,9 @@ def find(ckpt: str) -> Path:
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file. Nothing in it is run; whatever is wrong with it is said in words."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of foreign pickles; the error below says enough
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run.\n"

@@ -68,6 +68,10 @@ class Device:
             return max(4, min(64, 16384 // image_size**2))
         return batch_size
 
+    def send(self, tensor: Tensor) -> Tensor:
+        """A small tensor of the processor's, on this device, without waiting until it is there."""
+        return send(tensor, self.torch)
+
     def hold(self, array: Tensor) -> Tensor:
         """The array on this device, or on the processor where it would take more than half of the free memory."""
         if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
@@ -78,6 +82,13 @@ class Device:
         """Wait until everything asked of the device is done; for timing only."""
         if self.torch.type != "cpu":
             getattr(torch, self.torch.type).synchronize()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to CUDA by way of pinned memory, since a plain copy waits for all work queued."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def in_chunks(net: Network, rows: int) -> Network:

@@ -1,9 +1,8 @@
 """`diffuse eval`: how well a trained network describes the test split."""
 
 import csv
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffuse.datasets import to_float
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, UserError, pick
-from diffuse.files import write_whole
+from diffuse.files import write_json, write_whole
 from diffuse.job import Job, shown
 from diffuse.likelihood import bits_per_dim, discretised_gaussian, gaussian_density, prior_term, reverse_terms
 from diffuse.pictures import plot_terms
@@ -41,8 +40,7 @@ class EvalJob:
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
         kind = self.trained.kind
-        stored = {**self.trained.config, "data_dir": config["data_dir"], "trust": config["trust"]}
-        self.test = build_dataset(stored).test
+        self.test = build_dataset(self.trained.config, config["trust"]).test
         self.clip = kind.bounded if config["clip"] is None else config["clip"]
         self.decoder = discretised_gaussian if kind.bounded else gaussian_density
         self.rows = self.device.rows(kind.size, config["batch_size"])
@@ -136,13 +134,12 @@ def run(config: Mapping[str, Any], job: Job) -> float:
         bound = summary(terms)
         if not np.isfinite(bound["total"]):
             raise UserError("the bound is not a finite number; with bfloat16, try device.precision=float32")
-        write_table(folder / "terms.csv", scoring, terms)
-        levels = scoring.times[:-1].tolist()
+        table = by_level(scoring.times.tolist(), terms)
+        write_table(folder / "terms.csv", table)
         title = f"{scoring.trained.kind.name}: {bound['total']:.3f} bits/dim in all"
-        plot_terms(folder / "terms.png", levels, terms[:, 1:].mean(0).tolist(), title)
+        plot_terms(folder / "terms.png", table["t"][1:], table["bits_per_dim"][1:], title)
         facts = {"bits_per_dim": bound, "protocol": protocol(scoring, n), "seconds": round(seconds, 3)}
-        result = {**facts, **scoring.trained.provenance}
-        write_whole(folder / "eval.json", lambda file: json.dump(result, file, indent=2))
+        write_json(folder / "eval.json", {**facts, **scoring.trained.provenance, "terms": table})
         log.info(
             "%.4f +- %.4f bits/dim = L_T %.4f + sum of L_{t-1} %.4f + L_0 %.4f",
             *(bound[key] for key in ("total", "standard_error", "L_T", "L_t_minus_1", "L_0")),
@@ -184,18 +181,23 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
     }
 
 
-def write_table(path: Path, scoring: EvalJob, terms: np.ndarray) -> None:
-    """terms.csv: a line for each term, with its mean and standard error over images."""
-    times = scoring.times.tolist()
-    names = ["L_T", *["L_t_minus_1"] * (len(times) - 2), "L_0"]
-    means, errors = terms.mean(0), terms.std(0, ddof=1) / np.sqrt(len(terms))
+def by_level(times: list[float], terms: np.ndarray) -> dict[str, list[Any]]:
+    """Each term of the bound: its name, the step it is about (from t to s), mean and standard error over images."""
+    return {
+        "term": ["L_T", *["L_t_minus_1"] * (len(times) - 2), "L_0"],
+        "t": [times[0], *times[:-1]],
+        "s": [None, *times[1:]],
+        "bits_per_dim": terms.mean(0).tolist(),
+        "standard_error": (terms.std(0, ddof=1) / np.sqrt(len(terms))).tolist(),
+    }
+
+
+def write_table(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Columns as CSV, a line for each term."""
 
     def write(file: Any) -> None:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["term", "t", "s", "bits_per_dim", "standard_error"])
-        for name, t, s, mean, error in zip(
-            names, [times[0], *times[:-1]], ["", *times[1:]], means, errors, strict=True
-        ):
-            table.writerow([name, t, s, f"{mean:.8g}", f"{error:.3g}"])
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
 
     write_whole(path, write)

@@ -1,8 +1,9 @@
 """Files that appear whole or not at all, and folders that nobody else has."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +34,18 @@ def write_whole(path: Path, write: Callable[[IO[Any]], object], mode: str = "w")
     encoding = None if "b" in mode else "utf-8"
     with written_whole(path) as beside, open(beside, mode, encoding=encoding) as file:
         write(file)
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts as JSON for people and programs: a line for each key, lists on one line."""
+    write_whole(path, lambda file: file.write(_as_json(facts, "") + "\n"))
+
+
+def _as_json(value: Any, indent: str) -> str:
+    if not isinstance(value, Mapping):
+        return json.dumps(value)
+    lines = [f"{indent}  {json.dumps(key)}: {_as_json(inside, indent + '  ')}" for key, inside in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def link_whole(path: Path, target: str) -> None:

@@ -28,7 +28,6 @@ KEYS = {
         "images.every": "steps between sample grids",
         "images.count": "images in a grid",
         "log.every": "steps between lines of metrics",
-        "data_dir": "where data sets are kept",
     },
     "sample": {
         "ckpt": "a run folder or a checkpoint file (required)",

@@ -1,5 +1,6 @@
 """One execution of a command: where its output goes, and the log beside it."""
 
+import json
 import logging
 import re
 import traceback
@@ -58,9 +59,8 @@ class Job:
     @contextmanager
     def logged(self, folder: Path, log_name: str) -> Iterator[None]:
         """Keep what was typed and what happens in the folder's log, failures included."""
-        write_whole(
-            folder / ".hydra" / "overrides.yaml", lambda file: file.writelines(f"- {o}\n" for o in self.overrides)
-        )
+        typed = json.dumps(list(self.overrides))  # JSON is YAML too
+        write_whole(folder / ".hydra" / "overrides.yaml", lambda file: file.write(typed + "\n"))
         with logged_to(folder / log_name) as only_there:
             only_there(logging.INFO, f"{self.command}   (diffuse {diffuse.__version__}, torch {torch.__version__})")
             try:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.device import send
+
 Key = int | str
 
 
@@ -43,4 +45,4 @@ class ImageNoise:
     def __call__(self, like: Tensor) -> Tensor:
         dtype = np.float64 if like.dtype == torch.float64 else np.float32
         drawn = np.stack([stream.standard_normal(like.shape[1:], dtype=dtype) for stream in self.streams])
-        return torch.from_numpy(drawn).to(like)
+        return send(torch.from_numpy(drawn), like.device).to(like.dtype)

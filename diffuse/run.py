@@ -104,7 +104,7 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 # What may differ when a run is continued: it changes no weight of the steps already done.
-FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "data_dir", "resume", "trust")
+FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "resume", "trust")
 
 
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:

@@ -1,6 +1,5 @@
 """`diffuse sample`: draw images from a trained network."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from diffuse.datasets import ImageKind, to_uint8
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, pick
-from diffuse.files import write_whole
+from diffuse.files import write_json, write_whole
 from diffuse.job import Job, shown
 from diffuse.pictures import grid, save_png
 from diffuse.progress import Progress, duration, log
@@ -148,15 +147,13 @@ def run(config: Mapping[str, Any], job: Job) -> None:
             "n": config["n"],
             "seed": config["seed"],
             "label": config["label"],
-            "sampler": sampling.sampler.node,
-            "clip": sampling.sampler.clip,
-            "times": sampling.sampler.times.tolist(),
+            "sampler": {**sampling.sampler.node, "steps": sampling.sampler.evaluations, "clip": sampling.sampler.clip},
             "network_evaluations": sampling.sampler.evaluations,
             "device": str(sampling.device),
             "seconds": round(seconds, 3),
             **sampling.trained.provenance,
         }
-        write_whole(folder / "samples.json", lambda file: json.dump(facts, file, indent=2))
+        write_json(folder / "samples.json", facts)
         log.info("%s images in %s: %s", f"{config['n']:,}", duration(seconds), shown(folder / "grid.png"))
 
 

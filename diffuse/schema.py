@@ -78,7 +78,6 @@ class TrainConfig:
 
     name: str | None
     seed: int
-    data_dir: str
     dataset: Any
     schedule: Any
     unet: Any
@@ -107,7 +106,6 @@ class SampleConfig:
     ckpt: str
     name: str | None
     seed: int
-    data_dir: str
     n: int
     batch_size: int
     label: int | None
@@ -127,7 +125,6 @@ class EvalConfig:
     ckpt: str
     name: str | None
     seed: int
-    data_dir: str
     n: int | None
     batch_size: int
     levels: int | None

@@ -14,7 +14,7 @@ from diffuse import checkpoint
 from diffuse.build import build, build_dataset, build_network, build_schedule
 from diffuse.datasets import Dataset, to_float
 from diffuse.denoiser import Denoiser
-from diffuse.device import Device
+from diffuse.device import Device, send
 from diffuse.ema import EMA
 from diffuse.errors import UserError
 from diffuse.job import OUTPUTS, Job, shown
@@ -39,7 +39,7 @@ class Trainer:
     def __init__(self, config: Mapping[str, Any]):
         self.config, trust = config, config["trust"]
         self.device: Device = build(config["device"], "device", trust)
-        self.data: Dataset = build_dataset(config)
+        self.data: Dataset = build_dataset(config, trust)
         self.schedule = build_schedule(config, trust)
         self.sampler = Sampler(config["sampler"], self.schedule, self.data.kind, trust)
         reseed(config["seed"], "weights")
@@ -127,12 +127,12 @@ class Trainer:
     def _batch(self) -> tuple[Tensor, Tensor | None]:
         """The images of this step, in [-1, 1], flipped at random where that is allowed, and their labels."""
         rows = batch_rows(self.config["seed"], self.step, self.config["batch_size"], len(self._images))
-        index = torch.from_numpy(rows).to(self._images.device)
-        x0 = to_float(self._images[index].to(self.device.torch))
+        index = send(torch.from_numpy(rows), self._images.device)
+        x0 = to_float(self.device.send(self._images[index]))
         if self.data.flip:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)
-        return x0, None if self._labels is None else self._labels[index].to(self.device.torch)
+        return x0, None if self._labels is None else self.device.send(self._labels[index])
 
     def _hold(self, array: np.ndarray) -> Tensor:
         """The array on the device if it fits well, else where it is."""

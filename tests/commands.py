@@ -30,7 +30,7 @@ def job() -> Job:
     return Job("test", [], {"dataset": "digits", "schedule": "linear", "unet": "tiny"})
 
 
-def diffuse(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def diffuse(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """`diffuse WORDS` in a process of its own, not on a terminal."""
     return subprocess.run(
         [sys.executable, "-m", "diffuse", *words],
@@ -38,5 +38,5 @@ def diffuse(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )

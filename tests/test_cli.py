@@ -77,7 +77,10 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ("schedule.levels=abc", "schedule.levels: Value 'abc' of type 'str' could not be converted to Integer"),
         ("schedule.beta_end=2", "schedule.beta_end must lie between 0 and 1, not 2.0"),
         ("+schedule.foo=2", "schedule has no key 'foo'"),
-        ("unet.channel_mult=[1,1,1,1,1]", "unet.channel_mult has 5 levels, so the image size must be divisible by 16; it is 8"),
+        (
+            "unet.channel_mult=[1,1,1,1,1]",
+            "unet.channel_mult has 5 levels, so the image size must be divisible by 16; it is 8",
+        ),
         ("sampler.steps=2000", "sampler.steps must be between 1 and the schedule's 1000 levels, not 2000"),
         ("name=../elsewhere", "name must be made of letters"),
         ("schedule._target_=os.system", "schedule._target_ is os.system, which is not defined in diffuse.schedules"),
@@ -219,7 +222,16 @@ def test_completion_can_be_installed(tmp_path):
 
 def test_overrides_come_first_and_flags_keep_their_values():
     typed = ["schedule=cosine", "-m", "unet=tiny,small", "--cfg", "job", "-cd=mine", "~name"]
-    assert overrides_first(typed) == ["schedule=cosine", "unet=tiny,small", "~name", "-m", "--cfg", "job", "-cd", "mine"]
+    assert overrides_first(typed) == [
+        "schedule=cosine",
+        "unet=tiny,small",
+        "~name",
+        "-m",
+        "--cfg",
+        "job",
+        "-cd",
+        "mine",
+    ]
     with pytest.raises(UsageError):
         overrides_first(["--cfg"])
 

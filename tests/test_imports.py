@@ -21,7 +21,7 @@ ALLOWED = {
     "datasets": {"randomness"},
     "ema": set(),
     "device": set(),
-    "randomness": set(),
+    "randomness": {"device"},
     "files": set(),
     "errors": set(),
 }

@@ -1,0 +1,59 @@
+# Two commands on a fresh clone: `make demo` and `make test`. Each makes .venv first; nothing else is needed but Python.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo install dev test lint types tests test-slow clean
+
+help:
+	@echo "make demo       install, train on the digits that ship, sample 64, score (about 6 minutes on two cores)"
+	@echo "make test       install for development, then lint, types and tests"
+	@echo "make test-slow  the tests that train for minutes"
+	@echo "make install    only the virtual environment, in $(VENV)"
+	@echo "make clean      remove the virtual environment and caches; runs in outputs/ stay"
+
+demo: install
+	@run=outputs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
+	$(BIN)/diffuse train name=$${run#outputs/} && \
+	$(BIN)/diffuse sample ckpt=$$run n=64 name=demo && \
+	$(BIN)/diffuse eval ckpt=$$run name=demo && \
+	echo && \
+	echo "digits drawn by the network just trained:  $$run/samples/demo/grid.png" && \
+	echo "what it drew while it was learning:        $$run/images/" && \
+	echo "the bound, level by level:                 $$run/eval/demo/terms.png" && \
+	echo "curves:                                    $(BIN)/tensorboard --logdir $$run"
+
+install: $(VENV)/installed
+dev: $(VENV)/installed-dev
+
+test: lint types tests
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+tests: dev
+	$(BIN)/python -m pytest
+
+test-slow: dev
+	$(BIN)/python -m pytest -m slow -s
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] <= (3, 13); \
+	ok or sys.exit("diffuse needs Python 3.10 to 3.13, not %d.%d: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

@@ -1,0 +1,110 @@
+"""Every YAML option composes and builds, and what help and README say of keys is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffuse.app import CONFIGS
+from diffuse.build import build, build_dataset, build_network, build_schedule
+from diffuse.datasets import ImageKind
+from diffuse.device import Device
+from diffuse.errors import UsageError
+from diffuse.help import GROUPS, KEYS
+from diffuse.run import flat
+from diffuse.sample import Sampler
+from diffuse.schedules import linear
+from tests.commands import config
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_every_data_set_has_a_recipe_and_builds(dataset):
+    assert dataset in options("recipe")
+    data = build_dataset(config("train", f"dataset={dataset}"), [])
+    assert data.kind.name == dataset
+    for split in (data.train, data.test):
+        assert split.images.shape[1:] == data.kind.shape
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+def test_every_schedule_builds(schedule):
+    typed = config("train", f"schedule={schedule}")
+    assert build_schedule(typed, []).T == typed["schedule"]["levels"] == 1000
+
+
+@pytest.mark.parametrize("unet", options("unet"))
+def test_every_network_builds_at_32_by_32(unet):
+    typed = config("train", f"unet={unet}", "class_conditional=true")
+    with torch.device("meta"):
+        net = build_network(typed, ImageKind("any", 3, 32, ["a", "b"], bounded=True), [])
+    millions = sum(weight.numel() for weight in net.parameters()) / 1e6
+    smallest, largest = {"tiny": (1, 3), "small": (4, 12), "base": (35, 37), "large": (250, 350)}[unet]
+    assert smallest < millions < largest
+
+
+def test_base_is_the_papers_network():
+    with torch.device("meta"):
+        net = build_network(config("train", "unet=base"), ImageKind("cifar10", 3, 32, [], bounded=True), [])
+    assert sum(weight.numel() for weight in net.parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize("sampler", options("sampler"))
+def test_every_sampler_builds(sampler):
+    kind = ImageKind("any", 1, 8, [], bounded=True)
+    node = config("sample", "ckpt=x", f"sampler={sampler}")["sampler"]
+    assert Sampler(node, linear(), kind, []).clip
+
+
+@pytest.mark.parametrize("device", options("device"))
+def test_every_device_builds_where_it_is_there(device):
+    node = config("train", f"device={device}")["device"]
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if available.get(device, True):
+        assert isinstance(build(node, "device"), Device)
+    else:
+        with pytest.raises(UsageError, match=f"device.kind is {device}"):
+            build(node, "device")
+
+
+def test_what_is_typed_wins_over_the_recipe():
+    typed = config("train", "dataset=gaussian", "unet=small", "steps=7", "optim.lr=0.5")
+    assert (typed["steps"], typed["optim"]["lr"], typed["unet"]["channels"]) == (7, 0.5, 64)
+    assert config("train", "recipe=gaussian")["steps"] == config("train", "dataset=gaussian")["steps"]
+
+
+@pytest.mark.parametrize("command", KEYS)
+def test_the_keys_that_help_lists_exist(command):
+    required = [] if command == "train" else ["ckpt=x"]
+    known = set(flat(config(command, *required)))
+    for sampler in options("sampler") if command == "sample" else []:
+        known |= set(flat(config(command, *required, f"sampler={sampler}")))
+    assert set(KEYS[command]) <= known
+    assert set(GROUPS[command]) <= {path.name for path in CONFIGS.iterdir()}
+
+
+def test_the_readme_lists_the_same_keys_groups_and_options():
+    """A key, group or option that help knows stands in the README in code quotes."""
+    quoted = set(re.findall(r"`([^`\n]+)`", README))
+    keys = {key for keys in KEYS.values() for key in keys}
+    groups = {group for groups in GROUPS.values() for group in groups}
+    names = keys | groups | {option for group in groups for option in options(group)}
+    assert names <= quoted, names - quoted
+
+
+def test_configs_hold_values_for_every_constructor_argument():
+    """Each option of a network can be typed: none of them hides in a default of the code."""
+    import inspect
+
+    from diffuse.unet import UNet
+
+    given_by_the_program = {"self", "image_size", "image_channels", "num_classes"}
+    arguments = set(inspect.signature(UNet.__init__).parameters) - given_by_the_program
+    for unet in options("unet"):
+        assert set(config("train", f"unet={unet}")["unet"]) == arguments | {"_target_"}
