@@ -144,7 +144,9 @@ def main(command: str, typed: list[str]) -> int:
     """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 interrupted."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        sys.argv = [f"diffuse {command}", *named_by_what_varies(overrides_first(typed))]
+        words = named_by_what_varies(overrides_first(typed))
+        program = "diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {command}"
+        sys.argv = [program, *words]
         config_name = resumed(typed) if command == "train" else command
         task = Command(command, typed)
         hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()

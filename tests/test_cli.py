@@ -214,10 +214,14 @@ def test_tab_completes_commands_groups_options_and_keys(tmp_path, line, expected
     assert expected <= set(done.stdout.split()), done.stderr
 
 
-def test_completion_can_be_installed(tmp_path):
-    done = diffuse("-sc", "install=bash", cwd=tmp_path)
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_for_our_name_alone(tmp_path, shell):
+    done = diffuse("-sc", f"install={shell}", cwd=tmp_path)
     assert done.returncode == 0
-    assert "complete" in done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert "complete " in last
+    assert "diffuse" in last.split()
+    assert "train" not in last
 
 
 def test_overrides_come_first_and_flags_keep_their_values():

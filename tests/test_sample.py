@@ -127,3 +127,13 @@ def test_impossible_values_are_named_and_leave_nothing(tiny_run, override, messa
     with pytest.raises(UsageError, match=message):
         sampled(tiny_run, "bad", override)
     assert set(tiny_run.rglob("*")) == before
+
+
+def test_the_network_always_sees_the_same_number_of_rows(tiny_run):
+    """That is what makes an image independent of its batch: results differ in the last bits between batch sizes."""
+    rows = set()
+    for options in (["n=70", "batch_size=1"], ["n=3", "batch_size=500"]):
+        sampling = sample.SampleJob(config("sample", f"ckpt={tiny_run}", *FAST, *options))
+        sampling.trained.net.register_forward_pre_hook(lambda _, arguments: rows.add(len(arguments[0])))
+        assert sum(len(drawn) for _, drawn, _ in sampling.batches()) == int(options[0].removeprefix("n="))
+    assert rows == {64}
