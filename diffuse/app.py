@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import UsageError, UserError, did_you_mean
+from diffuse.files import checked_name
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
 from diffuse.schema import SCHEMAS, checked
@@ -38,10 +39,14 @@ BARE_FLAGS = (
     "--shell-completion",
     "-sc",
 )
-FLAGS_WITH_VALUE = (
-    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
-    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-)
+CONFIGS_TO_SHOW = ("job", "hydra", "all")
+THINGS_TO_SHOW = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+# Hydra's flags that take a value, and which values where there are few.
+FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("--cfg", "-c"), CONFIGS_TO_SHOW),
+    **dict.fromkeys(("--info", "-i"), THINGS_TO_SHOW),
+    **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
+}
 LONGEST_SLUG = 120
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
@@ -182,8 +187,9 @@ def overrides_first(typed: list[str]) -> list[str]:
             overrides.append(word)
         elif flag in FLAGS_WITH_VALUE:
             value = attached or next(words, None)
-            if value is None:
-                raise UsageError(f"{flag} wants a value")
+            allowed = FLAGS_WITH_VALUE[flag]
+            if value is None or (allowed and value not in allowed):
+                raise UsageError(f"{flag} wants {'one of ' + ', '.join(allowed) if allowed else 'a value'}")
             flags += [flag, value]
         elif word in BARE_FLAGS:
             flags.append(word)
@@ -196,9 +202,13 @@ def named_by_what_varies(words: list[str]) -> list[str]:
     """For a sweep, tell Hydra to leave what is the same in all jobs out of the names of their folders."""
     if not {"-m", "--multirun"} & set(words):
         return words
-    typed = [word for word in words if OVERRIDE.match(word)]
-    parsed = OverridesParser.create().parse_overrides(typed)
-    fixed = [override.key_or_group for override in parsed if not override.is_sweep_override()]
+    typed = OverridesParser.create().parse_overrides([word for word in words if OVERRIDE.match(word)])
+    for override in typed:
+        if override.key_or_group == "name" and override.is_sweep_override():
+            raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
+        if override.key_or_group == "name":
+            checked_name(str(override.value()))
+    fixed = [override.key_or_group for override in typed if not override.is_sweep_override()]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
 
 
@@ -209,7 +219,7 @@ def resumed(typed: list[str]) -> str:
         return "train"
     from diffuse.run import read_record
 
-    record = read_record(Path(folders[-1]))
+    record = read_record(Path(folders[-1]).expanduser())
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"
 

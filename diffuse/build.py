@@ -93,6 +93,8 @@ def build_schedule(config: Node, trust: Sequence[str]) -> Schedule:
 
 def build_network(config: Node, kind: ImageKind, trust: Sequence[str]) -> UNet:
     """The untrained network of a training config, for images of this kind."""
+    if config["unet"].get("learned_variance"):
+        raise UsageError("unet.learned_variance=true needs a loss that trains the variance, and there is none")
     sizes: dict[str, Any] = {"image_size": kind.size, "image_channels": kind.channels}
     if config["class_conditional"]:
         if not kind.classes:

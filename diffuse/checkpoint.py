@@ -28,7 +28,10 @@ def save(folder: Path, step: int, content: Mapping[str, Any], keep: int) -> Path
     path = folder / f"step_{step:08d}.pt"
     stamped = {"format": FORMAT, "program": f"diffuse {diffuse.__version__}", "step": step, **content}
     with written_whole(path) as beside:
-        torch.save(stamped, beside)
+        try:
+            torch.save(stamped, beside)
+        except RuntimeError as error:  # how torch's writer reports that the disk is full
+            raise UserError(f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})") from error
     link_whole(folder / NEWEST, path.name)
     for old in all_in(folder)[:-keep]:
         old.unlink()
@@ -40,6 +43,13 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.pt"))
 
 
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder, if there is one."""
+    if (folder / NEWEST).is_file():
+        return (folder / NEWEST).resolve()
+    return all_in(folder)[-1].resolve() if all_in(folder) else None
+
+
 def find(ckpt: str) -> Path:
     """The checkpoint file that `ckpt` means: that file, or the newest of that run folder."""
     path = Path(ckpt).expanduser()
@@ -48,10 +58,8 @@ def find(ckpt: str) -> Path:
     if not path.exists():
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     for folder in (path / FOLDER, path):
-        if (folder / NEWEST).is_file():
-            return (folder / NEWEST).resolve()
-        if found := all_in(folder):
-            return found[-1].resolve()
+        if found := newest(folder):
+            return found
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{FOLDER}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
     raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({FOLDER}/step_*.pt).{hint}")
@@ -89,6 +97,7 @@ class Trained:
     """What a checkpoint holds, ready to sample from or to score: the network has the EMA weights."""
 
     path: Path
+    sha256: str
     step: int
     config: dict[str, Any]
     kind: ImageKind
@@ -100,7 +109,7 @@ class Trained:
         """Which checkpoint this is, for the records of whatever is made with it."""
         return {
             "checkpoint": str(self.path),
-            "checkpoint_sha256": sha256(self.path),
+            "checkpoint_sha256": self.sha256,
             "step": self.step,
             "weights": "ema",
         }
@@ -115,15 +124,15 @@ class Trained:
 def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
     path = find(ckpt)
-    content = read(path)
+    content, digest = read(path), sha256(path)
     try:
-        config, kind = content["config"], ImageKind(**content["kind"])
+        config, kind, step = content["config"], ImageKind(**content["kind"]), int(content["step"])
         schedule = build_schedule(config, trust)
         net = build_network(config, kind, trust)
         net.load_state_dict(content["ema"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit together: {str(error).splitlines()[0][:200]}") from error
-    return Trained(path, content["step"], config, kind, schedule, net.eval().requires_grad_(False))
+    return Trained(path, digest, step, config, kind, schedule, net.eval().requires_grad_(False))
 
 
 def kind_values(kind: ImageKind) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._triton import has_triton
+
+from diffuse.errors import check_choice
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -13,15 +16,14 @@ class Device:
 
     kind       auto (CUDA, else Apple's MPS, else the processor), cpu, cuda or mps
     precision  auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
-    compile    whether training compiles the network; auto does so on CUDA
+    compile    whether training compiles the network; None does so on CUDA where Triton is installed
 
     Raises ValueError, beginning with the option's name, where this machine has no such device.
     """
 
-    def __init__(self, kind: str = "auto", precision: str = "auto", compile: str = "auto"):
-        _check("kind", kind, ("auto", "cpu", "cuda", "mps"))
-        _check("precision", precision, ("auto", "float32", "bfloat16"))
-        _check("compile", compile, ("auto", "true", "false"))
+    def __init__(self, kind: str = "auto", precision: str = "auto", compile: bool | None = None):
+        check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
+        check_choice("precision", precision, ("auto", "float32", "bfloat16"))
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if kind == "auto":
             kind = next(name for name, there in available.items() if there)
@@ -31,11 +33,11 @@ class Device:
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
         self.torch = torch.device(kind)
         self.bfloat16 = precision == "bfloat16"
-        self.compiles = compile == "true" or (compile == "auto" and kind == "cuda")
+        self.compiles = (kind == "cuda" and has_triton()) if compile is None else compile
         self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
         if kind == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products have it so by default
 
     def __str__(self) -> str:
         return f"{self.torch.type}, {'bfloat16' if self.bfloat16 else 'float32'}"
@@ -113,8 +115,3 @@ def _computes_in_bfloat16(kind: str) -> bool:
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def _check(option: str, given: str, allowed: tuple[str, ...]) -> None:
-    if given not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}")

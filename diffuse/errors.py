@@ -1,7 +1,7 @@
 """Two kinds of failure: the user's, worded in at most four lines, and ours, which keeps its traceback."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 Option = TypeVar("Option")
@@ -25,9 +25,16 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def check_choice(option: str, given: str, allowed: Collection[str]) -> None:
+    """Raise ValueError, beginning with the option's name, where the given word is none of those allowed."""
+    if given not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}.{did_you_mean(given, allowed)}")
+
+
 def pick(options: Mapping[str, Option], key: str, given: str) -> Option:
     """The option of that name, or an error that names the key and lists the names there are."""
-    if given not in options:
-        hint = did_you_mean(given, options)
-        raise UsageError(f"{key} must be one of {', '.join(options)}, not {given!r}.{hint}")
+    try:
+        check_choice(key, given, options)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return options[given]

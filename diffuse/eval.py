@@ -3,6 +3,7 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.build import build, build_dataset
-from diffuse.checkpoint import Trained, load_trained
+from diffuse.build import build_dataset
 from diffuse.datasets import to_float
-from diffuse.denoiser import Denoiser
-from diffuse.device import Device
+from diffuse.drawing import Prepared
 from diffuse.errors import UsageError, UserError, pick
 from diffuse.files import write_json, write_whole
 from diffuse.job import Job, shown
@@ -27,26 +26,20 @@ from diffuse.samplers import VARIANCES, time_grid
 AFFORDED_SECONDS = 120.0
 
 
-class EvalJob:
+class EvalJob(Prepared):
     """All that `diffuse eval` needs, built and checked."""
 
     def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
         self.config = config
-        self.device: Device = build(config["device"], "device", config["trust"])
-        self.trained: Trained = load_trained(config["ckpt"], config["trust"])
         self.variance = pick(VARIANCES, "variance", config["variance"])
         try:
             self.times = time_grid(self.trained.schedule, config["levels"])
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        kind = self.trained.kind
         self.test = build_dataset(self.trained.config, config["trust"]).test
-        self.clip = kind.bounded if config["clip"] is None else config["clip"]
-        self.decoder = discretised_gaussian if kind.bounded else gaussian_density
-        self.rows = self.device.rows(kind.size, config["batch_size"])
-        self.batch_size = -(-config["batch_size"] // self.rows) * self.rows
-        net = self.device.place(self.trained.net)
-        self.denoiser = Denoiser(self.device.network(net, self.rows), self.trained.schedule, clip=self.clip)
+        self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
+        self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
         if config["n"] is not None and config["n"] > len(self.test.images):
             raise UsageError(
                 f"n must be at most {len(self.test.images)}, the size of the test split, not {config['n']}"
@@ -57,23 +50,23 @@ class EvalJob:
         return len(self.times) - 1
 
     def images_per_second(self) -> float:
-        """How many images a second the network takes, measured over one batch after another that warms up."""
-        x, _ = self.batch(np.arange(min(self.batch_size, len(self.test.images))))
-        t, y = torch.ones((), dtype=torch.float64), self.labels(np.arange(len(x)))
+        """How many images a second the network takes, measured on one full call after another that warms up."""
+        denoiser, rows = self.denoiser(self.clip), np.arange(self.chunk) % len(self.test.images)
+        (x, _), t, y = self.batch(rows), torch.ones((), dtype=torch.float64), self.labels(rows)
         for _ in range(2):
             self.device.synchronize()
             started = time.monotonic()
             with torch.no_grad():
-                self.denoiser(x, t, y)
+                denoiser(x, t, y)
             self.device.synchronize()
-        return self.batch_size / (time.monotonic() - started)
+        return self.chunk / (time.monotonic() - started)
 
     def afforded(self, images_per_second: float) -> int:
         """n, or without it what takes about two minutes: at least one network call's worth, at most the test split."""
         if self.config["n"] is not None:
             return int(self.config["n"])
-        afforded = int(AFFORDED_SECONDS * images_per_second / self.evaluations) // self.rows * self.rows
-        return min(max(afforded, self.rows), len(self.test.images))
+        afforded = int(AFFORDED_SECONDS * images_per_second / self.evaluations) // self.chunk * self.chunk
+        return min(max(afforded, self.chunk), len(self.test.images))
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, ImageNoise]:
         """These rows of the test split in [-1, 1], each with noise of its own."""
@@ -82,32 +75,24 @@ class EvalJob:
 
     def labels(self, rows: np.ndarray) -> Tensor | None:
         """The rows' classes, for a class-conditional network."""
-        if not self.trained.config["class_conditional"] or self.test.labels is None:
+        if not self.conditional or self.test.labels is None:
             return None
         return torch.from_numpy(self.test.labels[rows]).to(self.device.torch)
 
     def terms(self, n: int) -> np.ndarray:
         """The bound of n images in bits/dim, [n, steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
         order = generator(self.config["seed"], "test order").permutation(len(self.test.images))[:n]
-        dims = self.trained.kind.channels * self.trained.kind.size**2
-        parts = []
+        levels = partial(reverse_terms, variance=self.variance, decoder=self.decoder)
+        denoiser, parts = self.denoiser(self.clip), []
         with Progress("eval", -(-n // self.batch_size) * self.evaluations, "level") as progress:
             for start in range(0, n, self.batch_size):
                 rows = order[start : start + self.batch_size]
                 x0, noise = self.batch(rows)
                 terms = [prior_term(self.trained.schedule, x0)]
-                for term in reverse_terms(
-                    self.denoiser,
-                    x0,
-                    self.times,
-                    noise,
-                    self.labels(rows),
-                    variance=self.variance,
-                    decoder=self.decoder,
-                ):
+                for term in levels(denoiser, x0, self.times, noise, self.labels(rows)):
                     terms.append(term)
                     progress.advance()
-                parts.append(bits_per_dim(torch.stack(terms, dim=1), dims).cpu().double().numpy())
+                parts.append(bits_per_dim(torch.stack(terms, dim=1), x0[0].numel()).cpu().double().numpy())
         return np.concatenate(parts)
 
 
@@ -118,33 +103,24 @@ def run(config: Mapping[str, Any], job: Job) -> float:
     n = scoring.afforded(images_per_second)
     expected = n * scoring.evaluations / images_per_second
     with job.new_folder(scoring.trained.home / "eval", config["name"], "eval.log") as folder:
-        log.info(
-            "variational bound of %s of %s test images of %s at %s levels: %s network evaluations, about %s on %s",
-            n,
-            len(scoring.test.images),
-            scoring.trained.kind.name,
-            scoring.evaluations,
-            f"{n * scoring.evaluations:,}",
-            duration(expected),
-            scoring.device,
-        )
+        what = f"{n} of {len(scoring.test.images)} test images of {scoring.kind.name} at {scoring.evaluations} levels"
+        cost = f"{n * scoring.evaluations:,} network evaluations, about {duration(expected)} on {scoring.device}"
+        log.info(f"variational bound of {what}: {cost}")
         started = time.monotonic()
         terms = scoring.terms(n)
         seconds = time.monotonic() - started
         bound = summary(terms)
         if not np.isfinite(bound["total"]):
-            raise UserError("the bound is not a finite number; with bfloat16, try device.precision=float32")
+            raise UserError("the bound is not a finite number: the network's answers are not, or the variances are 0")
         table = by_level(scoring.times.tolist(), terms)
         write_table(folder / "terms.csv", table)
-        title = f"{scoring.trained.kind.name}: {bound['total']:.3f} bits/dim in all"
+        title = f"{scoring.kind.name}: {bound['total']:.3f} bits/dim in all"
         plot_terms(folder / "terms.png", table["t"][1:], table["bits_per_dim"][1:], title)
         facts = {"bits_per_dim": bound, "protocol": protocol(scoring, n), "seconds": round(seconds, 3)}
         write_json(folder / "eval.json", {**facts, **scoring.trained.provenance, "terms": table})
-        log.info(
-            "%.4f +- %.4f bits/dim = L_T %.4f + sum of L_{t-1} %.4f + L_0 %.4f",
-            *(bound[key] for key in ("total", "standard_error", "L_T", "L_t_minus_1", "L_0")),
-        )
-        log.info("written: %s, terms.csv and terms.png beside it", shown(folder / "eval.json"))
+        parts = f"L_T {bound['L_T']:.4f} + sum of L_{{t-1}} {bound['L_t_minus_1']:.4f} + L_0 {bound['L_0']:.4f}"
+        log.info(f"{bound['total']:.4f} +- {bound['standard_error']:.4f} bits/dim = {parts}")
+        log.info(f"written: {shown(folder / 'eval.json')}, terms.csv and terms.png beside it")
     return bound["total"]
 
 
@@ -164,7 +140,7 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
     """What the number depends on."""
     config = scoring.config
     return {
-        "dataset": scoring.trained.kind.name,
+        "dataset": scoring.kind.name,
         "split": "test",
         "n": n,
         "n_in_split": len(scoring.test.images),
@@ -177,7 +153,8 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
         "clip": scoring.clip,
         "decoder": scoring.decoder.__name__,
         "seed": config["seed"],
-        "device": str(scoring.device),
+        "device": scoring.device.torch.type,
+        "precision": "bfloat16" if scoring.device.bfloat16 else "float32",
     }
 
 

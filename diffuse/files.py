@@ -3,10 +3,15 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from diffuse.errors import UsageError
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 @contextmanager
@@ -68,6 +73,14 @@ def make_own_folder(path: Path) -> Path:
         except FileExistsError:
             number += 1
             candidate = path.with_name(f"{path.name}-{number}")
+
+
+def checked_name(name: str) -> str:
+    """The name, if it can be a folder that needs no quoting in a shell and lies below the folder it is put into."""
+    parts = name.split("/")
+    if not all(SAFE_NAME.fullmatch(part) and part.strip(".") for part in parts):
+        raise UsageError(f"name must be made of letters, digits, '.', '_', '+', '-' and '/', not {name!r}")
+    return name
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +12,11 @@ from pathlib import Path
 import torch
 
 import diffuse
-from diffuse.errors import UsageError, UserError
-from diffuse.files import make_own_folder, write_whole
+from diffuse.errors import UserError
+from diffuse.files import checked_name, make_own_folder, write_whole
 from diffuse.progress import logged_to
 
 OUTPUTS = Path("outputs")
-SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+(/[A-Za-z0-9._+-]+)*")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Job:
     sweep_folder: Path | None = None
 
     @property
-    def kind(self) -> str:
+    def filed_under(self) -> str:
         """<dataset>-<schedule>-<unet>, what runs without a name are filed under."""
         return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
 
@@ -43,15 +41,12 @@ class Job:
 
         Raises UserError where the name is taken; `otherwise` says what else the user may have meant.
         """
-        if self.sweep_folder:
-            folder = self.sweep_folder
-            folder.mkdir(parents=True, exist_ok=True)
-        elif name is None:
+        if name is None and not self.sweep_folder:
             folder = make_own_folder(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         else:
-            folder = parent / checked_name(name)
+            folder = self.sweep_folder or parent / checked_name(str(name))
             if folder.exists() and any(folder.iterdir()):
-                raise UserError(f"{folder} exists already: choose another name={otherwise}")
+                raise UserError(f"{shown(folder)} exists already: choose another name={otherwise}")
             folder.mkdir(parents=True, exist_ok=True)
         with self.logged(folder, log_name):
             yield folder
@@ -68,16 +63,12 @@ class Job:
             except UserError as error:
                 only_there(logging.ERROR, str(error))
                 raise
+            except KeyboardInterrupt:
+                only_there(logging.WARNING, "interrupted")
+                raise
             except BaseException:
                 only_there(logging.ERROR, traceback.format_exc())
                 raise
-
-
-def checked_name(name: str) -> str:
-    """The name, if it can be a folder that needs no quoting in a shell."""
-    if not SAFE_NAME.fullmatch(name) or ".." in name.split("/"):
-        raise UsageError(f"name must be made of letters, digits, '.', '_', '+', '-' and '/', not {name!r}")
-    return name
 
 
 def shown(path: Path) -> str:

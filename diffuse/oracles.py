@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from diffuse.denoiser import Denoiser, Prediction, eps, per_image, times_like
+from diffuse.denoiser import Denoiser, eps, per_image
 from diffuse.schedules import Schedule
 
 
@@ -13,9 +13,9 @@ class Gaussian:
     def __init__(self, mean: Tensor, std: Tensor):
         self.mean, self.std = mean, std
 
-    def denoiser(self, schedule: Schedule) -> "GaussianDenoiser":
-        """The best denoiser there is, E[x0 given x_t]."""
-        return GaussianDenoiser(self, schedule)
+    def denoiser(self, schedule: Schedule) -> Denoiser:
+        """The best denoiser there is: its x0 is E[x0 given x_t]."""
+        return Denoiser(GaussianNet(self, schedule), schedule, eps)
 
     def posterior_variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Var[x0 given x_t] = std^2 sigma^2 / (alpha^2 std^2 + sigma^2)."""
@@ -41,15 +41,14 @@ class Gaussian:
         return torch.stack([term.expand(torch.broadcast_shapes(self.mean.shape, self.std.shape)) for term in terms])
 
 
-class GaussianDenoiser(Denoiser):
-    """x0 = mean + alpha std^2 / (alpha^2 std^2 + sigma^2) (x_t - alpha mean)."""
+class GaussianNet(nn.Module):
+    """The network that Gaussian data would train: eps = sigma (x_t - alpha mean) / (alpha^2 std^2 + sigma^2)."""
 
     def __init__(self, data: Gaussian, schedule: Schedule):
-        super().__init__(nn.Identity(), schedule, eps)
-        self.data = data
+        super().__init__()
+        self.data, self.schedule = data, schedule
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        alpha, sigma = (per_image(value, x_t) for value in self.schedule.alpha_sigma(times_like(t, x_t)))
+    def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        alpha, sigma = (per_image(value, x) for value in self.schedule.alpha_sigma(time + 1))
         mean, std = self.data.mean, self.data.std
-        gain = alpha * std**2 / ((alpha * std) ** 2 + sigma**2)
-        return Prediction(x_t, alpha, sigma, mean + gain * (x_t - alpha * mean))
+        return sigma * (x - alpha * mean) / ((alpha * std) ** 2 + sigma**2)

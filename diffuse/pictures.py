@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from diffuse.datasets import to_uint8
 from diffuse.denoiser import Denoiser
@@ -25,6 +24,8 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
     Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen.
     """
+    from torchvision.utils import make_grid  # as slow to import as torch itself, and few commands draw a grid early
+
     columns = columns or max(1, round(len(images) ** 0.5))
     factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
     whole = images if images.dtype == torch.uint8 else to_uint8(images)

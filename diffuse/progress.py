@@ -1,6 +1,7 @@
 """Telling the user what happens: log lines, a progress bar on a terminal and plain lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,10 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         worded = record.levelno >= logging.WARNING
         prefix = f"{record.levelname.lower()}: " if worded else ""
-        tqdm.write(prefix + record.getMessage(), file=sys.stderr if worded else sys.stdout)
+        try:
+            tqdm.write(prefix + record.getMessage(), file=sys.stderr if worded else sys.stdout)
+        except BrokenPipeError:  # whoever read our output has gone; that is no reason to lose a run
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def log_to_console() -> None:

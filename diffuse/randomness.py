@@ -1,7 +1,7 @@
 """Where every random number comes from: a key of plain values, such as (seed, "sample", i), never a hidden state.
 
-The same key gives the same numbers, and different keys give unrelated ones, however close they look: seeds 0 and 1
-share no image. Keys are hashed, so a third argument (the rank of a process, say) can be added to any of them.
+The same key gives the same numbers, and different keys give unrelated ones, however close they look: images of seeds
+0 and 1 have nothing in common. Keys are hashed, so a further part (the rank of a process, say) can be added to any.
 """
 
 import hashlib
@@ -18,7 +18,8 @@ Key = int | str
 
 def hashed(*key: Key) -> int:
     """128 bits that depend on every part of the key."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:16], "big")
+    plain = [part if isinstance(part, str) else int(part) for part in key]
+    return int.from_bytes(hashlib.sha256(repr(plain).encode()).digest()[:16], "big")
 
 
 def generator(*key: Key) -> np.random.Generator:
@@ -27,7 +28,11 @@ def generator(*key: Key) -> np.random.Generator:
 
 
 def reseed(*key: Key) -> None:
-    """Set torch's own generators, on every device, to a state that depends on the key alone."""
+    """Set torch's own generators, on every device, to a state that depends on the key alone.
+
+    The one for the processor keeps 32 bits of it: of 800,000 training steps some 75 pairs will share their noise and
+    levels, on different images.
+    """
     torch.manual_seed(hashed(*key) % 2**63)
 
 

@@ -1,7 +1,7 @@
 """A run folder: one training, explained by what lies in it.
 
-config.yaml                  the record of what was asked for: written once, and all that resuming reads
-.hydra/  train.log           what was typed each time, what happened
+config.yaml                  the record of what was asked for; resuming reads it and nothing of today's YAML
+train.log  .hydra/           what was typed each time and what happened; what was typed last
 metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for eyes
 images/                      the forward process, and grids from the EMA weights, the same noise each time
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest
@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from yaml import YAMLError
 
 from diffuse import checkpoint
 from diffuse.errors import UsageError, UserError
@@ -35,9 +33,10 @@ class Run:
         self.folder = folder
         self.checkpoints = folder / checkpoint.FOLDER
         self._metrics = folder / "metrics.jsonl"
-        if step:
+        continued = self._metrics.exists()
+        if continued:
             _forget_after(self._metrics, step)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if continued else None)
 
     def __enter__(self) -> "Run":
         return self
@@ -77,12 +76,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The config that the run in this folder began with."""
     path = folder / RECORD
     if not folder.is_dir():
-        raise UserError(f"resume={folder} does not exist; give the folder of a run")
+        raise UserError(f"resume={folder} is not a folder; give the folder of a run")
     if not path.is_file():
         raise UserError(f"resume={folder} is not the folder of a run: it has no {RECORD}")
     try:
         record = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except Exception as error:  # whatever a YAML reader makes of a damaged file
         raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(record, dict) or not record:
         raise UserError(f"{path} does not hold the config of a run")
@@ -96,14 +95,12 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 def _forget_after(metrics: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl beyond `step`, and a last line cut off by a crash: they will be written again."""
-    if not metrics.exists():
-        return
     lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     write_whole(metrics, lambda file: file.writelines(kept))
 
 
-# What may differ when a run is continued: it changes no weight of the steps already done.
+# What may differ when a run is continued, since it changes no weight of the steps already done.
 FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "resume", "trust")
 
 
@@ -114,7 +111,11 @@ def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder:
     if changed:
         listed = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed[:5])
         raise UsageError(f"{folder} was begun with another config and cannot continue with this one: {listed}")
-    if config["steps"] != record["steps"] and record["optim"]["decay"] != "none":
+    if config["steps"] < record["steps"]:
+        raise UsageError(
+            f"steps can grow from {record['steps']} when a run is continued, not shrink to {config['steps']}"
+        )
+    if config["steps"] > record["steps"] and record["optim"]["decay"] != "none":
         raise UsageError(
             f"steps cannot change from {record['steps']} to {config['steps']}: "
             f"with optim.decay={record['optim']['decay']} the learning rate of every step depends on it"

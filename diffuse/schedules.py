@@ -47,7 +47,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at any times t in [0, T]."""
+        """log(alpha^2 / sigma^2) at any times t in [0, T], in the type of t; for integers in float64."""
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
@@ -104,6 +104,7 @@ class TableSchedule(Schedule):
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def log_snr(self, t: Tensor) -> Tensor:
+        t = t if t.is_floating_point() else t.double()
         table = self._table(t)
         below = t.floor().clamp(0, self.T - 1).long()
         log_alpha_bar = torch.lerp(table[below], table[below + 1], t - below)
@@ -139,8 +140,8 @@ def cosine(levels: int = 1000, s: float = 0.008, max_beta: float = 0.999) -> Tab
     Nichol and Dhariwal 2021, equation 17. The cap on beta keeps the last level from being pure noise.
     """
     _check_levels(levels)
-    if s < 0:
-        raise ValueError(f"s must not be negative, it is {s}")
+    if not 0 <= s < math.inf:
+        raise ValueError(f"s must be 0 or more, not {s}")
     if not 0 < max_beta < 1:
         raise ValueError(f"max_beta must lie between 0 and 1, not {max_beta}")
     t = torch.arange(levels + 1, dtype=torch.float64)

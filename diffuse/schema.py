@@ -4,6 +4,7 @@ The members of a group (dataset, schedule, unet, device, sampler) are mappings w
 arguments of that class or function, and `diffuse.build` checks them against its signature.
 """
 
+import math
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Optim:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, "optim.lr", "positive", self.lr)
+        _check(0 < self.lr < math.inf, "optim.lr", "positive and finite", self.lr)
         _check(self.warmup >= 0, "optim.warmup", "a number of steps, 0 or more", self.warmup)
         _check(self.decay in DECAYS, "optim.decay", f"one of {', '.join(DECAYS)}", repr(self.decay))
         _check(self.clip > 0, "optim.clip", "positive (use a large number for none)", self.clip)

@@ -15,6 +15,7 @@ from diffuse.build import build, build_dataset, build_network, build_schedule
 from diffuse.datasets import Dataset, to_float
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device, send
+from diffuse.drawing import Sampler, draw, image_labels
 from diffuse.ema import EMA
 from diffuse.errors import UserError
 from diffuse.job import OUTPUTS, Job, shown
@@ -23,9 +24,10 @@ from diffuse.pictures import forward_process, grid
 from diffuse.progress import Progress, duration, log
 from diffuse.randomness import ImageNoise, generator, reseed
 from diffuse.run import Run, as_yaml, read_record, refuse_changes, write_record
-from diffuse.sample import Sampler, draw, image_labels
 
 QUARTILES = 4
+# What is added up on the device between two lines of metrics, the first two by quartile of t.
+SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
 WARMING_STEPS, MEASURED_STEPS = 5, 25
 
 
@@ -52,13 +54,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=optim["lr"], weight_decay=optim["weight_decay"], fused=True
         )
-        self.sums = torch.zeros(2 * QUARTILES + 2, device=self.device.torch)
+        self.sums = {name: torch.zeros(size, device=self.device.torch) for name, size in SUMS.items()}
         self.step = 0
-        self._images = self._hold(self.data.train.images)
-        conditional = config["class_conditional"]
-        self._labels = (
-            self._hold(self.data.train.labels) if conditional and self.data.train.labels is not None else None
-        )
+        self._images = self.device.hold(torch.from_numpy(self.data.train.images))
+        self._labels: Tensor | None = None
+        if config["class_conditional"] and self.data.train.labels is not None:
+            self._labels = torch.from_numpy(self.data.train.labels).to(self._images.device)
 
     @property
     def parameters(self) -> int:
@@ -72,7 +73,7 @@ class Trainer:
         t = uniform_levels(len(x0), self.schedule.T, self.device.torch)
         losses = denoising_loss(self.denoiser, x0, t, torch.randn_like(x0), y)
         losses.mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"], foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"])
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config["optim"], self.step, config["steps"])
         self.optimizer.step()
@@ -83,14 +84,25 @@ class Trainer:
 
     def report(self) -> dict[str, float]:
         """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate."""
-        *sums, norm, steps = self.sums.tolist()
-        totals, counts = sums[:QUARTILES], sums[QUARTILES:]
-        self.sums.zero_()
-        values = {"loss": sum(totals) / sum(counts)}
-        for quartile, (total, count) in enumerate(zip(totals, counts, strict=True), start=1):
-            if count:
-                values[f"loss_t_quartile/{quartile}"] = total / count
-        return {**values, "grad_norm": norm / steps, "lr": self.optimizer.param_groups[0]["lr"]}
+        losses, images, (norm,), (steps,) = (self.sums[name].tolist() for name in SUMS)
+        for values in self.sums.values():
+            values.zero_()
+        quartiles = enumerate(zip(losses, images, strict=True), start=1)
+        return {
+            "loss": sum(losses) / sum(images),
+            **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
+            "grad_norm": norm / steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def refuse_nonsense(self) -> None:
+        """Stop where training has gone astray: what follows a loss that is not a number is not worth keeping."""
+        loss, norm = (self.sums[name].sum().item() for name in ("loss", "grad_norm"))
+        if not math.isfinite(loss + norm):
+            raise UserError(
+                f"loss or gradient is not a finite number by step {self.step}; the newest checkpoint is from before.\n"
+                "Lower optim.lr or optim.clip, or set device.precision=float32 if it was bfloat16"
+            )
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must hold to continue from here, and to sample without the data set."""
@@ -108,7 +120,7 @@ class Trainer:
         self.net.load_state_dict(content["model"])
         self.ema.net.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.sums.copy_(content["sums"])
+        self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
         self.step = content["step"]
 
     def sample_images(self) -> Tensor:
@@ -134,16 +146,12 @@ class Trainer:
             x0 = torch.where(flipped, x0.flip(-1), x0)
         return x0, None if self._labels is None else self.device.send(self._labels[index])
 
-    def _hold(self, array: np.ndarray) -> Tensor:
-        """The array on the device if it fits well, else where it is."""
-        return self.device.hold(torch.from_numpy(array))
-
     def _add_up(self, losses: Tensor, t: Tensor, norm: Tensor) -> None:
         quartile = (t - 1) * QUARTILES // self.schedule.T
-        self.sums.index_add_(0, quartile, losses)
-        self.sums.index_add_(0, quartile + QUARTILES, torch.ones_like(losses))
-        self.sums[-2] += norm
-        self.sums[-1] += 1
+        self.sums["loss"].index_add_(0, quartile, losses)
+        self.sums["images"].index_add_(0, quartile, torch.ones_like(losses))
+        self.sums["grad_norm"] += norm
+        self.sums["steps"] += 1
 
 
 def learning_rate(optim: Mapping[str, Any], step: int, steps: int) -> float:
@@ -190,9 +198,9 @@ def train(trainer: Trainer, folder: Path) -> float:
                 trainer.device.synchronize()
                 forecast(progress, steps, batch_size)
             if step % config["log"]["every"] == 0 or done:
+                trainer.refuse_nonsense()
                 values = trainer.report()
                 last_loss = values["loss"]
-                refuse_nonsense(last_loss, step)
                 speed = progress.per_second_since_last_asked() * batch_size
                 run.scalars(step, {**values, "images_per_second": speed})
                 progress.tell({"loss": f"{last_loss:.4f}"})
@@ -201,6 +209,7 @@ def train(trainer: Trainer, folder: Path) -> float:
                     run.picture("samples", grid(trainer.sample_images()), step, f"step_{step:08d}.png")
             if step % config["checkpoint"]["every"] == 0 or done:
                 with progress.paused():
+                    trainer.refuse_nonsense()
                     run.save_checkpoint(step, trainer.state(), config["checkpoint"]["keep"])
     return last_loss
 
@@ -208,21 +217,8 @@ def train(trainer: Trainer, folder: Path) -> float:
 def forecast(progress: Progress, steps: int, batch_size: int) -> None:
     """Say how fast it goes and how long it will take, from the first steps."""
     left = (steps - progress.done) / progress.per_second()
-    log.info(
-        "%s images/s: %s steps will take about %s",
-        f"{progress.per_second() * batch_size:,.0f}",
-        f"{steps - progress.done:,}",
-        duration(left),
-    )
-
-
-def refuse_nonsense(loss: float, step: int) -> None:
-    """Stop where training has gone astray: nothing after a loss that is not a number is worth computing."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step}; the newest checkpoint is from before. Lower optim.lr, or set "
-            "device.precision=float32 if it was bfloat16"
-        )
+    speed = f"{progress.per_second() * batch_size:,.0f} images/s"
+    log.info(f"{speed}: {steps - progress.done:,} steps will take about {duration(left)}")
 
 
 def run(config: Mapping[str, Any], job: Job) -> float | None:
@@ -230,7 +226,7 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
     if config["resume"]:
         return resume(config, Path(config["resume"]), job)
     trainer = Trainer(config)
-    parent = OUTPUTS if config["name"] else OUTPUTS / job.kind
+    parent = OUTPUTS if config["name"] else OUTPUTS / job.filed_under
     otherwise = f", or continue it with resume={OUTPUTS / str(config['name'])}"
     with job.new_folder(parent, config["name"], "train.log", otherwise) as folder:
         write_record(folder, config)
@@ -238,34 +234,31 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
 
 
 def resume(config: Mapping[str, Any], folder: Path, job: Job) -> float | None:
-    """Continue the run in this folder from its newest checkpoint."""
+    """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
+    folder = folder.expanduser()
     refuse_changes(read_record(folder), config, folder)
-    path = checkpoint.find(str(folder))
-    content = checkpoint.read(path)
+    path = checkpoint.newest(folder / checkpoint.FOLDER)
+    content = checkpoint.read(path) if path else {"step": 0}
     if content["step"] >= config["steps"]:
-        log.info("%s is finished: %s of %s steps are done", folder, f"{content['step']:,}", f"{config['steps']:,}")
+        log.info(f"{shown(folder)} is finished: {content['step']:,} of {config['steps']:,} steps are done")
         return None
     trainer = Trainer(config)
-    trainer.load(content)
+    if path:
+        trainer.load(content)
     with job.logged(folder, "train.log"):
-        log.info("resumed from step %s (%s)", trainer.step, path.name)
+        write_record(folder, {**config, "resume": None})
+        log.info(f"resumed from step {trainer.step}" + (f" ({path.name})" if path else ": no checkpoint was saved yet"))
         return introduce_and_train(trainer, folder)
 
 
 def introduce_and_train(trainer: Trainer, folder: Path) -> float:
     """Say what is about to happen, train, and say what can be done next."""
     config, kind = trainer.config, trainer.data.kind
-    log.info("run folder: %s", shown(folder))
-    log.info(
-        "%s: %s images of %s x %s x %s; %s parameters; %s",
-        kind.name,
-        f"{len(trainer.data.train.images):,}",
-        *kind.shape,
-        f"{trainer.parameters:,}",
-        trainer.device,
-    )
+    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
+    log.info(f"run folder: {shown(folder)}")
+    log.info(f"{kind.name}: {images}; {trainer.parameters:,} parameters; {trainer.device}")
     loss = train(trainer, folder)
     last = folder / "images" / f"step_{config['steps']:08d}.png"
-    log.info("done, loss %.4f; samples: %s", loss, shown(last))
-    log.info("next: diffuse sample ckpt=%s   or   diffuse eval ckpt=%s", shown(folder), shown(folder))
+    log.info(f"done, loss {loss:.4f}; samples: {shown(last)}")
+    log.info(f"next: diffuse sample ckpt={shown(folder)}   or   diffuse eval ckpt={shown(folder)}")
     return loss

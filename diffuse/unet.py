@@ -14,11 +14,13 @@ other values are those of improved DDPM (Nichol and Dhariwal 2021) and ADM (Dhar
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffuse.errors import check_choice
 
 
 class UNet(nn.Module):
@@ -65,9 +67,11 @@ class UNet(nn.Module):
         widths = [channels * factor for factor in channel_mult]
         _check_sizes(image_size, channels, channel_mult, blocks, dropout)
         _check_norm(channels, groups, norm_eps, scale_shift)
-        _check_choice("embedding", embedding, EMBEDDINGS)
-        _check_choice("padding", padding, PADDINGS)
-        _check_choice("resample", resample, ("strided", "residual"))
+        if not math.isfinite(time_scale):
+            raise ValueError(f"time_scale must be a finite number, not {time_scale}")
+        check_choice("embedding", embedding, EMBEDDINGS)
+        check_choice("padding", padding, PADDINGS)
+        check_choice("resample", resample, ("strided", "residual"))
 
         embedded = 4 * channels
         self.features = EMBEDDINGS[embedding](channels)
@@ -82,8 +86,9 @@ class UNet(nn.Module):
             return Attention(width, _heads(width, heads, head_channels), groups, norm_eps)
 
         def block(width_in: int, width_out: int, resolution: int) -> Stage:
-            parts: list[nn.Module] = [residual(width_in, width_out)]
-            return Stage(*parts, *([attend(width_out)] if resolution in attention else []))
+            if resolution in attention:
+                return Stage(residual(width_in, width_out), attend(width_out))
+            return Stage(residual(width_in, width_out))
 
         def halve(width: int) -> Stage:
             return Stage(residual(width, width, Halve()) if resample == "residual" else StridedConv(width, padding))
@@ -258,9 +263,9 @@ class TimeFeatures(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, frequencies: Tensor, learnt: bool = False):
+    def __init__(self, frequencies: Tensor, saved: bool = False):
         super().__init__()
-        self.register_buffer("frequencies", frequencies, persistent=learnt)
+        self.register_buffer("frequencies", frequencies, persistent=saved)
 
     def angles(self, time: Tensor) -> Tensor:
         return time[:, None] * self.frequencies
@@ -297,7 +302,7 @@ class Fourier(TimeFeatures):
     """
 
     def __init__(self, dim: int):
-        super().__init__(2 * math.pi * torch.randn(dim // 2), learnt=True)
+        super().__init__(2 * math.pi * torch.randn(dim // 2), saved=True)
 
     def forward(self, time: Tensor) -> Tensor:
         angles = self.angles(time)
@@ -311,11 +316,6 @@ EMBEDDINGS: dict[str, type[SinCos] | type[CosSin] | type[Fourier]] = {
 }
 # left, right, top, bottom, as torch.nn.functional.pad takes them
 PADDINGS = {"asymmetric": (0, 1, 0, 1), "symmetric": (1, 1, 1, 1)}
-
-
-def _check_choice(option: str, given: str, allowed: Collection[str]) -> None:
-    if given not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}")
 
 
 def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, dropout: float) -> None:
@@ -342,7 +342,7 @@ def _check_norm(channels: int, groups: int, norm_eps: float, scale_shift: bool) 
     if groups == channels and not scale_shift:
         # The norm of a single channel takes away whatever was added to all of its pixels, the time included.
         raise ValueError(f"groups must be fewer than channels={channels}, or the time is normalised away")
-    if norm_eps <= 0:
+    if not norm_eps > 0:
         raise ValueError(f"norm_eps must be positive, not {norm_eps}")
 
 

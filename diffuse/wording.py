@@ -2,16 +2,17 @@
 
 import errno
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffuse.errors import UserError, did_you_mean
+from diffuse.help import GROUPS
+from diffuse.schema import SCHEMAS
 
 # What a user can mend about files; anything else from the system is our mistake.
 FILE_TROUBLES = {
@@ -34,7 +35,7 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
         if isinstance(cause, UserError):
             return Message(str(cause), cause.exit_code)
         if isinstance(cause, OSError) and cause.errno in FILE_TROUBLES:
-            return Message(f"cannot write or read {cause.filename}: {cause.strerror}", 1)
+            return Message(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}", 1)
         if type(cause).__name__ == "OutOfMemoryError":
             return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
     for cause in causes(error):
@@ -69,6 +70,8 @@ def _refusal(error: BaseException, cause: BaseException, command: str, configs: 
         return _unknown_key(_full_key(text) or match[1], command, configs)
     if match := re.search(r"missing \d+ required positional arguments?: (.*)", text):
         return match[1].replace("'", "") + " is required and cannot be removed"
+    if match := re.match(r"Error merging override ~([^=]+)", text):
+        return f"{match[1]} is required and cannot be removed"
     if match := re.match(r"Error merging override \+*([^=]+)=", text):
         reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
         return f"{match[1]}: {reason.splitlines()[0]}"
@@ -86,23 +89,37 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(key: str, command: str, configs: str) -> str:
-    hint = did_you_mean(key, known_keys(command, configs))
+    """A key that is not there: it may belong to another option, or be mistyped."""
+    known, options = keys_of(command), keys_of_options(command, configs)
+    if key in GROUPS[command]:
+        return f"a continued run keeps its {key}; single keys of it can be set, as device.kind=cpu"
+    if key in options:
+        group = key.partition(".")[0]
+        return f"{key} is a key of {' and '.join(f'{group}={option}' for option in options[key])} only"
+    hint = did_you_mean(key, {*known, *options})
     return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")
 
 
-def known_keys(command: str, configs: str) -> set[str]:
-    """Every key of a command's config, groups included, as it is typed."""
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(configs, version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose(command))
-    return {key for key in _dotted(config) if not key.endswith("_target_")}
+def keys_of(command: str) -> set[str]:
+    """The keys and groups that every config of a command has, as they are typed."""
+    return {*GROUPS[command], *_dotted(SCHEMAS[command], "")}
 
 
-def _dotted(value: object, prefix: str = "") -> Iterable[str]:
-    if isinstance(value, dict):
-        for key, inside in value.items():
-            yield f"{prefix}{key}"
-            yield from _dotted(inside, f"{prefix}{key}.")
+def _dotted(schema: type, prefix: str) -> Iterator[str]:
+    for field in fields(schema):
+        yield f"{prefix}{field.name}"
+        if isinstance(field.type, type) and is_dataclass(field.type):
+            yield from _dotted(field.type, f"{prefix}{field.name}.")
+
+
+def keys_of_options(command: str, configs: str) -> dict[str, list[str]]:
+    """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
+    keys: dict[str, list[str]] = {}
+    for group in GROUPS[command]:
+        for path in sorted(Path(configs, group).glob("*.yaml")):
+            for name in map(str, OmegaConf.load(path) if group != "recipe" else ()):
+                keys.setdefault(f"{group}.{name}", []).append(path.stem)
+    return keys
 
 
 def _full_key(text: str) -> str:

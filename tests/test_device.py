@@ -14,7 +14,7 @@ def test_a_missing_device_is_said(monkeypatch):
     assert Device("auto").torch.type in ("cpu", "mps")
 
 
-@pytest.mark.parametrize("option", ["kind", "precision", "compile"])
+@pytest.mark.parametrize("option", ["kind", "precision"])
 def test_unknown_values_are_named(option):
     with pytest.raises(ValueError, match=f"^{option} must be one of auto"):
         Device(**{option: "fast"})

@@ -5,7 +5,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -87,7 +86,28 @@ def test_data_without_a_range_is_scored_by_its_density(gaussian_run):
 
 
 def test_a_conditional_network_is_told_the_labels(conditional_run):
-    assert np.isfinite(scored(conditional_run, "labels", "n=4", "levels=5")["bits_per_dim"]["total"])
+    result = scored(conditional_run, "labels", "n=20", "levels=5", "variance=fixed_small")
+    trained = load_trained(str(conditional_run), [])
+    rows = generator(0, "test order").permutation(359)[:20]
+    x0, labels = to_float(torch.from_numpy(digits().test.images[rows])), torch.from_numpy(digits().test.labels[rows])
+    denoiser, noise = Denoiser(trained.net, trained.schedule, clip=True), ImageNoise(0, "eval", rows.tolist())
+    bound = vlb(denoiser, x0, time_grid(trained.schedule, 5), noise, labels, variance=fixed_small)
+    assert result["bits_per_dim"]["total"] == pytest.approx(bound.total.mean().item() / (64 * math.log(2)), rel=1e-5)
+
+
+def test_two_minutes_are_spread_over_the_evaluations_of_an_image(tiny_run):
+    """100 images a second at 50 evaluations an image: 240 images in 120 seconds, in whole network calls of 64."""
+    typed = config("eval", f"ckpt={tiny_run}", "levels=50", *FAST)
+    assert evaluation.EvalJob(typed).afforded(100.0) == 192
+    assert evaluation.EvalJob(typed).afforded(0.001) == 64
+    assert evaluation.EvalJob(typed | {"n": 17}).afforded(100.0) == 17
+
+
+def test_scores_are_float32_unless_asked(tiny_run):
+    assert config("eval", "ckpt=x")["device"]["precision"] == "float32"
+    assert (
+        scored(tiny_run, "half", "n=4", "levels=3", "device.precision=bfloat16")["protocol"]["precision"] == "bfloat16"
+    )
 
 
 @pytest.mark.parametrize(

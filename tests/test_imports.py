@@ -17,12 +17,12 @@ ALLOWED = {
     "samplers": {"denoiser", "schedules"},
     "likelihood": {"denoiser", "schedules", "samplers"},
     "oracles": {"denoiser", "schedules", "samplers"},
-    "unet": set(),
+    "unet": {"errors"},
     "datasets": {"randomness"},
     "ema": set(),
-    "device": set(),
+    "device": {"errors"},
     "randomness": {"device"},
-    "files": set(),
+    "files": {"errors"},
     "errors": set(),
 }
 KNOW_HYDRA = {"app", "help", "wording"}

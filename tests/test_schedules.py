@@ -91,6 +91,11 @@ def test_time_inverts_log_snr(schedule: Schedule):
     )
 
 
+def test_integer_times_are_the_papers_levels(schedule: Schedule):
+    alpha, _ = schedule.alpha_sigma(torch.tensor([1, 500, 1000]))
+    torch.testing.assert_close(alpha, schedule.alpha_bar[[1, 500, 1000]].sqrt(), rtol=1e-12, atol=0)
+
+
 def test_log_snr_falls(schedule: Schedule):
     t = torch.linspace(0, 1000, 4001, dtype=torch.float64)
     assert (schedule.log_snr(t).diff() < 0).all()
