@@ -88,7 +88,7 @@ def test_floats_do_not_depend_on_the_batch_either(gaussian_run):
     ],
 )
 def test_the_images_are_those_of_the_core(tiny_run, request, options, walk):
-    """The same images in a few lines from the library and the checkpoint's EMA weights: options reach their formulas."""
+    """The same images in a few lines from the library and the EMA weights: each option reaches its formula."""
     drawn = images(
         sampled(tiny_run, request.node.name.replace("[", "-").rstrip("]"), "n=9", "seed=5", "sampler.steps=6", *options)
     )
