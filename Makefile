@@ -42,10 +42,12 @@ test-slow: dev
 	$(BIN)/python -m pytest -m slow -s
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV): some minutes and 6 GB, nearly all of it PyTorch with its CUDA libraries"
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing for development into $(VENV): some minutes and 7 GB, nearly all of it PyTorch"
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/installed
 

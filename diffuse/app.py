@@ -71,6 +71,7 @@ def register() -> None:
 
 
 register()
+logging.getLogger("hydra").setLevel(logging.ERROR)  # what it has to say, we say
 
 
 class SweepFolder(Callback):
@@ -222,6 +223,3 @@ def resumed(typed: list[str]) -> str:
     record = read_record(Path(folders[-1]).expanduser())
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"
-
-
-logging.getLogger("hydra").setLevel(logging.ERROR)

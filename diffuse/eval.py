@@ -101,7 +101,7 @@ def run(config: Mapping[str, Any], job: Job) -> float:
     scoring = EvalJob(config)
     images_per_second = scoring.images_per_second()
     n = scoring.afforded(images_per_second)
-    expected = n * scoring.evaluations / images_per_second
+    expected = -(-n // scoring.chunk) * scoring.chunk * scoring.evaluations / images_per_second
     with job.new_folder(scoring.trained.home / "eval", config["name"], "eval.log") as folder:
         what = f"{n} of {len(scoring.test.images)} test images of {scoring.kind.name} at {scoring.evaluations} levels"
         cost = f"{n * scoring.evaluations:,} network evaluations, about {duration(expected)} on {scoring.device}"

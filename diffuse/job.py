@@ -39,14 +39,15 @@ class Job:
     def new_folder(self, parent: Path, name: str | None, log_name: str, otherwise: str = "") -> Iterator[Path]:
         """Work in a folder that was not there: parent/<name>, or parent/<time> without a name, or the sweep's.
 
-        Raises UserError where the name is taken; `otherwise` says what else the user may have meant.
+        Raises UserError where the name is taken; `otherwise` says what else the user may have meant with {folder}.
         """
         if name is None and not self.sweep_folder:
             folder = make_own_folder(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         else:
             folder = self.sweep_folder or parent / checked_name(str(name))
             if folder.exists() and any(folder.iterdir()):
-                raise UserError(f"{shown(folder)} exists already: choose another name={otherwise}")
+                hint = otherwise.format(folder=shown(folder))
+                raise UserError(f"{shown(folder)} exists already: choose another name={hint}")
             folder.mkdir(parents=True, exist_ok=True)
         with self.logged(folder, log_name):
             yield folder

@@ -20,10 +20,10 @@ class _Console(logging.Handler):
     """Prints to standard output, above a progress bar if there is one; warnings and errors go to standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        worded = record.levelno >= logging.WARNING
-        prefix = f"{record.levelname.lower()}: " if worded else ""
+        trouble = record.levelno >= logging.WARNING
+        prefix = f"{record.levelname.lower()}: " if trouble else ""
         try:
-            tqdm.write(prefix + record.getMessage(), file=sys.stderr if worded else sys.stdout)
+            tqdm.write(prefix + record.getMessage(), file=sys.stderr if trouble else sys.stdout)
         except BrokenPipeError:  # whoever read our output has gone; that is no reason to lose a run
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -57,7 +57,7 @@ class Progress:
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0, scale: float = 1.0, shown: str | None = None):
         self.what, self.total, self.unit, self.done, self.scale = what, total, unit, done, scale
-        self.shown = shown or unit
+        self.shown = shown or f"{unit}s"
         self.started = self.last_line = time.monotonic()
         self.start = done
         self.asked = (done, self.started)
@@ -80,20 +80,17 @@ class Progress:
     def advance(self, units: int = 1) -> None:
         self.done += units
         if not self.bar.disable:
-            rate = f"{self.per_second() * self.scale:,.0f} {self.shown}/s"
-            self.bar.set_postfix_str(", ".join([*(f"{k} {v}" for k, v in self.note.items()), rate]), refresh=False)
+            self.bar.set_postfix_str(", ".join(self._notes()), refresh=False)
             self.bar.update(units)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_PLAIN_LINES and self.done < self.total:
             self.last_line = time.monotonic()
-            parts = [
-                f"{self.what} {self.done:,}/{self.total:,} {self.unit}s",
-                *(f"{k} {v}" for k, v in self.note.items()),
-            ]
-            left = (self.total - self.done) / self.per_second()
-            log.info(
-                "%s",
-                ", ".join([*parts, f"{self.per_second() * self.scale:,.0f} {self.shown}/s", f"{duration(left)} left"]),
-            )
+            so_far = f"{self.what} {self.done:,}/{self.total:,} {self.unit}s"
+            left = f"{duration((self.total - self.done) / self.per_second())} left"
+            log.info(", ".join([so_far, *self._notes(), left]))
+
+    def _notes(self) -> list[str]:
+        speed = f"{self.per_second() * self.scale:,.0f} {self.shown}/s"
+        return [*(f"{name} {value}" for name, value in self.note.items()), speed]
 
     def count_from_here(self) -> None:
         """Leave what came before, such as steps that warm up, out of every rate."""

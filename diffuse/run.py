@@ -101,7 +101,7 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 # What may differ when a run is continued, since it changes no weight of the steps already done.
-FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "resume", "trust")
+FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "trust")
 
 
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:

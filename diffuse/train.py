@@ -227,7 +227,7 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
         return resume(config, Path(config["resume"]), job)
     trainer = Trainer(config)
     parent = OUTPUTS if config["name"] else OUTPUTS / job.filed_under
-    otherwise = f", or continue it with resume={OUTPUTS / str(config['name'])}"
+    otherwise = ", or continue it with resume={folder}"
     with job.new_folder(parent, config["name"], "train.log", otherwise) as folder:
         write_record(folder, config)
         return introduce_and_train(trainer, folder)
@@ -235,7 +235,7 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
 
 def resume(config: Mapping[str, Any], folder: Path, job: Job) -> float | None:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
-    folder = folder.expanduser()
+    folder, config = folder.expanduser(), {**config, "resume": None}
     refuse_changes(read_record(folder), config, folder)
     path = checkpoint.newest(folder / checkpoint.FOLDER)
     content = checkpoint.read(path) if path else {"step": 0}
@@ -246,7 +246,7 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job) -> float | None:
     if path:
         trainer.load(content)
     with job.logged(folder, "train.log"):
-        write_record(folder, {**config, "resume": None})
+        write_record(folder, config)
         log.info(f"resumed from step {trainer.step}" + (f" ({path.name})" if path else ": no checkpoint was saved yet"))
         return introduce_and_train(trainer, folder)
 

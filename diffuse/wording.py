@@ -15,9 +15,10 @@ from diffuse.help import GROUPS
 from diffuse.schema import SCHEMAS
 
 # What a user can mend about files; anything else from the system is our mistake.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FILE_TROUBLES = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *FULL,
 }
 
 
@@ -35,14 +36,15 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
         if isinstance(cause, UserError):
             return Message(str(cause), cause.exit_code)
         if isinstance(cause, OSError) and cause.errno in FILE_TROUBLES:
-            return Message(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}", 1)
+            mend = "make room" if cause.errno in FULL else "run diffuse from a folder that you may write to"
+            return Message(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}; {mend}", 1)
         if type(cause).__name__ == "OutOfMemoryError":
             return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
     for cause in causes(error):
         if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
             return Message("a group (dataset, schedule, unet, device, sampler, recipe) takes the name of an option", 2)
         if isinstance(cause, HydraException | OmegaConfBaseException):
-            return Message(_refusal(error, cause, command, configs), 2)
+            return Message(_refusal(cause, command, configs), 2)
     return None
 
 
@@ -53,7 +55,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _refusal(error: BaseException, cause: BaseException, command: str, configs: str) -> str:
+def _refusal(cause: BaseException, command: str, configs: str) -> str:
     """A word of the command line that Hydra or OmegaConf does not take."""
     text = str(cause)
     if isinstance(cause, MissingConfigException):
