@@ -1,6 +1,11 @@
 """What the tests share: exact data in general position, and schedules of every kind."""
 
+import os
 from pathlib import Path
+
+# One thread, here and in the commands that tests start: the networks are too small to gain from more, and threads that
+# share cores with anything else wait for each other ten times as long as they compute. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

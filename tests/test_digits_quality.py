@@ -1,5 +1,6 @@
 """The default run, judged by three classifiers trained on real digits."""
 
+import os
 import time
 
 import numpy as np
@@ -24,7 +25,7 @@ def votes(images: np.ndarray) -> np.ndarray:
 def test_digits_of_the_default_run_are_hard_to_tell_from_real(tmp_path):
     """Real test digits: 97% agreement."""
     started = time.monotonic()
-    done = diffuse("train", "name=default", cwd=tmp_path, timeout=1200)
+    done = diffuse("train", "name=default", cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=str(os.cpu_count()))
     print(f"trained in {time.monotonic() - started:.0f} s")
     assert done.returncode == 0, done.stderr
     words = ["ckpt=outputs/default", "n=1000", "sampler=ddim", "sampler.steps=50", "name=judged"]
