@@ -73,8 +73,7 @@ def read(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run.\n"
-            f"({str(error).splitlines()[0][:150]})"
+            f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run"
         ) from error
     except PermissionError:
         raise

@@ -84,14 +84,14 @@ class EvalJob(Prepared):
         order = generator(self.config["seed"], "test order").permutation(len(self.test.images))[:n]
         levels = partial(reverse_terms, variance=self.variance, decoder=self.decoder)
         denoiser, parts = self.denoiser(self.clip), []
-        with Progress("eval", -(-n // self.batch_size) * self.evaluations, "level") as progress:
+        with Progress("eval", n * self.evaluations, "evaluation") as progress:
             for start in range(0, n, self.batch_size):
                 rows = order[start : start + self.batch_size]
                 x0, noise = self.batch(rows)
                 terms = [prior_term(self.trained.schedule, x0)]
                 for term in levels(denoiser, x0, self.times, noise, self.labels(rows)):
                     terms.append(term)
-                    progress.advance()
+                    progress.advance(len(rows))
                 parts.append(bits_per_dim(torch.stack(terms, dim=1), x0[0].numel()).cpu().double().numpy())
         return np.concatenate(parts)
 

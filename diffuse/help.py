@@ -14,6 +14,7 @@ KEYS = {
         "name": "the run's folder under outputs/ (default <dataset>-<schedule>-<unet>/<time>)",
         "resume": "a run folder to continue",
         "seed": "decides every random number",
+        "trust": "packages of your own whose code a config may name",
         "steps": "steps of training",
         "batch_size": "images in a step",
         "class_conditional": "train on labels too",
@@ -41,6 +42,7 @@ KEYS = {
         "sampler.variance": "ddpm: fixed_small or fixed_large",
         "sampler.clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
         "name": "the folder's name under <run>/samples",
+        "trust": "packages of your own whose code the checkpoint's config may name",
     },
     "eval": {
         "ckpt": "a run folder or a checkpoint file (required)",
@@ -51,6 +53,7 @@ KEYS = {
         "seed": "decides the images and the noise",
         "batch_size": "images in flight at once",
         "name": "the folder's name under <run>/eval",
+        "trust": "packages of your own whose code the checkpoint's config may name",
     },
 }
 
@@ -65,8 +68,8 @@ def help_of(command: str) -> str:
     """The page for a command: its groups with their options, and the keys people change."""
     command = command if command in USAGE else "train"
     loader = GlobalHydra.instance().config_loader()
-    groups = "\n".join(f"  {group:18}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
-    keys = "\n".join(f"  {key:18}{what}" for key, what in KEYS[command].items())
+    groups = "\n".join(f"  {group:20}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
+    keys = "\n".join(f"  {key:20}{what}" for key, what in KEYS[command].items())
     return (
         f"diffuse {command}: {USAGE[command]}\n\n"
         f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]\n\n"

@@ -118,7 +118,8 @@ def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder:
     if config["steps"] > record["steps"] and record["optim"]["decay"] != "none":
         raise UsageError(
             f"steps cannot change from {record['steps']} to {config['steps']}: "
-            f"with optim.decay={record['optim']['decay']} the learning rate of every step depends on it"
+            f"with optim.decay={record['optim']['decay']} the learning rate of every step depends on it; "
+            "begin a new run instead"
         )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,12 @@ class SampleJob(Prepared):
         """(numbers, images, labels) of one batch after the other, with progress."""
         n, seed, label = self.config["n"], self.config["seed"], self.config["label"]
         denoiser = self.denoiser(self.sampler.clip)
-        batches = -(-n // self.batch_size)
-        with Progress("sample", batches * self.sampler.evaluations, "step") as progress:
+        with Progress("sample", n * self.sampler.evaluations, "evaluation") as progress:
             for start in range(0, n, self.batch_size):
                 images = range(start, min(start + self.batch_size, n))
                 labels = image_labels(images, self.kind, label, self.device) if self.conditional else None
-                x = draw(denoiser, self.sampler, images, seed, self.kind, self.device, labels, progress.advance)
+                one_step = partial(progress.advance, len(images))
+                x = draw(denoiser, self.sampler, images, seed, self.kind, self.device, labels, one_step)
                 yield images, x.cpu(), None if labels is None else labels.cpu()
 
 

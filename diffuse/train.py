@@ -257,8 +257,13 @@ def introduce_and_train(trainer: Trainer, folder: Path) -> float:
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
     log.info(f"run folder: {shown(folder)}")
     log.info(f"{kind.name}: {images}; {trainer.parameters:,} parameters; {trainer.device}")
-    loss = train(trainer, folder)
+    try:
+        loss = train(trainer, folder)
+    except KeyboardInterrupt:
+        log.info(f"interrupted at step {trainer.step}; continue with: diffuse train resume={shown(folder)}")
+        raise
     last = folder / "images" / f"step_{config['steps']:08d}.png"
     log.info(f"done, loss {loss:.4f}; samples: {shown(last)}")
-    log.info(f"next: diffuse sample ckpt={shown(folder)}   or   diffuse eval ckpt={shown(folder)}")
+    ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
+    log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return loss

@@ -63,7 +63,7 @@ def _refusal(cause: BaseException, command: str, configs: str) -> str:
     if isinstance(cause, MissingMandatoryValue):
         return f"{_full_key(text)} is required: diffuse {command} {_full_key(text)}=..."
     if isinstance(cause, OverrideParseException):
-        return f"{cause.override!r} cannot be read: {text.splitlines()[-2 if 'See https' in text else -1]}"
+        return f"{cause.override!r} cannot be read; values with spaces or quotes go into quotes of their own"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
         return f"{match[1]} names several values: add -m for a sweep, or write [a,b] for a list"
     if match := re.match(r"Could not override '(.*?)'", text):
@@ -76,6 +76,8 @@ def _refusal(cause: BaseException, command: str, configs: str) -> str:
         return f"{match[1]} is required and cannot be removed"
     if match := re.match(r"Error merging override \+*([^=]+)=", text):
         reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
+        if inside := [key for key in sorted(keys_of(command)) if key.startswith(f"{match[1]}.")]:
+            return f"{match[1]} is not a value but a group of keys, such as {inside[0]}"
         return f"{match[1]}: {reason.splitlines()[0]}"
     key = _full_key(text)
     return (f"{key}: " if key else "") + text.splitlines()[0]
@@ -94,7 +96,9 @@ def _unknown_key(key: str, command: str, configs: str) -> str:
     """A key that is not there: it may belong to another option, or be mistyped."""
     known, options = keys_of(command), keys_of_options(command, configs)
     if key in GROUPS[command]:
-        return f"a continued run keeps its {key}; single keys of it can be set, as device.kind=cpu"
+        return f"a continued run keeps its {key}; what may change are steps, log.*, images.*, checkpoint.* and device.*"
+    if command != "train" and key in keys_of("train") - known:
+        return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
     if key in options:
         group = key.partition(".")[0]
         return f"{key} is a key of {' and '.join(f'{group}={option}' for option in options[key])} only"

@@ -66,7 +66,8 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("-m name=a,b", "a sweep has one name"),
         ("-m name=../oops seed=1,2", "name must be made of letters"),
         ("unet=3", "takes the name of an option"),
-        ("unet=[tiny", "cannot be read"),
+        ("unet=[tiny", "'unet=[tiny' cannot be read"),
+        ("optim=adam", "optim is not a value but a group of keys, such as optim.clip"),
         ("steps", "'steps' is not of the form key=value"),
         ("schedule=linear,cosine", "names several values: add -m"),
         ("--multirum", "there is no flag '--multirum'. Did you mean '--multirun'?"),
@@ -210,7 +211,8 @@ def test_ctrl_c_exits_130(tmp_path):
         while "will take about" not in (line := process.stdout.readline()):
             assert line, process.stderr.read()
         process.send_signal(signal.SIGINT)
-        _, complaint = process.communicate(timeout=60)
+        rest, complaint = process.communicate(timeout=60)
+    assert "continue with: diffuse train resume=outputs/digits-linear-tiny/" in rest
     assert process.returncode == 130
     assert "Traceback" not in complaint
 
@@ -250,6 +252,15 @@ def test_completion_is_installed_for_our_name_alone(tmp_path, shell):
     assert "complete " in last
     assert "diffuse" in last.split()
     assert "train" not in last
+
+
+def test_tab_completes_paths(tmp_path):
+    (tmp_path / "outputs" / "first").mkdir(parents=True)
+    line = "diffuse sample ckpt=outputs/f"
+    done = diffuse("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert done.stdout.split() == ["ckpt=outputs/first/"]
+    done = diffuse("-sc", "install=tcsh", cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_overrides_come_first_and_flags_keep_their_values():
