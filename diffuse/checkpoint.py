@@ -4,7 +4,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,3 @@ def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit together: {str(error).splitlines()[0][:200]}") from error
     return Trained(path, digest, step, config, kind, schedule, net.eval().requires_grad_(False))
-
-
-def kind_values(kind: ImageKind) -> dict[str, Any]:
-    """The plain values of an ImageKind, as checkpoints hold them."""
-    return asdict(kind)

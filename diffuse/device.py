@@ -98,11 +98,9 @@ def in_chunks(net: Network, rows: int) -> Network:
 
     def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
         missing = -len(x) % rows
-        padded = [None if part is None else _pad(part, missing) for part in (x, time, y)]
-        chunks = [[None] if part is None else part.split(rows) for part in padded]
-        count = (len(x) + missing) // rows
-        parts = [net(*(chunk[i if len(chunk) > 1 else 0] for chunk in chunks)) for i in range(count)]  # type: ignore[arg-type]
-        return torch.cat(parts)[: len(x)]
+        xs, times = (_pad(part, missing).split(rows) for part in (x, time))
+        ys = [None] * len(xs) if y is None else _pad(y, missing).split(rows)
+        return torch.cat([net(*chunk) for chunk in zip(xs, times, ys, strict=True)])[: len(x)]
 
     return call
 

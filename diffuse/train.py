@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class Trainer:
         """All that a checkpoint must hold to continue from here, and to sample without the data set."""
         return {
             "config": dict(self.config),
-            "kind": checkpoint.kind_values(self.data.kind),
+            "kind": asdict(self.data.kind),
             "model": self.net.state_dict(),
             "ema": self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),

@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).resolve().parent.parent / "diffuse"
 ALLOWED = {
     "schedules": set(),
     "denoiser": {"schedules"},
-    "losses": {"denoiser", "schedules"},
+    "losses": {"denoiser"},
     "samplers": {"denoiser", "schedules"},
     "likelihood": {"denoiser", "schedules", "samplers"},
-    "oracles": {"denoiser", "schedules", "samplers"},
+    "oracles": {"denoiser", "schedules"},
     "unet": {"errors"},
     "datasets": {"randomness"},
     "ema": set(),
