@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.errors import UsageError, UserError, did_you_mean
-from diffuse.files import checked_name
+from diffuse.files import checked_name, slug
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
 from diffuse.schema import SCHEMAS, checked
@@ -47,13 +47,7 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--info", "-i"), THINGS_TO_SHOW),
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
 }
-LONGEST_SLUG = 120
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
-
-
-def slug(text: str) -> str:
-    """Any text as part of a file name that needs no quoting in a shell."""
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG]
 
 
 def job_folder(number: int, varied: str) -> str:

@@ -3,15 +3,16 @@
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import make_dataclass
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse.datasets import Dataset, ImageKind
 from diffuse.errors import UsageError, UserError, did_you_mean
+from diffuse.images import Dataset, ImageKind
 from diffuse.schedules import Schedule
 from diffuse.unet import UNet
 
@@ -35,9 +36,10 @@ def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> An
     target, which begins with the name of the argument, becomes a message about the key `group.argument`.
     """
     target = locate(node, group, trust)
-    options = checked_options(target, {key: value for key, value in node.items() if key != "_target_"}, group)
+    options = {key: value for key, value in node.items() if key != "_target_"}
+    checked = checked_options(target, options, group, hidden=given)
     try:
-        return target(**options, **given)
+        return target(**checked, **given)
     except ValueError as error:
         raise UsageError(f"{group}.{error}") from error
 
@@ -63,10 +65,15 @@ def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., A
     return typing.cast("Callable[..., Any]", target)
 
 
-def checked_options(target: Callable[..., Any], options: Node, group: str) -> dict[str, Any]:
-    """The options, converted to the types in the target's signature; a wrong name or type is the user's mistake."""
+def checked_options(
+    target: Callable[..., Any], options: Node, group: str, hidden: Collection[str] = ()
+) -> dict[str, Any]:
+    """The options, converted to the types in the target's signature; a wrong name or type is the user's mistake.
+
+    hidden are the arguments that the program gives, not the user.
+    """
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
-    known = [name for name in inspect.signature(target).parameters if name in hints]
+    known = [name for name in inspect.signature(target).parameters if name in hints and name not in hidden]
     for name in options:
         if name not in known:
             raise UsageError(f"{group} has no key {name!r}.{did_you_mean(name, known)}")
@@ -82,8 +89,14 @@ def checked_options(target: Callable[..., Any], options: Node, group: str) -> di
 
 
 def build_dataset(config: Node, trust: Sequence[str]) -> Dataset:
-    """The data set of a training config."""
-    return typing.cast(Dataset, build(config["dataset"], "dataset", trust))
+    """The data set of a training config; its images are made ready when they are first asked for.
+
+    A data set that keeps files has an argument data_dir, which is given the folder they are under.
+    """
+    target = locate(config["dataset"], "dataset", trust)
+    data_dir = Path(config["data_dir"]).expanduser().absolute()
+    given = {"data_dir": data_dir} if "data_dir" in inspect.signature(target).parameters else {}
+    return typing.cast(Dataset, build(config["dataset"], "dataset", trust, **given))
 
 
 def build_schedule(config: Node, trust: Sequence[str]) -> Schedule:
@@ -95,9 +108,28 @@ def build_network(config: Node, kind: ImageKind, trust: Sequence[str]) -> UNet:
     """The untrained network of a training config, for images of this kind."""
     if config["unet"].get("learned_variance"):
         raise UsageError("unet.learned_variance=true needs a loss that trains the variance, and there is none")
-    sizes: dict[str, Any] = {"image_size": kind.size, "image_channels": kind.channels}
+    sizes: dict[str, Any] = {"image_size": kind.side, "image_channels": kind.channels}
     if config["class_conditional"]:
         if not kind.classes:
             raise UsageError(f"class_conditional=true needs labels, and the data set {kind.name} has none")
         sizes["num_classes"] = len(kind.classes)
+    refuse_sizes_that_do_not_halve(config, kind)
     return typing.cast(UNet, build(config["unet"], "unet", trust, **sizes))
+
+
+def refuse_sizes_that_do_not_halve(config: Node, kind: ImageKind) -> None:
+    """Raise UsageError where the network's levels do not fit the images, with the key of the data set to change."""
+    levels = config["unet"].get("channel_mult")
+    factor = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 1
+    if kind.side % factor == 0:
+        return
+    keys = config["dataset"]
+    mend = "use fewer levels"
+    if "size" in keys:
+        mend += f" or set dataset.size={max(1, round(kind.size / factor)) * factor - 2 * kind.pad}"
+    elif "pad" in keys and kind.size % 2 == 0:
+        mend += f" or set dataset.pad={next(pad for pad in range(factor) if (kind.size + 2 * pad) % factor == 0)}"
+    raise UsageError(
+        f"unet.channel_mult has {len(levels)} levels, so images must be divisible by {factor}; "
+        f"{kind.name} is {kind.side}: {mend}"
+    )

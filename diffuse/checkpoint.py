@@ -13,9 +13,9 @@ from torch import nn
 
 import diffuse
 from diffuse.build import build_network, build_schedule
-from diffuse.datasets import ImageKind
 from diffuse.errors import UserError
 from diffuse.files import link_whole, sha256, written_whole
+from diffuse.images import ImageKind
 from diffuse.schedules import Schedule
 
 FORMAT = 1

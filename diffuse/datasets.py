@@ -1,65 +1,52 @@
 """Data sets: each is one array of images [N, C, H, W] a split, and batches are rows of it.
 
 Images are uint8 and become floats in [-1, 1] on the device. The exception is `gaussian`, whose floats have no range.
+What data sets of images have in common: `pad`, a black border around each image as the network sees it (cut off again
+from what it draws), and `flip`, whether a mirrored image is as good as the image.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from diffuse.errors import UserError, check_choice
+from diffuse.files import slug
+from diffuse.imagefiles import FITS, Shape, centre_140
+from diffuse.images import Dataset, ImageKind
+from diffuse.prepare import Recipe, Source, Split, prepared
 from diffuse.randomness import generator
+from diffuse.sources import (
+    NpzImages,
+    TorchvisionSet,
+    cifar10_binary,
+    class_of,
+    fingerprint,
+    from_cifar10_binary,
+    from_files,
+    held_out,
+    image_files,
+    split_folders,
+)
+
+DATA = Path(__file__).parent / "data"
+DIGITS = [str(digit) for digit in range(10)]
 
 
-@dataclass(frozen=True)
-class Split:
-    """images [N, C, H, W], uint8 or float32; labels [N] int64, or None where the data set has none."""
-
-    images: np.ndarray
-    labels: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class ImageKind:
-    """What sampling and scoring must know about the data a network was trained on; every checkpoint holds it.
-
-    name; channels and size (images are square); the names of the classes, if any; bounded: whether pixels lie in
-    [-1, 1] and came from 8-bit integers.
-    """
-
-    name: str
-    channels: int
-    size: int
-    classes: list[str]
-    bounded: bool
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.channels, self.size, self.size)
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A training and a test split; flip says whether a mirrored image is as good as the image."""
-
-    kind: ImageKind
-    train: Split
-    test: Split
-    flip: bool = False
-
-
-def digits(flip: bool = False) -> Dataset:
+def digits(pad: int = 0, flip: bool = False) -> Dataset:
     """1,797 handwritten digits, 8 x 8, grey, in 10 classes (1,438 to train on, 359 to test on).
 
     Alpaydin and Kaynak 1998, UCI, CC BY 4.0; ships with the package, made by scripts/prepare_digits.py.
     """
-    with np.load(Path(__file__).parent / "data" / "digits.npz") as arrays:
-        train = Split(arrays["train_images"], arrays["train_labels"])
-        test = Split(arrays["test_images"], arrays["test_labels"])
-    kind = ImageKind("digits", 1, 8, [str(digit) for digit in range(10)], bounded=True)
-    return Dataset(kind, train, test, flip)
+
+    def load() -> dict[str, Split]:
+        with np.load(DATA / "digits.npz") as arrays:
+            return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
+
+    return Dataset(_kind("digits", 1, 8, DIGITS, pad), flip, load)
 
 
 def gaussian(
@@ -84,14 +71,195 @@ def gaussian(
         return Split(shift + scale * normal)
 
     kind = ImageKind("gaussian", len(mean), size, [], bounded=False)
-    return Dataset(kind, draw("train", train_count), draw("test", test_count), flip)
+    return Dataset(kind, flip, lambda: {"train": draw("train", train_count), "test": draw("test", test_count)})
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [-1, 1]; floats are left as they are."""
-    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+def mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
+    """70,000 handwritten digits, 28 x 28, grey (60,000 to train on). LeCun, Cortes and Burges 1998."""
+    files = TorchvisionSet("MNIST", data_dir, "MNIST/raw/*-ubyte")
+    return _prepared(_kind("mnist", 1, 28, DIGITS, pad), flip, data_dir, files.arrays)
 
 
-def to_uint8(images: Tensor) -> Tensor:
-    """Float [-1, 1] -> the nearest uint8 [0, 255]; what lies outside is clipped. The inverse of `to_float`."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def fashion_mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
+    """70,000 pieces of clothing, 28 x 28, grey, in 10 classes (60,000 to train on). Xiao, Rasul and Vollgraf 2017."""
+    files = TorchvisionSet("FashionMNIST", data_dir, "FashionMNIST/raw/*-ubyte")
+    return _prepared(_kind("fashion_mnist", 1, 28, _classes("fashion_mnist"), pad), flip, data_dir, files.arrays)
+
+
+def cifar10(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """60,000 photographs, 32 x 32, colour, in 10 classes (50,000 to train on). Krizhevsky 2009.
+
+    Either official distribution serves: python (torchvision's) or binary, unpacked or not.
+    """
+    files = TorchvisionSet("CIFAR10", data_dir, "cifar-10-batches-py or cifar-10-batches-bin")
+    binary = None if (data_dir / "cifar-10-batches-py").is_dir() else cifar10_binary(data_dir)
+    sources = partial(from_cifar10_binary, binary) if binary else files.arrays
+    return _prepared(_kind("cifar10", 3, 32, _classes("cifar10"), pad), flip, data_dir, sources)
+
+
+def cifar100(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """60,000 photographs, 32 x 32, colour, in 100 classes (50,000 to train on). Krizhevsky 2009."""
+    files = TorchvisionSet("CIFAR100", data_dir, "cifar-100-python")
+    return _prepared(_kind("cifar100", 3, 32, _classes("cifar100"), pad), flip, data_dir, files.arrays)
+
+
+def svhn(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """99,289 house numbers, 32 x 32, colour, by their middle digit (73,257 to train on). Netzer et al. 2011."""
+    files = TorchvisionSet("SVHN", data_dir, "train_32x32.mat and test_32x32.mat")
+    return _prepared(_kind("svhn", 3, 32, DIGITS, pad), flip, data_dir, files.arrays)
+
+
+def celeba(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
+    """182,732 faces of CelebA (162,770 to train on), colour, their middle 140 x 140 pixels scaled to `size`.
+
+    Liu et al. 2015; the crop is Song and Ermon's (2020). The validation split is left out, and so are the attributes.
+    """
+    _check_size(size)
+    files = TorchvisionSet("CelebA", data_dir, "celeba, the folder with img_align_celeba and the lists beside it,")
+    sources = partial(files.celeba, Shape(3, size, centre_140))
+    return _prepared(_kind("celeba", 3, size, [], pad), flip, data_dir, sources, {"crop": 140})
+
+
+def flowers102(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
+    """8,189 flowers in 102 classes, colour, their middle square scaled to `size`. Nilsback and Zisserman 2008.
+
+    The official training and validation splits are trained on (2,040 images), the official test split is for testing.
+    """
+    _check_size(size)
+    files = TorchvisionSet("Flowers102", data_dir, "flowers-102, the folder with jpg, imagelabels.mat and setid.mat,")
+    sources = partial(files.flowers102, Shape(3, size, FITS["crop"]))
+    return _prepared(_kind("flowers102", 3, size, _classes("flowers102"), pad), flip, data_dir, sources)
+
+
+def folder(
+    data_dir: Path,
+    path: str,
+    size: int = 64,
+    channels: int = 3,
+    fit: str = "crop",
+    holdout: float = 0.1,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    pad: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """Any folder of images (jpg, png, webp, bmp), in it and below. Subfolders, if all images lie in some, are classes.
+
+    size       the side that images are scaled to; fit: crop (their middle square) or resize (squeezed to a square)
+    channels   1 for grey, 3 for colour
+    holdout    the share of images kept for testing, picked by split_seed, where the folder has no test folder beside
+               its train folder
+    skip_bad   leave out images that cannot be read, instead of naming them in an error
+    """
+    _check_size(size)
+    check_choice("fit", fit, FITS)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels}")
+    _check_holdout(holdout)
+    root = _existing(path, Path.is_dir, "a folder")
+    inside = split_folders(root)
+    files = [(split, name) for split, place in inside.items() for name in image_files(root / place)]
+    paths = [f"{inside[split]}/{name}" if inside[split] else name for split, name in files]
+    if len(files) < 2:
+        raise UserError(f"dataset.path={path} has {len(files)} images (jpg, png, webp, bmp); at least 2 are needed")
+    folders = [class_of(name) for _, name in files]
+    named = sorted({name for name in folders if name is not None}) if all(folders) else []
+    classes = {name: label for label, name in enumerate(named)}
+    if "test" in inside:
+        tested = np.array([split == "test" for split, _ in files])
+    else:
+        tested = held_out(paths, holdout, split_seed)
+    shape = Shape(channels, size, FITS[fit])
+
+    def source(rows: np.ndarray) -> Source:
+        labels = [classes[str(folders[row])] for row in rows] if classes else None
+        return from_files(root, [paths[row] for row in rows], labels, shape)
+
+    def sources() -> dict[str, Source]:
+        return {"train": source(np.flatnonzero(~tested)), "test": source(np.flatnonzero(tested))}
+
+    depends_on = {
+        "fit": fit,
+        "holdout": None if "test" in inside else [holdout, split_seed],
+        "files": fingerprint(root, paths),
+    }
+    kind = _kind(slug(root.name) or "folder", channels, size, list(classes), pad)
+    return _prepared(kind, flip, data_dir, sources, depends_on, skip_bad)
+
+
+def npz(
+    data_dir: Path,
+    path: str,
+    test_path: str | None = None,
+    holdout: float = 0.1,
+    split_seed: int = 0,
+    pad: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and perhaps labels, arr_1 [N].
+
+    Without a second file to test on, `holdout` is the share of images kept for testing, picked by split_seed.
+    """
+    _check_holdout(holdout)
+    train = NpzImages(_existing(path, Path.is_file, "an npz file"))
+    test = NpzImages(_existing(test_path, Path.is_file, "an npz file", "test_path")) if test_path else None
+    if train.count < 2:
+        raise UserError(f"dataset.path={path} has {train.count} image; at least 2 are needed")
+    if test and (test.size, test.channels) != (train.size, train.channels):
+        raise UserError(f"dataset.test_path={test_path} has images of another shape than dataset.path={path}")
+    mask = np.zeros(train.count, bool) if test else held_out([str(i) for i in range(train.count)], holdout, split_seed)
+    labels = [part.labels for part in (train, test) if part is not None and part.labels is not None]
+    count = int(max(part.max() for part in labels)) + 1 if labels else 0
+
+    def sources() -> dict[str, Source]:
+        all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(mask)
+        return {"train": train.source(~mask), "test": all_of_test}
+
+    depends_on = {
+        "holdout": None if test else [holdout, split_seed],
+        "files": [fingerprint(part.path.parent, [part.path.name]) for part in (train, test) if part],
+    }
+    kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [str(i) for i in range(count)], pad)
+    return _prepared(kind, flip, data_dir, sources, depends_on)
+
+
+def _prepared(
+    kind: ImageKind,
+    flip: bool,
+    data_dir: Path,
+    sources: Callable[[], Mapping[str, Source]],
+    depends_on: Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
+    """A data set whose arrays are prepared under data_dir when they are first asked for."""
+    shape = (kind.channels, kind.size, kind.size)
+    recipe = Recipe(kind.name, shape, depends_on or {}, sources, skip_bad)
+    return Dataset(kind, flip, lambda: prepared(recipe, data_dir))
+
+
+def _kind(name: str, channels: int, size: int, classes: list[str], pad: int) -> ImageKind:
+    if not 0 <= pad <= 1024:
+        raise ValueError(f"pad must be a number of pixels, 0 or a few, not {pad}")
+    return ImageKind(name, channels, size, classes, bounded=True, pad=pad)
+
+
+def _classes(name: str) -> list[str]:
+    """The names of a well-known set's classes, by label."""
+    return list(json.loads((DATA / "classes.json").read_text(encoding="utf-8"))[name])
+
+
+def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:
+    found = Path(path).expanduser().absolute()
+    if not there(found):
+        raise UserError(f"dataset.{key}={path} must be {what}, and there is none")
+    return found
+
+
+def _check_size(size: int) -> None:
+    if not 4 <= size <= 4096:
+        raise ValueError(f"size must be between 4 and 4096 pixels, not {size}")
+
+
+def _check_holdout(holdout: float) -> None:
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must be a share between 0 and 1, not {holdout}")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from diffuse.build import build, checked_options, locate
 from diffuse.checkpoint import Trained, load_trained
-from diffuse.datasets import ImageKind
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, pick
+from diffuse.images import ImageKind
 from diffuse.randomness import ImageNoise
 from diffuse.samplers import SPACINGS, VARIANCES, time_grid
 from diffuse.schedules import Schedule
@@ -67,7 +67,7 @@ class Prepared:
         self.trained: Trained = load_trained(config["ckpt"], config["trust"])
         self.kind = self.trained.kind
         self.conditional = bool(self.trained.config["class_conditional"])
-        self.chunk = self.device.rows(self.kind.size, config["batch_size"])
+        self.chunk = self.device.rows(self.kind.side, config["batch_size"])
         self.batch_size = -(-config["batch_size"] // self.chunk) * self.chunk
 
     def denoiser(self, clip: bool) -> Denoiser:
@@ -92,7 +92,7 @@ def draw(
     x = x_T
     for x in sampler.walk(denoiser, x_T, sampler.times, labels, noise=noise):  # noqa: B007
         each_step()
-    return x
+    return kind.from_network(x)
 
 
 def image_labels(images: Sequence[int], kind: ImageKind, label: int | None, device: Device) -> Tensor:

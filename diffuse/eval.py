@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from diffuse.build import build_dataset
-from diffuse.datasets import to_float
 from diffuse.drawing import Prepared
 from diffuse.errors import UsageError, UserError, pick
 from diffuse.files import write_json, write_whole
@@ -37,7 +36,7 @@ class EvalJob(Prepared):
             self.times = time_grid(self.trained.schedule, config["levels"])
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        self.test = build_dataset(self.trained.config, config["trust"]).test
+        self.test = build_dataset(moved(self.trained.config, config), config["trust"]).test
         self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
         self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
         if config["n"] is not None and config["n"] > len(self.test.images):
@@ -70,7 +69,7 @@ class EvalJob(Prepared):
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, ImageNoise]:
         """These rows of the test split in [-1, 1], each with noise of its own."""
-        x0 = to_float(torch.from_numpy(self.test.images[rows])).to(self.device.torch)
+        x0 = self.kind.to_network(torch.from_numpy(self.test.images[rows])).to(self.device.torch)
         return x0, ImageNoise(self.config["seed"], "eval", rows.tolist())
 
     def labels(self, rows: np.ndarray) -> Tensor | None:
@@ -92,8 +91,15 @@ class EvalJob(Prepared):
                 for term in levels(denoiser, x0, self.times, noise, self.labels(rows)):
                     terms.append(term)
                     progress.advance(len(rows))
-                parts.append(bits_per_dim(torch.stack(terms, dim=1), x0[0].numel()).cpu().double().numpy())
+                parts.append(bits_per_dim(torch.stack(terms, dim=1), self.kind.dimensions).cpu().double().numpy())
         return np.concatenate(parts)
+
+
+def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The training config, with its data where this config says that they are now."""
+    places = {key: place for key, place in config["dataset"].items() if place is not None}
+    data_dir = trained["data_dir"] if config["data_dir"] is None else config["data_dir"]
+    return {**trained, "data_dir": data_dir, "dataset": {**trained["dataset"], **places}}
 
 
 def run(config: Mapping[str, Any], job: Job) -> float:
@@ -144,6 +150,8 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
         "split": "test",
         "n": n,
         "n_in_split": len(scoring.test.images),
+        "dimensions": scoring.kind.dimensions,
+        "pad": scoring.kind.pad,
         "n_chosen_by": "n=" if config["n"] is not None else "what takes about two minutes",
         "weights": "ema",
         "levels": scoring.evaluations,

@@ -9,8 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
+
 from diffuse.errors import UsageError
 
+LONGEST_SLUG = 120
 SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 
 
@@ -29,7 +32,7 @@ def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]
                 os.fsync(file.fileno())
         os.replace(beside, path)
         if survives_power_cut:
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -59,7 +62,7 @@ def link_whole(path: Path, target: str) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(target)
     os.replace(beside, path)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def make_own_folder(path: Path) -> Path:
@@ -83,6 +86,11 @@ def checked_name(name: str) -> str:
     return name
 
 
+def slug(text: str) -> str:
+    """Any text as part of a file name that needs no quoting in a shell."""
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG]
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hexadecimal."""
     digest = hashlib.sha256()
@@ -92,7 +100,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """A renamed file survives a power cut only once its folder is on the disk too."""
     if os.name == "nt":
         return
@@ -101,3 +109,30 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, if_taken: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock that dies with its owner. `path` is a file that stays; it means nothing by itself.
+
+    Where another process holds the lock, if_taken is called: it may raise, or return to wait.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if_taken()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def size_in_words(size: float) -> str:
+    """'571 MB', '2.3 GB': bytes the way disks are sold, in powers of ten."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

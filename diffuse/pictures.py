@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffuse.datasets import to_uint8
 from diffuse.denoiser import Denoiser
 from diffuse.files import written_whole
+from diffuse.images import to_uint8
 
 SMALLEST_TILE = 48
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.datasets import to_uint8
 from diffuse.drawing import Prepared, Sampler, draw, image_labels
 from diffuse.errors import UsageError
 from diffuse.files import write_json, write_whole
+from diffuse.images import to_uint8
 from diffuse.job import Job, shown
 from diffuse.pictures import grid, save_png
 from diffuse.progress import Progress, duration, log

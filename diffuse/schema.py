@@ -49,10 +49,13 @@ class Ema:
 class Checkpoint:
     every: int
     keep: int
+    milestone_every: int | None
 
     def __post_init__(self) -> None:
+        milestone = self.milestone_every
         _check(self.every >= 1, "checkpoint.every", "at least 1 step", self.every)
         _check(self.keep >= 1, "checkpoint.keep", "at least 1", self.keep)
+        _check(milestone is None or milestone >= 1, "checkpoint.milestone_every", "at least 1 step or null", milestone)
 
 
 @dataclass
@@ -79,6 +82,7 @@ class TrainConfig:
 
     name: str | None
     seed: int
+    data_dir: str
     dataset: Any
     schedule: Any
     unet: Any
@@ -92,12 +96,14 @@ class TrainConfig:
     log: Log
     images: Images
     checkpoint: Checkpoint
+    max_hours: float | None
     resume: str | None
     trust: list[str]
 
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", "at least 1", self.steps)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        _check(self.max_hours is None or self.max_hours > 0, "max_hours", "positive or null", self.max_hours)
 
 
 @dataclass
@@ -120,12 +126,20 @@ class SampleConfig:
 
 
 @dataclass
+class Place:
+    path: str | None
+    test_path: str | None
+
+
+@dataclass
 class EvalConfig:
     """`diffuse eval`."""
 
     ckpt: str
     name: str | None
     seed: int
+    data_dir: str | None
+    dataset: Place
     n: int | None
     batch_size: int
     levels: int | None

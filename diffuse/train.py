@@ -13,12 +13,12 @@ from torch import Tensor
 
 from diffuse import checkpoint
 from diffuse.build import build, build_dataset, build_network, build_schedule
-from diffuse.datasets import Dataset, to_float
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device, send
 from diffuse.drawing import Sampler, draw, image_labels
 from diffuse.ema import EMA
 from diffuse.errors import UserError
+from diffuse.images import Dataset, to_float
 from diffuse.job import OUTPUTS, Job, shown
 from diffuse.losses import denoising_loss, uniform_levels
 from diffuse.pictures import forward_process, grid
@@ -127,7 +127,7 @@ class Trainer:
     def sample_images(self) -> Tensor:
         """Images from the EMA weights, from the same noise each time."""
         kind, count = self.data.kind, self.config["images"]["count"]
-        net = self.device.network(self.ema.net, self.device.rows(kind.size, count))
+        net = self.device.network(self.ema.net, self.device.rows(kind.side, count))
         denoiser = Denoiser(net, self.schedule, clip=self.sampler.clip)
         labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
         return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels)
@@ -141,7 +141,7 @@ class Trainer:
         """The images of this step, in [-1, 1], flipped at random where that is allowed, and their labels."""
         rows = batch_rows(self.config["seed"], self.step, self.config["batch_size"], len(self._images))
         index = send(torch.from_numpy(rows), self._images.device)
-        x0 = to_float(self.device.send(self._images[index]))
+        x0 = self.data.kind.to_network(self.device.send(self._images[index]))
         if self.data.flip:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from diffuse.datasets import digits, gaussian, to_float, to_uint8
+from diffuse.datasets import digits, gaussian
+from diffuse.images import to_float, to_uint8
 from tests.conftest import MEAN, STD
 
 

@@ -10,9 +10,10 @@ import torch
 
 from diffuse import eval as evaluation
 from diffuse.checkpoint import load_trained
-from diffuse.datasets import digits, to_float
+from diffuse.datasets import digits
 from diffuse.denoiser import Denoiser
 from diffuse.errors import UsageError
+from diffuse.images import to_float
 from diffuse.likelihood import vlb
 from diffuse.randomness import ImageNoise, generator
 from diffuse.samplers import fixed_small, time_grid

@@ -18,7 +18,11 @@ ALLOWED = {
     "likelihood": {"denoiser", "schedules", "samplers"},
     "oracles": {"denoiser", "schedules"},
     "unet": {"errors"},
-    "datasets": {"randomness"},
+    "datasets": {"errors", "files", "imagefiles", "images", "prepare", "randomness", "sources"},
+    "images": {"prepare"},
+    "sources": {"errors", "imagefiles", "prepare", "randomness"},
+    "prepare": {"errors", "files", "progress"},
+    "imagefiles": set(),
     "ema": set(),
     "device": {"errors"},
     "randomness": {"device"},
@@ -68,6 +72,13 @@ def loaded_by(*arguments: str) -> set[str]:
 def test_help_imports_neither_torch_nor_hydra(argument):
     heavy = {"torch", "hydra", "omegaconf", "numpy", "asyncio"}
     assert not heavy & loaded_by(argument)
+
+
+def test_a_process_that_decodes_images_does_not_import_torch():
+    program = "import sys, diffuse.imagefiles; print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "PIL" in done.stdout.split()
+    assert not {"torch", "hydra"} & set(done.stdout.split())
 
 
 def test_showing_a_config_does_not_import_torch():

@@ -11,10 +11,10 @@ from PIL import Image
 
 from diffuse import sample
 from diffuse.checkpoint import load_trained, read
-from diffuse.datasets import to_uint8
 from diffuse.denoiser import Denoiser
 from diffuse.errors import UsageError, UserError
 from diffuse.files import sha256
+from diffuse.images import to_uint8
 from diffuse.randomness import ImageNoise
 from diffuse.samplers import SPACINGS, ancestral, ddim, fixed_large, fixed_small, time_grid
 from tests.commands import config, job
