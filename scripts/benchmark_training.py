@@ -20,7 +20,7 @@ from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 
 from diffuse.app import CONFIGS
-from diffuse.train import Trainer
+from diffuse.trainer import Trainer
 
 
 def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torch.Tensor]:

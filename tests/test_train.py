@@ -16,7 +16,7 @@ from diffuse.datasets import digits
 from diffuse.errors import UserError
 from diffuse.randomness import reseed
 from diffuse.run import read_record
-from diffuse.train import Trainer, batch_rows, learning_rate
+from diffuse.trainer import Trainer, batch_rows, learning_rate
 from tests.commands import TINY, config, job
 
 

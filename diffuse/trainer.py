@@ -1,0 +1,174 @@
+"""What changes while training, and the step that changes it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.build import build, build_dataset, build_network, build_schedule
+from diffuse.denoiser import Denoiser
+from diffuse.device import Device, send
+from diffuse.drawing import Sampler, draw, image_labels
+from diffuse.ema import EMA
+from diffuse.errors import UserError
+from diffuse.images import Dataset, to_float
+from diffuse.losses import denoising_loss, uniform_levels
+from diffuse.pictures import forward_process
+from diffuse.randomness import ImageNoise, generator, reseed
+
+QUARTILES = 4
+# What is added up on the device between two lines of metrics, the first two by quartile of t.
+SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
+
+
+class Trainer:
+    """Everything that changes while training, and the step that changes it.
+
+    All randomness of step k, the batch, the levels, the noise, flips and dropout, is a function of (seed, k): there
+    is no random state to save, and no interval of logging or pictures changes a weight.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config, trust = config, config["trust"]
+        self.device: Device = build(config["device"], "device", trust)
+        self.data: Dataset = build_dataset(config, trust)
+        self.schedule = build_schedule(config, trust)
+        self.sampler = Sampler(config["sampler"], self.schedule, self.data.kind, trust)
+        reseed(config["seed"], "weights")
+        self.net = self.device.place(build_network(config, self.data.kind, trust))
+        self.ema = EMA(self.net, config["ema"]["decay"])
+        if self.device.compiles:
+            self.net.compile()
+        self.denoiser = Denoiser(self.device.network(self.net), self.schedule)
+        optim = config["optim"]
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=optim["lr"], weight_decay=optim["weight_decay"], fused=True
+        )
+        self.sums = {name: torch.zeros(size, device=self.device.torch) for name, size in SUMS.items()}
+        self.step = 0
+        self._images = self.device.hold(torch.from_numpy(self.data.train.images))
+        self._labels: Tensor | None = None
+        if config["class_conditional"] and self.data.train.labels is not None:
+            self._labels = torch.from_numpy(self.data.train.labels).to(self._images.device)
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.net.parameters())
+
+    def advance(self) -> None:
+        """One step of training: Ho et al. 2020, algorithm 1. Never waits for the device."""
+        config = self.config
+        reseed(config["seed"], "train", self.step)
+        x0, y = self._batch()
+        t = uniform_levels(len(x0), self.schedule.T, self.device.torch)
+        losses = denoising_loss(self.denoiser, x0, t, torch.randn_like(x0), y)
+        losses.mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config["optim"], self.step, config["steps"])
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.step)
+        self._add_up(losses.detach(), t, norm)
+        self.step += 1
+
+    def report(self) -> dict[str, float]:
+        """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate."""
+        losses, images, (norm,), (steps,) = (self.sums[name].tolist() for name in SUMS)
+        for values in self.sums.values():
+            values.zero_()
+        quartiles = enumerate(zip(losses, images, strict=True), start=1)
+        return {
+            "loss": sum(losses) / sum(images),
+            **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
+            "grad_norm": norm / steps,
+            "lr": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def refuse_nonsense(self) -> None:
+        """Stop where training has gone astray: what follows a loss that is not a number is not worth keeping."""
+        loss, norm = (self.sums[name].sum().item() for name in ("loss", "grad_norm"))
+        if not math.isfinite(loss + norm):
+            raise UserError(
+                f"loss or gradient is not a finite number by step {self.step}; the newest checkpoint is from before.\n"
+                "Lower optim.lr or optim.clip, or set device.precision=float32 if it was bfloat16"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint must hold to continue from here, and to sample without the data set."""
+        return {
+            "config": dict(self.config),
+            "kind": asdict(self.data.kind),
+            "model": self.net.state_dict(),
+            "ema": self.ema.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+        }
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """Continue from the content of a checkpoint."""
+        self.net.load_state_dict(content["model"])
+        self.ema.net.load_state_dict(content["ema"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
+        self.step = content["step"]
+
+    def sample_images(self) -> Tensor:
+        """Images from the EMA weights, from the same noise each time."""
+        kind, count = self.data.kind, self.config["images"]["count"]
+        net = self.device.network(self.ema.net, self.device.rows(kind.side, count))
+        denoiser = Denoiser(net, self.schedule, clip=self.sampler.clip)
+        labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
+        return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels)
+
+    def forward_picture(self) -> Tensor:
+        """What the network is asked to undo: eight training images, from x_0 to x_T."""
+        x0 = to_float(torch.from_numpy(self.data.train.images[:8]))
+        return forward_process(self.denoiser, x0, ImageNoise(self.config["seed"], "forward", range(len(x0)))(x0))
+
+    def _batch(self) -> tuple[Tensor, Tensor | None]:
+        """The images of this step, in [-1, 1], flipped at random where that is allowed, and their labels."""
+        rows = batch_rows(self.config["seed"], self.step, self.config["batch_size"], len(self._images))
+        index = send(torch.from_numpy(rows), self._images.device)
+        x0 = self.data.kind.to_network(self.device.send(self._images[index]))
+        if self.data.flip:
+            flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
+            x0 = torch.where(flipped, x0.flip(-1), x0)
+        return x0, None if self._labels is None else self.device.send(self._labels[index])
+
+    def _add_up(self, losses: Tensor, t: Tensor, norm: Tensor) -> None:
+        quartile = (t - 1) * QUARTILES // self.schedule.T
+        self.sums["loss"].index_add_(0, quartile, losses)
+        self.sums["images"].index_add_(0, quartile, torch.ones_like(losses))
+        self.sums["grad_norm"] += norm
+        self.sums["steps"] += 1
+
+
+def learning_rate(optim: Mapping[str, Any], step: int, steps: int) -> float:
+    """The rate of step `step` (from 0): rising linearly over `warmup` steps, times the decay over the whole run."""
+    warmth = min(1.0, (step + 1) / optim["warmup"]) if optim["warmup"] else 1.0
+    done = step / steps
+    left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[optim["decay"]]
+    return float(optim["lr"] * warmth * left)
+
+
+def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
+    """Which of `count` images step `step` is about: every image once an epoch, in an order drawn for each epoch."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // count
+    rows = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        rows[here] = epoch_order(seed, int(epoch), count)[positions[here] % count]
+    return rows
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of the images in one epoch; the last two are remembered, since every step asks."""
+    return generator(seed, "epoch", epoch).permutation(count)
