@@ -18,11 +18,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.errors import UsageError, UserError, did_you_mean
-from diffuse.files import checked_name, slug
+from diffuse.errors import Terminated, UsageError, UserError, did_you_mean
+from diffuse.files import OUTPUTS, RECORD, checked_name, slug
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
 from diffuse.schema import SCHEMAS, checked
+from diffuse.stopping import at_once, handled_by
 from diffuse.wording import worded
 
 PACKAGE = Path(__file__).resolve().parent
@@ -141,8 +142,14 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def main(command: str, typed: list[str]) -> int:
-    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 Ctrl-C, 143 SIGTERM."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    with handled_by(at_once):
+        return run_command(command, typed)
+
+
+def run_command(command: str, typed: list[str]) -> int:
+    """`main`, with signals raised as exceptions."""
     try:
         words = named_by_what_varies(overrides_first(typed))
         program = "diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {command}"
@@ -155,6 +162,9 @@ def main(command: str, typed: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
@@ -201,8 +211,8 @@ def named_by_what_varies(words: list[str]) -> list[str]:
     for override in typed:
         if override.key_or_group == "name" and override.is_sweep_override():
             raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
-        if override.key_or_group == "name":
-            checked_name(str(override.value()))
+        if override.key_or_group == "name" and (OUTPUTS / checked_name(str(override.value())) / RECORD).exists():
+            raise UsageError(f"{OUTPUTS / str(override.value())} is a single run: a sweep needs another name=")
     fixed = [override.key_or_group for override in typed if not override.is_sweep_override()]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
 

@@ -1,8 +1,13 @@
-"""Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine."""
+"""Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine.
 
+The file is PyTorch's zip file. Its archive comment, which readers of zip files pass over, is a seal: the SHA-256 of all
+bytes before it. So a file that was damaged on any disk or on any way is recognised, wherever it has been moved.
+"""
+
+import hashlib
+import os
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,45 +21,108 @@ from diffuse.build import build_network, build_schedule
 from diffuse.errors import UserError
 from diffuse.files import link_whole, sha256, written_whole
 from diffuse.images import ImageKind
+from diffuse.progress import log
 from diffuse.schedules import Schedule
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
 NEWEST = "last.pt"
+SEAL_LENGTH = 64
+# How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
+ZIP_END = b"PK\x05\x06"
+ZIP_END_LENGTH = 22
 
 
-def save(folder: Path, step: int, content: Mapping[str, Any], keep: int) -> Path:
-    """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest."""
+class Damaged(UserError):
+    """The file is not what was written, or was never a checkpoint."""
+
+
+def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
+    """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
+
+    Milestones, which are those whose step is a multiple of milestone_every, stay and are not counted.
+    """
     path = folder / f"step_{step:08d}.pt"
+    write(path, step, content)
+    link_whole(folder / NEWEST, path.name)
+    passing = [old for old in all_in(folder) if not milestone_every or step_of(old) % milestone_every]
+    for old in passing[: max(0, len(passing) - keep)]:
+        old.unlink()
+    return path
+
+
+def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
+    """Write one sealed file, whole or not at all."""
     stamped = {"format": FORMAT, "program": f"diffuse {diffuse.__version__}", "step": step, **content}
     with written_whole(path) as beside:
         try:
             torch.save(stamped, beside)
         except RuntimeError as error:  # how torch's writer reports that the disk is full
             raise UserError(f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})") from error
-    link_whole(folder / NEWEST, path.name)
-    for old in all_in(folder)[:-keep]:
-        old.unlink()
-    return path
+        _seal(beside)
+
+
+def _seal(path: Path) -> None:
+    """Announce a comment in the last two bytes, and add it: the hash of everything so far."""
+    with open(path, "rb+") as file:
+        file.seek(-ZIP_END_LENGTH, os.SEEK_END)
+        assert file.read(4) == ZIP_END, "torch.save has begun to write something else than a zip file without comment"
+        file.seek(-2, os.SEEK_END)
+        file.write(SEAL_LENGTH.to_bytes(2, "little"))
+    digest = sha256(path)
+    with open(path, "ab") as file:
+        file.write(digest.encode())
+
+
+def verify(path: Path) -> str:
+    """The SHA-256 of the whole file. Raises Damaged where its seal does not fit its content."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_LENGTH
+    end = b""
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            end = (end + block)[-ZIP_END_LENGTH:]
+            left -= len(block)
+        seal = file.read()
+    if not end.startswith(ZIP_END) or not end.endswith(SEAL_LENGTH.to_bytes(2, "little")):
+        raise Damaged(f"{path} is no checkpoint of this program, or its end is missing; use another one")
+    if digest.hexdigest().encode() != seal:
+        raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256); use another one")
+    digest.update(seal)
+    return digest.hexdigest()
 
 
 def all_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*.pt"))
+    return sorted((path for path in folder.glob("step_*.pt") if path.stem[5:].isdigit()), key=step_of)
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder, if there is one."""
-    if (folder / NEWEST).is_file():
-        return (folder / NEWEST).resolve()
-    return all_in(folder)[-1].resolve() if all_in(folder) else None
+def step_of(path: Path) -> int:
+    """The step that a checkpoint was written at, by its name."""
+    return int(path.stem[5:])
 
 
-def find(ckpt: str) -> Path:
-    """The checkpoint file that `ckpt` means: that file, or the newest of that run folder."""
+def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in a folder that can be read, with its content; None where there never was one.
+
+    Damaged ones are passed over with a warning. Raises Damaged where there is no other.
+    """
+    paths = all_in(folder)
+    for path in reversed(paths):
+        try:
+            return path.resolve(), read(path)
+        except Damaged as error:
+            log.warning(str(error).replace("use another one", "taking the one before it"))
+    if paths:
+        raise Damaged(f"none of the {len(paths)} checkpoints in {folder} can be read")
+    return None
+
+
+def find(ckpt: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `ckpt` means, with its content: that file, or the newest of that run folder."""
     path = Path(ckpt).expanduser()
     if path.is_file():
-        return path.resolve()
+        return path.resolve(), read(path)
     if not path.exists():
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     for folder in (path / FOLDER, path):
@@ -67,22 +135,21 @@ def find(ckpt: str) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file. Nothing in it is run; whatever is wrong with it is said in words."""
+    verify(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of foreign pickles; the error below says enough
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
+        raise Damaged(
             f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run"
         ) from error
     except PermissionError:
         raise
     except Exception as error:  # what torch raises depends on where the damage is
-        raise UserError(
-            f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})"
-        ) from error
+        raise Damaged(f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})") from error
     if not isinstance(content, dict) or "format" not in content or "config" not in content:
-        raise UserError(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
+        raise Damaged(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
     if content["format"] != FORMAT:
         raise UserError(
             f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads format {FORMAT}; "
@@ -122,8 +189,7 @@ class Trained:
 
 def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
-    path = find(ckpt)
-    content, digest = read(path), sha256(path)
+    path, content = find(ckpt)
     try:
         config, kind, step = content["config"], ImageKind(**content["kind"]), int(content["step"])
         schedule = build_schedule(config, trust)
@@ -131,4 +197,4 @@ def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
         net.load_state_dict(content["ema"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{path} does not fit together: {str(error).splitlines()[0][:200]}") from error
-    return Trained(path, digest, step, config, kind, schedule, net.eval().requires_grad_(False))
+    return Trained(path, verify(path), step, config, kind, schedule, net.eval().requires_grad_(False))

@@ -208,8 +208,9 @@ def npz(
     if test and (test.size, test.channels) != (train.size, train.channels):
         raise UserError(f"dataset.test_path={test_path} has images of another shape than dataset.path={path}")
     mask = np.zeros(train.count, bool) if test else held_out([str(i) for i in range(train.count)], holdout, split_seed)
-    labels = [part.labels for part in (train, test) if part is not None and part.labels is not None]
-    count = int(max(part.max() for part in labels)) + 1 if labels else 0
+    parts = [train, test] if test else [train]
+    labels = [part.labels for part in parts if part.labels is not None]
+    count = int(max(part.max() for part in labels)) + 1 if len(labels) == len(parts) else 0
 
     def sources() -> dict[str, Source]:
         all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(mask)
@@ -217,7 +218,7 @@ def npz(
 
     depends_on = {
         "holdout": None if test else [holdout, split_seed],
-        "files": [fingerprint(part.path.parent, [part.path.name]) for part in (train, test) if part],
+        "files": [fingerprint(part.path.parent, [part.path.name]) for part in parts],
     }
     kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [str(i) for i in range(count)], pad)
     return _prepared(kind, flip, data_dir, sources, depends_on)

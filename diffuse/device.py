@@ -1,5 +1,6 @@
 """Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -79,6 +80,21 @@ class Device:
         if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
             return array
         return array.to(self.torch)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether work is queued, so that looking at a number of its own costs the device idle time."""
+        return self.torch.type == "cuda"
+
+    def peak_memory(self) -> int:
+        """The most memory in use so far, in bytes: the device's own, or that of the whole process on the processor."""
+        if self.torch.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        if self.torch.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def synchronize(self) -> None:
         """Wait until everything asked of the device is done; for timing only."""

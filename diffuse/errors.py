@@ -13,6 +13,10 @@ class UserError(Exception):
     exit_code = 1
 
 
+class Terminated(BaseException):
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt: somebody asks the program to end, and exit code 143 says it did."""
+
+
 class UsageError(UserError):
     """The command line itself is wrong: an unknown key, option or value."""
 

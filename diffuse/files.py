@@ -13,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from diffuse.errors import UsageError
 
+OUTPUTS = Path("outputs")
+RECORD = "config.yaml"
 LONGEST_SLUG = 120
 SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 
@@ -28,8 +30,7 @@ def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]
     try:
         yield beside
         if survives_power_cut:
-            with open(beside, "rb+") as file:
-                os.fsync(file.fileno())
+            flush_file(beside)
         os.replace(beside, path)
         if survives_power_cut:
             flush_folder(path.parent)
@@ -98,6 +99,18 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `written_whole` was writing below a folder when its process was killed. Hold the folder's lock."""
+    for left_over in folder.rglob(".*.tmp"):
+        left_over.unlink(missing_ok=True)
+
+
+def flush_file(path: Path) -> None:
+    """Wait until the file is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:

@@ -22,7 +22,7 @@ BLOCK = 256
 # Below this many files a second process costs more than it saves.
 ENOUGH_FOR_WORKERS = 2000
 ORIENTATION = 0x0112  # the EXIF tag
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 # Images [k, C, H, W], and what is wrong with those that could not be read, by number.
 Decoded = tuple[np.ndarray, dict[int, str]]
 
@@ -41,6 +41,8 @@ def whole(width: int, height: int) -> Box:
 
 def centre_140(width: int, height: int) -> Box:
     """The middle 140 x 140 pixels: what the field takes of CelebA's aligned 178 x 218 images (Song and Ermon 2020)."""
+    if min(width, height) < 140:
+        raise ValueError(f"is {width} x {height}, smaller than 140 x 140")
     left, top = (width - 140) // 2, (height - 140) // 2
     return (left, top, left + 140, top + 140)
 
@@ -62,13 +64,14 @@ class Shape:
         Turned the way its EXIF says; transparent parts lie on white; 16 bits are scaled to 8; scaled by antialiased
         bicubic interpolation, and untouched where the size is right already.
         """
-        with warnings.catch_warnings(), Image.open(path) as file:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow thinks of odd but readable files
-            image = ImageOps.exif_transpose(file) if ORIENTATION in file.getexif() else file
-            image = as_8_bit(image, "L" if self.channels == 1 else "RGB")
-        box = self.fit(*image.size)
-        if box != (0, 0, self.size, self.size) or image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+            with Image.open(path) as file:
+                file.load()
+                image = as_8_bit(turned(file), "L" if self.channels == 1 else "RGB")
+        image = image.crop(self.fit(*image.size))  # not resize's own box, beyond which it looks at what is cut off
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -82,6 +85,14 @@ class Shape:
             except Exception as error:  # decoders raise anything from OSError to struct.error
                 wrong[number] = reason(error)
         return images, wrong
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """The image, already loaded, turned the way its EXIF says; one that cannot be read says nothing."""
+    try:
+        return ImageOps.exif_transpose(image) if ORIENTATION in image.getexif() else image
+    except Exception:
+        return image
 
 
 def as_8_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import platform
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,11 +14,9 @@ from pathlib import Path
 import torch
 
 import diffuse
-from diffuse.errors import UserError
+from diffuse.errors import Terminated, UserError
 from diffuse.files import checked_name, make_own_folder, write_whole
 from diffuse.progress import logged_to
-
-OUTPUTS = Path("outputs")
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,23 @@ class Job:
         return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
 
     @contextmanager
-    def new_folder(self, parent: Path, name: str | None, log_name: str, otherwise: str = "") -> Iterator[Path]:
+    def new_folder(self, parent: Path, name: str | None, log_name: str) -> Iterator[Path]:
         """Work in a folder that was not there: parent/<name>, or parent/<time> without a name, or the sweep's.
 
-        Raises UserError where the name is taken; `otherwise` says what else the user may have meant with {folder}.
+        Raises UserError where the name is taken.
         """
-        if name is None and not self.sweep_folder:
-            folder = make_own_folder(parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        else:
-            folder = self.sweep_folder or parent / checked_name(str(name))
-            if folder.exists() and any(folder.iterdir()):
-                hint = otherwise.format(folder=shown(folder))
-                raise UserError(f"{shown(folder)} exists already: choose another name={hint}")
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder(parent, name)
+        if folder is None:
+            folder = make_own_folder(parent / now())
+        elif folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{shown(folder)} exists already: choose another name=")
+        folder.mkdir(parents=True, exist_ok=True)
         with self.logged(folder, log_name):
             yield folder
+
+    def folder(self, parent: Path, name: str | None) -> Path | None:
+        """Where this job's output goes: the sweep's folder for it, or parent/<name>; None without a name."""
+        return self.sweep_folder or (parent / checked_name(name) if name is not None else None)
 
     @contextmanager
     def logged(self, folder: Path, log_name: str) -> Iterator[None]:
@@ -58,18 +60,25 @@ class Job:
         typed = json.dumps(list(self.overrides))  # JSON is YAML too
         write_whole(folder / ".hydra" / "overrides.yaml", lambda file: file.write(typed + "\n"))
         with logged_to(folder / log_name) as only_there:
-            only_there(logging.INFO, f"{self.command}   (diffuse {diffuse.__version__}, torch {torch.__version__})")
+            versions = f"diffuse {diffuse.__version__}, torch {torch.__version__}"
+            process = f"process {os.getpid()} on {platform.node()}"
+            only_there(logging.INFO, f"{self.command}   ({versions}, {process})")
             try:
                 yield
             except UserError as error:
                 only_there(logging.ERROR, str(error))
                 raise
-            except KeyboardInterrupt:
-                only_there(logging.WARNING, "interrupted")
+            except (KeyboardInterrupt, Terminated) as stop:
+                only_there(logging.WARNING, "interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
                 raise
             except BaseException:
                 only_there(logging.ERROR, traceback.format_exc())
                 raise
+
+
+def now() -> str:
+    """The time, as a folder's name."""
+    return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def shown(path: Path) -> str:

@@ -33,11 +33,11 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
     return make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
 
 
-def save_png(path: Path, picture: Tensor) -> None:
+def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> None:
     """Write a uint8 picture [1 or 3, H, W] as PNG, whole or not at all."""
     array = picture.cpu().numpy()
     image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    with written_whole(path, survives_power_cut=False) as beside:
+    with written_whole(path, survives_power_cut) as beside:
         image.save(beside, format="PNG")
 
 

@@ -36,10 +36,13 @@ class Split:
 
     images: np.ndarray
     labels: np.ndarray | None = None
+    known_sha256: str | None = None
 
     @cached_property
     def sha256(self) -> str:
         """What identifies the images and their labels."""
+        if self.known_sha256:
+            return self.known_sha256
         digest = hashlib.sha256(repr(self.images.shape).encode())
         for array in (self.images, self.labels):
             if array is not None:
@@ -83,7 +86,7 @@ class Recipe:
 def prepared(recipe: Recipe, data_dir: Path) -> dict[str, Split]:
     """The splits of a data set, prepared now if they are not there yet or are damaged."""
     folder = data_dir / "prepared" / recipe.folder_name
-    if (splits := _reused(recipe, folder)) is not None:
+    if (splits := _reused(recipe, folder, warn=False)) is not None:  # without the lock, it may be about to be replaced
         return splits
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +102,7 @@ def prepared(recipe: Recipe, data_dir: Path) -> dict[str, Split]:
     return splits
 
 
-def _reused(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
+def _reused(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split] | None:
     """The splits in a folder made earlier, or None where there are none that can be trusted."""
     if not folder.is_dir():
         return None
@@ -108,20 +111,22 @@ def _reused(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
         for name, expected in about["sha256"].items():
             if sha256(folder / name) != expected:
                 raise ValueError(f"{name} is not what was written")
-        splits = {split: _load(folder, split) for split in about["images"]}
+        splits = {split: _load(folder, split, about["sha256"]) for split in about["images"]}
         unreadable = list(about["unreadable"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning(f"{folder} is damaged ({error}); preparing {recipe.name} again")
+        if warn:
+            log.warning(f"{folder} is damaged ({error}); preparing {recipe.name} again")
         return None
     refuse_unreadable(unreadable, recipe, folder, sum(len(split.images) for split in splits.values()) + len(unreadable))
     return splits
 
 
-def _load(folder: Path, split: str) -> Split:
+def _load(folder: Path, split: str, hashes: Mapping[str, str]) -> Split:
     """Copy on write: torch asks for arrays that could be written to, and the file stays as it is."""
-    labels = folder / f"{split}_labels.npy"
-    images = np.load(folder / f"{split}_images.npy", mmap_mode="c")
-    return Split(images, np.load(labels) if labels.exists() else None)
+    images, labels = f"{split}_images.npy", f"{split}_labels.npy"
+    together = hashlib.sha256(f"{hashes[images]} {hashes.get(labels)}".encode()).hexdigest()
+    classes = np.load(folder / labels) if labels in hashes else None
+    return Split(np.load(folder / images, mmap_mode="c"), classes, together)
 
 
 def _prepare(recipe: Recipe, folder: Path) -> None:

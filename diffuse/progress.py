@@ -28,6 +28,14 @@ class _Console(logging.Handler):
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
+class _LogFile(logging.FileHandler):
+    """A log that is silent where the disk is full: whoever fails because of that says so on the console."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def log_to_console() -> None:
     """Show log messages; calling it again changes nothing."""
     log.propagate = False
@@ -38,7 +46,7 @@ def log_to_console() -> None:
 @contextmanager
 def logged_to(path: Path) -> Iterator[Callable[[int, str], object]]:
     """Append log messages, with date and time, to a file; gives a function (level, message) that logs there alone."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

@@ -5,12 +5,15 @@ train.log  .hydra/           what was typed each time and what happened; what wa
 metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for eyes
 images/                      the forward process, and grids from the EMA weights, the same noise each time
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest
+failure.pt                   where training broke off for want of a finite number: that step, to be replayed
+.lock                        held by the process that trains here
 samples/  eval/              a folder for each time `diffuse sample` and `diffuse eval` were asked
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffuse import checkpoint
 from diffuse.errors import UsageError, UserError
-from diffuse.files import write_whole
+from diffuse.files import RECORD, flush_file, locked, remove_leftovers, write_whole
 from diffuse.pictures import save_png
 
-RECORD = "config.yaml"
+IMAGES, METRICS = "images", "metrics.jsonl"
 
 
 class Run:
@@ -32,7 +35,7 @@ class Run:
     def __init__(self, folder: Path, step: int = 0):
         self.folder = folder
         self.checkpoints = folder / checkpoint.FOLDER
-        self._metrics = folder / "metrics.jsonl"
+        self._metrics = folder / METRICS
         continued = self._metrics.exists()
         if continued:
             _forget_after(self._metrics, step)
@@ -56,15 +59,52 @@ class Run:
 
     def picture(self, name: str, picture: Tensor, step: int, file_name: str) -> None:
         """Write images/file_name and show the same picture in TensorBoard."""
-        save_png(self.folder / "images" / file_name, picture)
+        save_png(self.folder / IMAGES / file_name, picture, survives_power_cut=True)
         self._tensorboard.add_image(name, picture, step)
 
     def text(self, name: str, text: str) -> None:
         """Show a text, as it is, in TensorBoard."""
         self._tensorboard.add_text(name, "    " + text.replace("\n", "\n    "), 0)
 
-    def save_checkpoint(self, step: int, content: Mapping[str, Any], keep: int) -> None:
-        checkpoint.save(self.checkpoints, step, content, keep)
+    def save_checkpoint(self, step: int, content: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        """Save a checkpoint, once everything up to its step is on the disk; options are the keys `checkpoint.*`."""
+        self._tensorboard.flush()
+        for events in (self.folder / "tensorboard").iterdir():
+            flush_file(events)
+        checkpoint.save(self.checkpoints, step, content, options["keep"], options["milestone_every"])
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder, made if need be. Raises UserError at once where another process has it."""
+
+    def refuse() -> None:
+        raise UserError(
+            f"{folder} is in use: another process is training there (its train.log says which).\n"
+            "Wait until it ends, or stop it; a process that was killed keeps no folder"
+        )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", if_taken=refuse):
+        remove_leftovers(folder)
+        yield
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was begun in this folder. Raises UserError where it holds something else."""
+    if (folder / RECORD).is_file():
+        return True
+    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+        kind = "holds a sweep" if (folder / "multirun.yaml").exists() else "is no run of this program"
+        raise UserError(f"{folder} exists already and {kind}: choose another name=")
+    return False
+
+
+def last_loss(folder: Path) -> float | None:
+    """The loss that was reported last."""
+    path = folder / METRICS
+    lines = _whole_lines(path) if path.exists() else []
+    return lines[-1][1]["loss"] if lines else None
 
 
 def write_record(folder: Path, config: Mapping[str, Any]) -> None:
@@ -94,14 +134,31 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 
 def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl beyond `step`, and a last line cut off by a crash: they will be written again."""
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    """Drop the lines of metrics.jsonl beyond `step`, and what a crash left unfinished: they will be written again."""
+    kept = [line for line, values in _whole_lines(metrics) if values["step"] <= step]
     write_whole(metrics, lambda file: file.writelines(kept))
 
 
-# What may differ when a run is continued, since it changes no weight of the steps already done.
-FREE = ("steps", "log.", "images.", "checkpoint.", "device.", "trust")
+def _whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl, as text and as values; what a crash left behind the last whole one is passed over."""
+    found = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            found.append((line, dict(json.loads(line))))
+        except ValueError:
+            break
+        if not line.endswith("\n"):
+            found.pop()
+    return found
+
+
+NAMED = 8
+# What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
+# the same, wherever they lie now, is held against a hash in the checkpoint.
+FREE = (
+    *("steps", "max_hours", "log.", "images.", "checkpoint.", "device.", "trust"),
+    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad"),
+)
 
 
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
@@ -109,8 +166,12 @@ def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder:
     before, now = flat(record), flat(config)
     changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not key.startswith(FREE)]
     if changed:
-        listed = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed[:5])
-        raise UsageError(f"{folder} was begun with another config and cannot continue with this one: {listed}")
+        listed = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed[:NAMED])
+        more = f" and {len(changed) - NAMED} more" if changed[NAMED:] else ""
+        raise UsageError(
+            f"{folder} was begun with another config and cannot continue with this one: {listed}{more}.\n"
+            "Leave these keys as they were, or choose another name="
+        )
     if config["steps"] < record["steps"]:
         raise UsageError(
             f"steps can grow from {record['steps']} when a run is continued, not shrink to {config['steps']}"

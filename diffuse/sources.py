@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
@@ -30,6 +31,8 @@ CIFAR10_BINARY = {
 }
 SPLITS = ("train", "test")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
+# What zipfile, zlib and numpy raise where an npz file is damaged, encrypted or something else.
+DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def from_files(root: Path, names: Sequence[str], labels: Sequence[int] | None, s
         for images, wrong in decode([f"{root}/{name}" for name in names], shape):
             good = np.array([number not in wrong for number in range(len(images))])
             for number, why in wrong.items():
-                unreadable.append(f"{names[at + number]} ({why})")
+                name = names[at + number].encode(errors="backslashreplace").decode()  # it may be in any encoding
+                unreadable.append(f"{name} ({why})")
             classes = None if labels is None else np.asarray(labels[at : at + len(images)], np.int64)[good]
             yield images[good], classes
             at += len(images)
@@ -163,7 +167,7 @@ def image_files(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = "" if inside == str(folder) else Path(inside).relative_to(folder).as_posix() + "/"
         found += [below + name for name in files if is_image(name)]
     return sorted(found)
@@ -186,14 +190,14 @@ def class_of(name: str) -> str | None:
 
 
 def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
-    """Which of these names are kept for testing: a mask with `share` of them, at least one.
+    """Which of these names are kept for testing: a mask with `share` of them, at least one and never all.
 
     Names are put in the order of a hash of (seed, name), so which images are held out hardly changes when others are
     added or removed.
     """
     order = sorted(range(len(names)), key=lambda number: hashed("held out", seed, names[number]))
     mask = np.zeros(len(names), bool)
-    mask[order[: max(1, round(share * len(names)))]] = True
+    mask[order[: min(max(1, round(share * len(names))), len(names) - 1)]] = True
     return mask
 
 
@@ -201,8 +205,12 @@ def fingerprint(root: Path, names: Sequence[str]) -> str:
     """What changes when a file is added, removed, renamed or rewritten; contents are not read."""
     digest = hashlib.sha256()
     for name in names:
-        status = os.stat(f"{root}/{name}")
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        try:
+            status = os.stat(f"{root}/{name}")
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link to nothing, say: whoever reads it will be told
+            state = "unreadable"
+        digest.update(os.fsencode(f"{name}\0{state}\n"))
     return digest.hexdigest()
 
 
@@ -219,7 +227,7 @@ class NpzImages:
             with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
                 shape, dtype = _header(file)
             self.labels = self._labels() if "arr_1.npy" in archive.namelist() else None
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{path} is no npz file with images as arr_0: {error}") from error
         self.count, self.size, width, self.channels = (*shape, 1)[:4] if len(shape) in (3, 4) else (0, 0, 0, 0)
         if dtype != np.uint8 or self.size != width or self.channels not in (1, 3) or self.count < 1:
@@ -253,7 +261,7 @@ class NpzImages:
         def blocks_or_reason() -> Iterator[Block]:
             try:
                 yield from blocks()
-            except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+            except DAMAGED as error:
                 raise UserError(f"{self.path} is damaged: {error}") from error
 
         return Source(int(rows.sum()), blocks_or_reason())

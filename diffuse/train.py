@@ -1,105 +1,201 @@
-"""`diffuse train`: fit a denoiser to a data set, into a run folder."""
+"""`diffuse train`: fit a denoiser to a data set, into a run folder; begin one, or continue where it stopped."""
 
 import math
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffuse import checkpoint
-from diffuse.job import OUTPUTS, Job, shown
+from diffuse.errors import Terminated, UserError
+from diffuse.files import OUTPUTS, link_whole, make_own_folder
+from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
+from diffuse.job import Job, now, shown
 from diffuse.pictures import grid
-from diffuse.progress import Progress, duration, log
-from diffuse.run import Run, as_yaml, read_record, refuse_changes, write_record
-from diffuse.trainer import Trainer
+from diffuse.progress import Progress, log
+from diffuse.run import (
+    IMAGES,
+    Run,
+    as_yaml,
+    held,
+    is_run,
+    last_loss,
+    read_record,
+    refuse_changes,
+    write_record,
+)
+from diffuse.stopping import Stop
+from diffuse.trainer import NotFinite, Trainer
 
-WARMING_STEPS, MEASURED_STEPS = 5, 25
-
-
-def train(trainer: Trainer, folder: Path) -> float:
-    """Train into the folder until config["steps"] steps are done; returns the last loss reported."""
-    config, start = trainer.config, trainer.step
-    steps, batch_size, last_loss = config["steps"], config["batch_size"], math.nan
-    with Run(folder, start) as run, Progress("train", steps, "step", start, batch_size, "images") as progress:
-        if start == 0:
-            run.text("config", as_yaml(config))
-            run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
-        while trainer.step < steps:
-            trainer.advance()
-            progress.advance()
-            step, done = trainer.step, trainer.step == steps
-            if step == start + WARMING_STEPS < steps:
-                trainer.device.synchronize()
-                progress.count_from_here()
-            if step == min(start + MEASURED_STEPS, steps):
-                trainer.device.synchronize()
-                forecast(progress, steps, batch_size)
-            if step % config["log"]["every"] == 0 or done:
-                trainer.refuse_nonsense()
-                values = trainer.report()
-                last_loss = values["loss"]
-                speed = progress.per_second_since_last_asked() * batch_size
-                run.scalars(step, {**values, "images_per_second": speed})
-                progress.tell({"loss": f"{last_loss:.4f}"})
-            if step % config["images"]["every"] == 0 or done:
-                with progress.paused():
-                    run.picture("samples", grid(trainer.sample_images()), step, f"step_{step:08d}.png")
-            if step % config["checkpoint"]["every"] == 0 or done:
-                with progress.paused():
-                    trainer.refuse_nonsense()
-                    run.save_checkpoint(step, trainer.state(), config["checkpoint"]["keep"])
-    return last_loss
-
-
-def forecast(progress: Progress, steps: int, batch_size: int) -> None:
-    """Say how fast it goes and how long it will take, from the first steps."""
-    left = (steps - progress.done) / progress.per_second()
-    speed = f"{progress.per_second() * batch_size:,.0f} images/s"
-    log.info(f"{speed}: {steps - progress.done:,} steps will take about {duration(left)}")
+FAILURE = "failure.pt"
 
 
 def run(config: Mapping[str, Any], job: Job) -> float | None:
-    """Begin a run or continue one, as the config says. Whatever is wrong is said before anything is written."""
+    """Begin a run or continue the one that is there. Whatever is wrong is said before anything is written.
+
+    Returns the loss reported last.
+    """
+    deadline = time.monotonic() + 3600 * (config["max_hours"] or math.inf)
+    asked = with_absolute_paths({**config, "resume": None})
     if config["resume"]:
-        return resume(config, Path(config["resume"]), job)
+        return resume(asked, Path(config["resume"]).expanduser(), job, deadline)
+    folder = job.folder(OUTPUTS, config["name"])
+    if folder and is_run(folder):
+        return resume(asked, folder, job, deadline)
+    return begin(asked, folder, job, deadline)
+
+
+def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: float) -> float | None:
+    """Train from the beginning, in this folder or, without one, in a new one named by the time."""
     trainer = Trainer(config)
-    parent = OUTPUTS if config["name"] else OUTPUTS / job.filed_under
-    otherwise = ", or continue it with resume={folder}"
-    with job.new_folder(parent, config["name"], "train.log", otherwise) as folder:
+    refuse_small_disk(trainer, folder or OUTPUTS)
+    folder = folder or make_own_folder(OUTPUTS / job.filed_under / now())
+    with held(folder):
+        if is_run(folder):
+            raise UserError(f"{shown(folder)} was begun by another process just now; give the command again")
         write_record(folder, config)
-        return introduce_and_train(trainer, folder)
+        with job.logged(folder, "train.log"):
+            return introduce_and_train(trainer, folder, deadline)
 
 
-def resume(config: Mapping[str, Any], folder: Path, job: Job) -> float | None:
+def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -> float | None:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
-    folder, config = folder.expanduser(), {**config, "resume": None}
-    refuse_changes(read_record(folder), config, folder)
-    path = checkpoint.newest(folder / checkpoint.FOLDER)
-    content = checkpoint.read(path) if path else {"step": 0}
-    if content["step"] >= config["steps"]:
-        log.info(f"{shown(folder)} is finished: {content['step']:,} of {config['steps']:,} steps are done")
-        return None
-    trainer = Trainer(config)
-    if path:
-        trainer.load(content)
-    with job.logged(folder, "train.log"):
-        write_record(folder, config)
-        log.info(f"resumed from step {trainer.step}" + (f" ({path.name})" if path else ": no checkpoint was saved yet"))
-        return introduce_and_train(trainer, folder)
+    record = read_record(folder)
+    refuse_changes(record, config, folder)
+    with held(folder):
+        path, content = checkpoint.newest(folder / checkpoint.FOLDER) or (None, {"step": 0})
+        if content["step"] >= config["steps"] and picture(folder, content["step"]).exists():
+            log.info(f"{shown(folder)} is finished: {content['step']:,} of {config['steps']:,} steps are done")
+            return last_loss(folder)
+        trainer = Trainer(config)
+        if path:
+            trainer.load(content)
+        refuse_small_disk(trainer, folder)
+        with job.logged(folder, "train.log"):
+            if config["steps"] != record["steps"]:
+                write_record(folder, {**record, "steps": config["steps"]})
+            if path:
+                set_damaged_aside(path)
+            source = f" ({path.name})" if path else ": no checkpoint was saved yet"
+            log.info(f"resumed from step {trainer.step}{source}")
+            return introduce_and_train(trainer, folder, deadline)
 
 
-def introduce_and_train(trainer: Trainer, folder: Path) -> float:
+def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the data set's own paths made absolute, so that it means the same from any folder."""
+    paths = {key: config["dataset"].get(key) for key in ("path", "test_path")}
+    absolute = {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if isinstance(path, str)}
+    return {**config, "dataset": {**config["dataset"], **absolute}}
+
+
+def set_damaged_aside(newest: Path) -> None:
+    """Rename the checkpoints beyond the newest one that could be read, so that nothing takes them for newer."""
+    for path in checkpoint.all_in(newest.parent):
+        if checkpoint.step_of(path) > checkpoint.step_of(newest):
+            path.rename(path.with_suffix(".damaged"))
+            link_whole(newest.parent / checkpoint.NEWEST, newest.name)
+
+
+def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> float | None:
     """Say what is about to happen, train, and say what can be done next."""
     config, kind = trainer.config, trainer.data.kind
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
+    border = f" (with a border of {kind.pad})" if kind.pad else ""
     log.info(f"run folder: {shown(folder)}")
-    log.info(f"{kind.name}: {images}; {trainer.parameters:,} parameters; {trainer.device}")
+    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {trainer.device}")
+    log.info(cost_on_disk(trainer, folder))
+    again = f"continue with: diffuse train resume={shown(folder)}"
     try:
-        loss = train(trainer, folder)
-    except KeyboardInterrupt:
-        log.info(f"interrupted at step {trainer.step}; continue with: diffuse train resume={shown(folder)}")
+        train(trainer, folder, deadline)
+    except NotFinite as failure:
+        raise keep_failure(trainer, folder, failure.step) from failure
+    except (KeyboardInterrupt, Terminated):
+        saved = checkpoint.all_in(folder / checkpoint.FOLDER)
+        at = f"step {checkpoint.step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
+        log.info(f"stopped, {at}; {again}")
         raise
-    last = folder / "images" / f"step_{config['steps']:08d}.png"
+    if trainer.step < config["steps"]:
+        log.info(f"stopped after max_hours={config['max_hours']}, step {trainer.step} is saved; {again}")
+        return last_loss(folder)
+    loss, last = last_loss(folder), picture(folder, trainer.step)
     log.info(f"done, loss {loss:.4f}; samples: {shown(last)}")
     ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return loss
+
+
+def train(trainer: Trainer, folder: Path, deadline: float) -> None:
+    """Train into the folder until all steps are done, or time is up, or a signal asks to stop.
+
+    A checkpoint comes after everything else that belongs to its step: what it does not know of will be done again.
+    """
+    config, start = trainer.config, trainer.step
+    steps, milestone_every = config["steps"], config["checkpoint"]["milestone_every"]
+    with (
+        Run(folder, start) as run,
+        Progress("train", steps, "step", start, config["batch_size"], "images") as progress,
+        Stop() as stop,
+    ):
+        forecast = Forecast(trainer, progress, steps)
+        if start == 0:
+            run.text("config", as_yaml(config))
+            run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
+        elif (start % config["images"]["every"] == 0 or start == steps) and not picture(folder, start).exists():
+            draw(trainer, run, stop)  # there was no time for it when the run was stopped
+        stop.obey()
+        while trainer.step < steps:
+            trainer.advance()
+            progress.advance()
+            forecast.look()
+            step, done = trainer.step, trainer.step == steps
+            out_of_time = time.monotonic() >= deadline
+            if step % config["log"]["every"] == 0 or done:
+                trainer.refuse_failure()
+                values = trainer.report()
+                speed = progress.per_second_since_last_asked() * config["batch_size"]
+                run.scalars(step, {**values, "images_per_second": speed})
+                progress.tell({"loss": f"{values['loss']:.4f}"})
+            if step % config["images"]["every"] == 0 or done:
+                with progress.paused():
+                    trainer.refuse_failure()
+                    draw(trainer, run, stop)
+            stopping = out_of_time or stop.signal is not None
+            milestone = milestone_every and step % milestone_every == 0
+            if step % config["checkpoint"]["every"] == 0 or milestone or done or stopping:
+                with progress.paused():
+                    trainer.refuse_failure()
+                    run.save_checkpoint(step, trainer.state(), config["checkpoint"])
+            if stopping:
+                stop.obey()
+                return
+
+
+def draw(trainer: Trainer, run: Run, stop: Stop) -> None:
+    """Draw a grid of samples, unless a signal comes: who stops us waits for a checkpoint, not for pictures."""
+
+    class NoTime(Exception):
+        pass
+
+    def look() -> None:
+        if stop.signal:
+            raise NoTime
+
+    with suppress(NoTime):
+        run.picture("samples", grid(trainer.sample_images(look)), trainer.step, picture(run.folder, trainer.step).name)
+
+
+def picture(folder: Path, step: int) -> Path:
+    """The file that the grid of a step is written to."""
+    return folder / IMAGES / f"step_{step:08d}.png"
+
+
+def keep_failure(trainer: Trainer, folder: Path, step: int) -> UserError:
+    """Write failure.pt, the step that failed with the state before it, and say what can be done."""
+    path = folder / FAILURE
+    checkpoint.write(path, step, trainer.failure(step))
+    return UserError(
+        f"the loss or gradient of step {step} is not a finite number. The state before it, its images, levels and\n"
+        f"noise are in {shown(path)}; scripts/replay_failure.py does the step again.\n"
+        "Lower optim.lr or optim.clip in a new run, or set device.precision=float32 if it was bfloat16"
+    )

@@ -1,7 +1,7 @@
 """What changes while training, and the step that changes it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -24,6 +24,14 @@ from diffuse.randomness import ImageNoise, generator, reseed
 QUARTILES = 4
 # What is added up on the device between two lines of metrics, the first two by quartile of t.
 SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
+
+
+class NotFinite(Exception):
+    """The loss or the gradient of a step is not a finite number."""
+
+    def __init__(self, step: int):
+        super().__init__(step)
+        self.step = step
 
 
 class Trainer:
@@ -51,6 +59,7 @@ class Trainer:
         )
         self.sums = {name: torch.zeros(size, device=self.device.torch) for name, size in SUMS.items()}
         self.step = 0
+        self._failed = torch.full((), -1, device=self.device.torch)
         self._images = self.device.hold(torch.from_numpy(self.data.train.images))
         self._labels: Tensor | None = None
         if config["class_conditional"] and self.data.train.labels is not None:
@@ -61,14 +70,17 @@ class Trainer:
         return sum(weight.numel() for weight in self.net.parameters())
 
     def advance(self) -> None:
-        """One step of training: Ho et al. 2020, algorithm 1. Never waits for the device."""
+        """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that runs ahead.
+
+        Raises NotFinite where the loss or the gradient is no finite number, on such a device only once `refuse_failure`
+        is called. In either case weights and optimizer stay as they were before that step.
+        """
         config = self.config
-        reseed(config["seed"], "train", self.step)
-        x0, y = self._batch()
-        t = uniform_levels(len(x0), self.schedule.T, self.device.torch)
-        losses = denoising_loss(self.denoiser, x0, t, torch.randn_like(x0), y)
+        x0, y, t, noise = self.ingredients(self.step)
+        losses = denoising_loss(self.denoiser, x0, t, noise, y)
         losses.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"])
+        self._watch(losses, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config["optim"], self.step, config["steps"])
         self.optimizer.step()
@@ -90,20 +102,31 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
         }
 
-    def refuse_nonsense(self) -> None:
-        """Stop where training has gone astray: what follows a loss that is not a number is not worth keeping."""
-        loss, norm = (self.sums[name].sum().item() for name in ("loss", "grad_norm"))
-        if not math.isfinite(loss + norm):
-            raise UserError(
-                f"loss or gradient is not a finite number by step {self.step}; the newest checkpoint is from before.\n"
-                "Lower optim.lr or optim.clip, or set device.precision=float32 if it was bfloat16"
-            )
+    def ingredients(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """What a step is made of: images, labels, levels and noise. Leaves torch's generators ready for dropout."""
+        reseed(self.config["seed"], "train", step)
+        x0, y = self._batch(step)
+        return x0, y, uniform_levels(len(x0), self.schedule.T, self.device.torch), torch.randn_like(x0)
+
+    def refuse_failure(self) -> None:
+        """Raise NotFinite if a step had a loss or gradient that is no finite number. Waits for the device."""
+        failed = int(self._failed)
+        if failed >= 0:
+            raise NotFinite(failed)
+
+    def failure(self, step: int) -> dict[str, Any]:
+        """What a file needs for `replay` to do step `step` again, on the weights as they are now."""
+        x0, y, t, noise = self.ingredients(step)
+        cuda = torch.cuda.get_rng_state() if self.device.torch.type == "cuda" else None
+        random = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        return {**self.state(), "failure": {"x0": x0, "y": y, "t": t, "noise": noise, "random": random}}
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must hold to continue from here, and to sample without the data set."""
         return {
             "config": dict(self.config),
             "kind": asdict(self.data.kind),
+            "data_sha256": self.data.train.sha256,
             "model": self.net.state_dict(),
             "ema": self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -111,35 +134,55 @@ class Trainer:
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Continue from the content of a checkpoint."""
+        """Continue from the content of a checkpoint. Raises UserError where it is not about the same images."""
+        if content["data_sha256"] != self.data.train.sha256:
+            raise UserError(
+                f"the training images of {self.data.kind.name} are not those that the run began with: their hash "
+                "differs.\nBring back the images as they were (dataset.path, data_dir), or begin a new run"
+            )
         self.net.load_state_dict(content["model"])
         self.ema.net.load_state_dict(content["ema"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
         self.step = content["step"]
 
-    def sample_images(self) -> Tensor:
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how large a checkpoint is: weights, their average, and AdamW's two moments."""
+        return 4 * sum(weight.nbytes for weight in self.net.state_dict().values())
+
+    def sample_images(self, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Images from the EMA weights, from the same noise each time."""
         kind, count = self.data.kind, self.config["images"]["count"]
         net = self.device.network(self.ema.net, self.device.rows(kind.side, count))
         denoiser = Denoiser(net, self.schedule, clip=self.sampler.clip)
         labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
-        return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels)
+        return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels, each_step)
 
     def forward_picture(self) -> Tensor:
         """What the network is asked to undo: eight training images, from x_0 to x_T."""
         x0 = to_float(torch.from_numpy(self.data.train.images[:8]))
         return forward_process(self.denoiser, x0, ImageNoise(self.config["seed"], "forward", range(len(x0)))(x0))
 
-    def _batch(self) -> tuple[Tensor, Tensor | None]:
-        """The images of this step, in [-1, 1], flipped at random where that is allowed, and their labels."""
-        rows = batch_rows(self.config["seed"], self.step, self.config["batch_size"], len(self._images))
+    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """The images of a step, in [-1, 1], flipped at random where that is allowed, and their labels."""
+        rows = batch_rows(self.config["seed"], step, self.config["batch_size"], len(self._images))
         index = send(torch.from_numpy(rows), self._images.device)
         x0 = self.data.kind.to_network(self.device.send(self._images[index]))
         if self.data.flip:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)
         return x0, None if self._labels is None else self.device.send(self._labels[index])
+
+    def _watch(self, losses: Tensor, norm: Tensor) -> None:
+        """Note a step whose loss or gradient is no finite number; the optimizer passes over it and all after it."""
+        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
+        self._failed = torch.where((self._failed < 0) & ~finite, self.step, self._failed)
+        if self.device.runs_ahead:
+            # how a gradient scaler tells a fused optimizer to do nothing
+            self.optimizer.found_inf = (self._failed >= 0).float()  # type: ignore[attr-defined]
+        else:
+            self.refuse_failure()
 
     def _add_up(self, losses: Tensor, t: Tensor, norm: Tensor) -> None:
         quartile = (t - 1) * QUARTILES // self.schedule.T

@@ -1,12 +1,15 @@
 """Checkpoints that are damaged, foreign or malicious are refused in words; nothing in them runs."""
 
+import hashlib
 import pickle
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from diffuse.checkpoint import find, load_trained, read, save
+from diffuse.checkpoint import Damaged, all_in, find, load_trained, read, save, step_of, verify, write
 from diffuse.errors import UserError
 
 
@@ -37,9 +40,11 @@ def refusal(path: Path) -> str:
 def test_a_pickle_with_code_is_refused_without_running_it(tmp_path):
     marker = tmp_path / "it ran"
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Malicious(marker)))
-    torch.save({"format": 1, "config": Malicious(marker)}, tmp_path / "zipped.pt")
+    torch.save({"format": 2, "config": Malicious(marker)}, tmp_path / "zipped.pt")
+    write(tmp_path / "sealed.pt", 1, {"config": Malicious(marker)})
     for name in ("plain.pt", "zipped.pt"):
-        assert "holds code that loading would run" in refusal(tmp_path / name)
+        assert "is no checkpoint of this program" in refusal(tmp_path / name)
+    assert "holds code that loading would run" in refusal(tmp_path / "sealed.pt")
     assert not marker.exists()
 
 
@@ -59,11 +64,32 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_somebody_elses_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    assert "not a checkpoint of this program" in refusal(tmp_path / "other.pt")
+    assert "is no checkpoint of this program" in refusal(tmp_path / "other.pt")
+    write(tmp_path / "sealed.pt", 1, {"state_dict": {}})
+    assert "is not a checkpoint of this program" in refusal(tmp_path / "sealed.pt")
+
+
+def test_the_seal_is_the_hash_of_all_before_it(newest):
+    content = newest.read_bytes()
+    assert content[-64:].decode() == hashlib.sha256(content[:-64]).hexdigest()
+    assert verify(newest) == hashlib.sha256(content).hexdigest()
+    with zipfile.ZipFile(newest) as archive:
+        assert archive.comment == content[-64:]
+        assert archive.testzip() is None
+
+
+def test_one_changed_bit_anywhere_is_seen(newest, tmp_path):
+    whole = newest.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        (tmp_path / "bit.pt").write_bytes(damaged)
+        with pytest.raises(Damaged):
+            read(tmp_path / "bit.pt")
 
 
 def test_another_format_is_named(newest, tmp_path):
-    torch.save({**read(newest), "format": 99}, tmp_path / "new.pt")
+    write(tmp_path / "new.pt", 1, {**read(newest), "format": 99})
     assert "has format 99, and diffuse" in refusal(tmp_path / "new.pt")
 
 
@@ -71,7 +97,7 @@ def changed(newest: Path, tmp_path: Path, **config) -> Path:
     """A copy of the checkpoint in whose config some groups differ."""
     content = read(newest)
     content["config"] = {**content["config"], **config}
-    torch.save(content, tmp_path / "changed.pt")
+    write(tmp_path / "changed.pt", 1, content)
     return tmp_path / "changed.pt"
 
 
@@ -90,21 +116,49 @@ def test_what_does_not_fit_together_is_said(newest, tmp_path):
         load_trained(str(changed(newest, tmp_path, unet=wider)), [])
     with pytest.raises(UserError, match="does not fit together"):
         broken = {key: value for key, value in content.items() if key != "ema"}
-        torch.save(broken, tmp_path / "broken.pt")
+        write(tmp_path / "broken.pt", 1, broken)
         load_trained(str(tmp_path / "broken.pt"), [])
 
 
 def test_every_way_to_name_a_checkpoint_finds_it(tiny_run, newest):
     expected = newest.resolve()
     for way in (tiny_run, tiny_run / "checkpoints", newest, tiny_run / "checkpoints" / "step_00000030.pt"):
-        assert find(str(way)) == expected
+        assert find(str(way))[0] == expected
 
 
 def test_without_the_link_the_newest_is_found(tmp_path):
     for step in (5, 40, 300):
         save(tmp_path / "run" / "checkpoints", step, {"config": {}}, keep=9)
     (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
-    assert find(str(tmp_path / "run")).name == "step_00000300.pt"
+    assert find(str(tmp_path / "run"))[0].name == "step_00000300.pt"
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (5, 40, 300):
+        save(folder, step, {"config": {}}, keep=9)
+    with open(folder / "step_00000300.pt", "rb+") as file:
+        file.seek(200)
+        file.write(b"?")
+    path, content = find(str(tmp_path / "run"))
+    assert (path.name, content["step"]) == ("step_00000040.pt", 40)
+    assert "step_00000300.pt is damaged" in caplog.text
+    assert "taking the one before it" in caplog.text
+
+
+def test_where_all_are_damaged_nothing_begins_again(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (5, 40):
+        save(folder, step, {"config": {}}, keep=9).write_bytes(b"")
+    with pytest.raises(Damaged, match="none of the 2 checkpoints in .* can be read"):
+        find(str(tmp_path / "run"))
+
+
+def test_milestones_stay_and_are_not_counted(tmp_path):
+    for step in range(5, 65, 5):
+        save(tmp_path, step, {"config": {}}, keep=2, milestone_every=20)
+    assert [step_of(path) for path in all_in(tmp_path)] == [20, 40, 50, 55, 60]
+    assert (tmp_path / "last.pt").readlink() == Path("step_00000060.pt")
 
 
 def test_what_is_not_there_is_said(tmp_path, tiny_run):

@@ -1,0 +1,59 @@
+"""How a program is asked to end: Ctrl-C (SIGINT) and SIGTERM, at once or at a moment that suits."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from diffuse.errors import Terminated
+
+SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def handled_by(handler: Handler) -> Iterator[None]:
+    """Call handler(signal, frame) for either signal, and the handlers there were before once the context is left.
+
+    Signals reach the main thread alone: in another one, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous or signal.SIG_DFL)
+
+
+def at_once(number: int, _: FrameType | None = None) -> None:
+    """The handler that raises KeyboardInterrupt or Terminated wherever the program is."""
+    raise SIGNALS[signal.Signals(number)]
+
+
+class Stop:
+    """A wish to stop that waits until the program is ready for it; a second one does not wait. Use as a context."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._context = handled_by(self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            at_once(number)
+        self.signal = signal.Signals(number)
+
+    def __enter__(self) -> "Stop":
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.__exit__(None, None, None)
+
+    def obey(self) -> None:
+        """Raise what the signal stands for, if one has come."""
+        if self.signal is not None:
+            at_once(self.signal)
