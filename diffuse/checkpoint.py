@@ -8,7 +8,8 @@ import hashlib
 import os
 import pickle
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 import diffuse
-from diffuse.build import build_network, build_schedule
+from diffuse.build import build_network, build_schedule, checked_options
 from diffuse.errors import UserError
 from diffuse.files import link_whole, sha256, written_whole
 from diffuse.images import ImageKind
@@ -58,7 +59,10 @@ def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
         try:
             torch.save(stamped, beside)
         except RuntimeError as error:  # how torch's writer reports that the disk is full
-            raise UserError(f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})\n"
+                "Make room and give the command again: the checkpoints before it are whole"
+            ) from error
         _seal(beside)
 
 
@@ -148,7 +152,8 @@ def read(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # what torch raises depends on where the damage is
         raise Damaged(f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})") from error
-    if not isinstance(content, dict) or "format" not in content or "config" not in content:
+    types = {"format": int, "step": int, "config": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in types.items()):
         raise Damaged(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
     if content["format"] != FORMAT:
         raise UserError(
@@ -156,6 +161,16 @@ def read(path: Path) -> dict[str, Any]:
             f"it was written by {content.get('program', 'an unknown version')}"
         )
     return content
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Say in words where what a checkpoint holds does not fit together, or not to this program."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:
+        why = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{path} does not fit together: {type(error).__name__} {why}") from error
 
 
 @dataclass(frozen=True)
@@ -190,11 +205,10 @@ class Trained:
 def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
     path, content = find(ckpt)
-    try:
-        config, kind, step = content["config"], ImageKind(**content["kind"]), int(content["step"])
+    with fitting(path):
+        config, step = content["config"], int(content["step"])
+        kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
         schedule = build_schedule(config, trust)
         net = build_network(config, kind, trust)
         net.load_state_dict(content["ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit together: {str(error).splitlines()[0][:200]}") from error
     return Trained(path, verify(path), step, config, kind, schedule, net.eval().requires_grad_(False))

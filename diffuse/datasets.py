@@ -6,6 +6,7 @@ from what it draws), and `flip`, whether a mirrored image is as good as the imag
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,23 +15,13 @@ from typing import Any
 import numpy as np
 
 from diffuse.errors import UserError, check_choice
-from diffuse.files import slug
+from diffuse.files import sha256, slug
 from diffuse.imagefiles import FITS, Shape, centre_140
 from diffuse.images import Dataset, ImageKind
 from diffuse.prepare import Recipe, Source, Split, prepared
 from diffuse.randomness import generator
-from diffuse.sources import (
-    NpzImages,
-    TorchvisionSet,
-    cifar10_binary,
-    class_of,
-    fingerprint,
-    from_cifar10_binary,
-    from_files,
-    held_out,
-    image_files,
-    split_folders,
-)
+from diffuse.sources import TorchvisionSet, cifar10_binary, from_cifar10_binary
+from diffuse.userdata import FolderImages, NpzImages, held_out
 
 DATA = Path(__file__).parent / "data"
 DIGITS = [str(digit) for digit in range(10)]
@@ -156,34 +147,15 @@ def folder(
     if channels not in (1, 3):
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels}")
     _check_holdout(holdout)
-    root = _existing(path, Path.is_dir, "a folder")
-    inside = split_folders(root)
-    files = [(split, name) for split, place in inside.items() for name in image_files(root / place)]
-    paths = [f"{inside[split]}/{name}" if inside[split] else name for split, name in files]
-    if len(files) < 2:
-        raise UserError(f"dataset.path={path} has {len(files)} images (jpg, png, webp, bmp); at least 2 are needed")
-    folders = [class_of(name) for _, name in files]
-    named = sorted({name for name in folders if name is not None}) if all(folders) else []
-    classes = {name: label for label, name in enumerate(named)}
-    if "test" in inside:
-        tested = np.array([split == "test" for split, _ in files])
-    else:
-        tested = held_out(paths, holdout, split_seed)
-    shape = Shape(channels, size, FITS[fit])
-
-    def source(rows: np.ndarray) -> Source:
-        labels = [classes[str(folders[row])] for row in rows] if classes else None
-        return from_files(root, [paths[row] for row in rows], labels, shape)
+    images, shape = FolderImages(_existing(path, Path.is_dir, "a folder")), Shape(channels, size, FITS[fit])
+    tested = held_out(images.names, holdout, split_seed) if images.tested is None else images.tested
 
     def sources() -> dict[str, Source]:
-        return {"train": source(np.flatnonzero(~tested)), "test": source(np.flatnonzero(tested))}
+        return {"train": images.source(~tested, shape), "test": images.source(tested, shape)}
 
-    depends_on = {
-        "fit": fit,
-        "holdout": None if "test" in inside else [holdout, split_seed],
-        "files": fingerprint(root, paths),
-    }
-    kind = _kind(slug(root.name) or "folder", channels, size, list(classes), pad)
+    held = [holdout, split_seed] if images.tested is None else None
+    depends_on = {"fit": fit, "holdout": held, "files": images.fingerprint()}
+    kind = _kind(slug(images.root.name) or "folder", channels, size, images.classes, pad)
     return _prepared(kind, flip, data_dir, sources, depends_on, skip_bad)
 
 
@@ -216,10 +188,8 @@ def npz(
         all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(mask)
         return {"train": train.source(~mask), "test": all_of_test}
 
-    depends_on = {
-        "holdout": None if test else [holdout, split_seed],
-        "files": [fingerprint(part.path.parent, [part.path.name]) for part in parts],
-    }
+    held = None if test else [holdout, split_seed]
+    depends_on = {"holdout": held, "files": [sha256(part.path) for part in parts]}
     kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [str(i) for i in range(count)], pad)
     return _prepared(kind, flip, data_dir, sources, depends_on)
 
@@ -250,7 +220,7 @@ def _classes(name: str) -> list[str]:
 
 
 def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:
-    found = Path(path).expanduser().absolute()
+    found = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (a folder called .. has no name)
     if not there(found):
         raise UserError(f"dataset.{key}={path} must be {what}, and there is none")
     return found

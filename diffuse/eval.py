@@ -3,6 +3,7 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,12 @@ class EvalJob(Prepared):
             self.times = time_grid(self.trained.schedule, config["levels"])
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        self.test = build_dataset(moved(self.trained.config, config), config["trust"]).test
+        data = build_dataset(moved(self.trained.config, config), config["trust"])
+        if replace(data.kind, name=self.kind.name) != self.kind:
+            raise UserError(
+                f"the data set is not of the kind that the network was trained on: {data.kind} instead of {self.kind}"
+            )
+        self.test = data.test
         self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
         self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
         if config["n"] is not None and config["n"] > len(self.test.images):

@@ -117,7 +117,10 @@ def _reused(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split]
         if warn:
             log.warning(f"{folder} is damaged ({error}); preparing {recipe.name} again")
         return None
-    refuse_unreadable(unreadable, recipe, folder, sum(len(split.images) for split in splits.values()) + len(unreadable))
+    total = sum(len(split.images) for split in splits.values()) + len(unreadable)
+    refuse_unreadable(unreadable, recipe, folder, total)
+    if unreadable:
+        log.warning(f"{recipe.name}: {len(unreadable)} of {total:,} images cannot be read and are left out")
     return splits
 
 
@@ -143,8 +146,6 @@ def _prepare(recipe: Recipe, folder: Path) -> None:
             images = {split: _write(beside, split, recipe, source, progress) for split, source in sources.items()}
         unreadable = [name for source in sources.values() for name in source.unreadable]
         refuse_unreadable(unreadable, recipe, folder, total)
-        if unreadable:
-            log.warning(f"{recipe.name}: skipped {len(unreadable)} of {total:,} images that cannot be read")
         for split, count in images.items():
             if not count:
                 raise UserError(f"{recipe.name} has no image in its {split} split")
@@ -191,7 +192,7 @@ class GrowingArray:
     def append(self, rows: np.ndarray) -> None:
         if rows.shape[1:] != self.shape:
             raise UserError(f"the source of {self.path.name} has images of shape {rows.shape[1:]}, not {self.shape}")
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+        self.file.write(np.ascontiguousarray(rows.astype(self.dtype, casting="safe", copy=False)).data)
         self.count += len(rows)
 
     def __enter__(self) -> "GrowingArray":

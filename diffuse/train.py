@@ -70,7 +70,8 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             return last_loss(folder)
         trainer = Trainer(config)
         if path:
-            trainer.load(content)
+            with checkpoint.fitting(path):
+                trainer.load(content)
         refuse_small_disk(trainer, folder)
         with job.logged(folder, "train.log"):
             if config["steps"] != record["steps"]:

@@ -1,7 +1,7 @@
 """What changes while training, and the step that changes it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -22,6 +22,7 @@ from diffuse.pictures import forward_process
 from diffuse.randomness import ImageNoise, generator, reseed
 
 QUARTILES = 4
+BYTES_AROUND_A_TENSOR = 300  # in a checkpoint, for its name and place
 # What is added up on the device between two lines of metrics, the first two by quartile of t.
 SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
 
@@ -134,7 +135,10 @@ class Trainer:
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Continue from the content of a checkpoint. Raises UserError where it is not about the same images."""
+        """Continue from the content of a checkpoint. Raises UserError where it is not about the same images.
+
+        The optimizer's rates come from the config, not from the checkpoint.
+        """
         if content["data_sha256"] != self.data.train.sha256:
             raise UserError(
                 f"the training images of {self.data.kind.name} are not those that the run began with: their hash "
@@ -142,14 +146,20 @@ class Trainer:
             )
         self.net.load_state_dict(content["model"])
         self.ema.net.load_state_dict(content["ema"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        moments = content["optimizer"]["state"]
+        for number, weight in enumerate(self.net.parameters()):
+            shapes = dict.fromkeys(("exp_avg", "exp_avg_sq"), weight.shape)
+            check_shapes(moments[number], {"step": (), **shapes}, f"optimizer state {number}")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
         self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
         self.step = content["step"]
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is: weights, their average, and AdamW's two moments."""
-        return 4 * sum(weight.nbytes for weight in self.net.state_dict().values())
+        """About how large a checkpoint is: weights, their average, AdamW's two moments and step, in a zip file."""
+        weights = self.net.state_dict().values()
+        return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_AROUND_A_TENSOR
 
     def sample_images(self, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Images from the EMA weights, from the same noise each time."""
@@ -190,6 +200,14 @@ class Trainer:
         self.sums["images"].index_add_(0, quartile, torch.ones_like(losses))
         self.sums["grad_norm"] += norm
         self.sums["steps"] += 1
+
+
+def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
+    """Raise ValueError unless these are float32 tensors of these shapes, and no others."""
+    for name in {*tensors, *shapes}:
+        tensor = tensors[name]
+        if name not in shapes or tensor.dtype != torch.float32 or tuple(tensor.shape) != tuple(shapes[name]):
+            raise ValueError(f"{name} of {what} is not what it should be")
 
 
 def learning_rate(optim: Mapping[str, Any], step: int, steps: int) -> float:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -36,7 +37,11 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
         if isinstance(cause, UserError):
             return Message(str(cause), cause.exit_code)
         if isinstance(cause, OSError) and cause.errno in FILE_TROUBLES:
-            mend = "make room" if cause.errno in FULL else "run diffuse from a folder that you may write to"
+            if cause.errno in FULL:
+                where = f"writing {cause.filename}" if cause.filename else "writing"
+                again = "Make room and give the command again: what was saved is whole"
+                return Message(f"the disk is full: {where} failed ({cause.strerror}).\n{again}", 1)
+            mend = "run diffuse from a folder that you may write to"
             return Message(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}; {mend}", 1)
         if type(cause).__name__ == "OutOfMemoryError":
             return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
@@ -45,7 +50,15 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
             return Message("a group (dataset, schedule, unet, device, sampler, recipe) takes the name of an option", 2)
         if isinstance(cause, HydraException | OmegaConfBaseException):
             return Message(_refusal(cause, command, configs), 2)
+    if raised_in_hydra(error):
+        return Message(f"Hydra cannot make sense of this command line: {(str(error).splitlines() or [''])[0][:200]}", 2)
     return None
+
+
+def raised_in_hydra(error: BaseException) -> bool:
+    """Whether Hydra stumbled itself: it checks less of a command line than it understands."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,12 +1,18 @@
-"""The digits that ship, the Gaussian, and the way from bytes to floats and back."""
+"""The digits that ship, the Gaussian, options that are refused, and the way from bytes to floats and back."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
+from diffuse.build import build_dataset
 from diffuse.datasets import digits, gaussian
-from diffuse.images import to_float, to_uint8
+from diffuse.errors import UserError
+from diffuse.images import ImageKind, to_float, to_uint8
+from tests.commands import config
 from tests.conftest import MEAN, STD
 
 
@@ -63,3 +69,92 @@ def test_bytes_become_floats_and_come_back():
     assert torch.equal(to_uint8(floats), every)
     assert to_uint8(torch.tensor([-7.0, 7.0, 0.0])).tolist() == [0, 255, 128]
     assert to_float(torch.tensor([0.25])).item() == 0.25
+
+
+def test_the_network_sees_a_black_border_that_is_cut_off_again():
+    kind = ImageKind("some", 3, 4, [], bounded=True, pad=2)
+    images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = kind.to_network(images)
+    assert (kind.side, kind.shape, tuple(x.shape)) == (8, (3, 8, 8), (5, 3, 8, 8))
+    border = torch.ones(8, 8, dtype=torch.bool)
+    border[2:6, 2:6] = False
+    assert (x[..., border] == -1).all()
+    assert torch.equal(x[..., 2:6, 2:6], to_float(images))
+    assert torch.equal(to_uint8(kind.from_network(x)), images)
+
+
+def test_bits_are_counted_without_the_border():
+    assert ImageKind("some", 3, 4, [], bounded=True, pad=2).dimensions == 3 * 4 * 4
+
+
+def test_without_a_border_nothing_is_added_or_cut_off():
+    kind = ImageKind("some", 1, 4, [], bounded=False)
+    x = torch.randn(2, 1, 4, 4)
+    assert torch.equal(kind.to_network(x), x)
+    assert torch.equal(kind.from_network(x), x)
+    assert kind.shape == (1, 4, 4)
+
+
+@pytest.fixture
+def places(tmp_path) -> Path:
+    """A folder of three images, an empty one, one with one image, and an npz file of grey images."""
+    for name in ("three/a.png", "three/b.png", "three/c.png", "one/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "three.npz", np.zeros((3, 4, 4), np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        ("folder", {"path": "gone"}, "dataset.path=gone must be a folder, and there is none"),
+        ("folder", {"path": "three/a.png"}, "dataset.path=three/a.png must be a folder, and there is none"),
+        (
+            "folder",
+            {"path": "empty"},
+            "or more, and at least one in each split; found 0 in it",
+        ),
+        (
+            "folder",
+            {"path": "one"},
+            "or more, and at least one in each split; found 1 in it",
+        ),
+        ("folder", {"fit": "crpo"}, "dataset.fit must be one of crop, resize, not 'crpo'. Did you mean 'crop'?"),
+        ("folder", {"channels": 2}, "dataset.channels must be 1 (grey) or 3 (colour), not 2"),
+        ("folder", {"size": 3}, "dataset.size must be between 4 and 4096 pixels, not 3"),
+        ("folder", {"size": 5000}, "dataset.size must be between 4 and 4096 pixels, not 5000"),
+        ("folder", {"holdout": 0}, "dataset.holdout must be a share between 0 and 1, not 0.0"),
+        ("folder", {"holdout": 1}, "dataset.holdout must be a share between 0 and 1, not 1.0"),
+        ("folder", {"pad": -1}, "dataset.pad must be a number of pixels, 0 or a few, not -1"),
+        ("folder", {"size": "big"}, "dataset.size: Value 'big' of type 'str' could not be converted to Integer"),
+        ("npz", {"path": "gone.npz"}, "dataset.path=gone.npz must be an npz file, and there is none"),
+        ("npz", {"path": "three"}, "dataset.path=three must be an npz file, and there is none"),
+        ("npz", {"test_path": "gone.npz"}, "dataset.test_path=gone.npz must be an npz file, and there is none"),
+        ("npz", {"holdout": -0.5}, "dataset.holdout must be a share between 0 and 1, not -0.5"),
+        ("npz", {"pad": 2000}, "dataset.pad must be a number of pixels, 0 or a few, not 2000"),
+        ("celeba", {"size": 0}, "dataset.size must be between 4 and 4096 pixels, not 0"),
+        ("flowers102", {"size": 10**9}, "dataset.size must be between 4 and 4096 pixels, not 1000000000"),
+        ("mnist", {"pad": -2}, "dataset.pad must be a number of pixels, 0 or a few, not -2"),
+        ("digits", {"pad": -2}, "dataset.pad must be a number of pixels, 0 or a few, not -2"),
+    ],
+)
+def test_an_impossible_option_is_refused_with_its_key(dataset, options, message, places, monkeypatch):
+    monkeypatch.chdir(places)
+    if dataset in ("folder", "npz"):
+        options = {"path": {"folder": "three", "npz": "three.npz"}[dataset], **options}
+    words = [f"dataset.{key}={value}" for key, value in options.items()]
+    with pytest.raises(UserError) as caught:
+        build_dataset(config("train", f"dataset={dataset}", "data_dir=data", *words), [])
+    assert message in str(caught.value)
+    assert not (places / "data").exists()
+
+
+@pytest.mark.parametrize(("dataset", "path"), [("folder", "three"), ("npz", "three.npz")])
+def test_paths_may_be_relative_and_data_dir_is_where_arrays_go(dataset, path, places, monkeypatch):
+    monkeypatch.chdir(places)
+    data = build_dataset(config("train", f"dataset={dataset}", "data_dir=data", f"dataset.path={path}"), [])
+    assert not (places / "data").exists()
+    assert len(data.train.images) == 2
+    assert len(list((places / "data" / "prepared").glob("three-*"))) == 1

@@ -51,7 +51,7 @@ def resumed_steps(run: Path) -> list[int]:
 
 
 def kill_until_done(folder: Path, kills: int, words: list[str], seed: int) -> None:
-    """Start `diffuse train` again and again; kill it `kills` times, at a random moment after it has saved something new.
+    """Start `diffuse train` again and again; kill it `kills` times, each at a random moment after it has saved again.
 
     Each life must go on at or past the step that was saved when the one before it was killed.
     """
