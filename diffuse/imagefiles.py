@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-BLOCK = 256
+BLOCK, BLOCK_BYTES = 256, 1 << 21
 # Below this many files a second process costs more than it saves.
 ENOUGH_FOR_WORKERS = 2000
 ORIENTATION = 0x0112  # the EXIF tag
@@ -64,12 +64,11 @@ class Shape:
         Turned the way its EXIF says; transparent parts lie on white; 16 bits are scaled to 8; scaled by antialiased
         bicubic interpolation, and untouched where the size is right already.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow thinks of odd but readable files
-            with Image.open(path) as file:
-                file.load()
-                image = as_8_bit(turned(file), "L" if self.channels == 1 else "RGB")
-        image = image.crop(self.fit(*image.size))  # not resize's own box, beyond which it looks at what is cut off
+        with Image.open(path) as file:
+            file.load()
+            image = as_8_bit(turned(file), "L" if self.channels == 1 else "RGB")
+        if (box := self.fit(*image.size)) != whole(*image.size):
+            image = image.crop(box)  # not resize's own box, beyond which it looks at what is cut off
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         pixels = np.asarray(image)
@@ -79,11 +78,13 @@ class Shape:
         """The images of these files, [k, C, H, W], and what is wrong with those that could not be read (left zero)."""
         images = np.zeros((len(paths), self.channels, self.size, self.size), np.uint8)
         wrong = {}
-        for number, path in enumerate(paths):
-            try:
-                images[number] = self.read(path)
-            except Exception as error:  # decoders raise anything from OSError to struct.error
-                wrong[number] = reason(error)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow thinks of odd but readable files
+            for number, path in enumerate(paths):
+                try:
+                    images[number] = self.read(path)
+                except Exception as error:  # decoders raise anything from OSError to struct.error
+                    wrong[number] = reason(error)
         return images, wrong
 
 
@@ -121,7 +122,8 @@ def decode(paths: Sequence[str], shape: Shape, workers: int | None = None) -> It
 
     A few blocks a worker are in flight, so memory does not grow with the number of files.
     """
-    blocks = [paths[start : start + BLOCK] for start in range(0, len(paths), BLOCK)]
+    block = max(1, min(BLOCK, BLOCK_BYTES // (shape.channels * shape.size**2)))
+    blocks = [paths[start : start + block] for start in range(0, len(paths), block)]
     workers = workers or min(processors(), math.ceil(len(paths) / ENOUGH_FOR_WORKERS))
     if workers < 2:
         yield from map(shape.read_block, blocks)
