@@ -15,6 +15,8 @@ COMMANDS = {
 }
 
 SHELLS = ("bash", "zsh", "fish")
+# Keys whose values are paths, for completion.
+PATHS = ("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path=")
 
 HELP = f"""diffuse {__version__}: train, sample and score diffusion models
 
@@ -73,7 +75,7 @@ def complete(rest: list[str]) -> int:
         print(" ".join(name for name in COMMANDS if name.startswith(command)))
         return 0
     last = typed.rpartition(" ")[2]
-    if last.startswith(("ckpt=", "resume=")):
+    if last.startswith(PATHS):
         print(" ".join(paths(*last.split("=", 1))))
         return 0
     if rest and rest[0].partition("=")[2] not in SHELLS:
