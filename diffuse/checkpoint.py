@@ -9,7 +9,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,15 @@ class Damaged(UserError):
     """The file is not what was written, or was never a checkpoint."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that was read: where it lies, the SHA-256 of the file, what it holds."""
+
+    path: Path
+    sha256: str
+    content: dict[str, Any]
+
+
 def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
     """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
 
@@ -45,11 +54,17 @@ def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milesto
     """
     path = folder / f"step_{step:08d}.pt"
     write(path, step, content)
-    link_whole(folder / NEWEST, path.name)
+    point_to(path)
     passing = [old for old in all_in(folder) if not milestone_every or step_of(old) % milestone_every]
     for old in passing[: max(0, len(passing) - keep)]:
         old.unlink()
     return path
+
+
+def point_to(newest: Path) -> None:
+    """Make last.pt a link to this checkpoint, where links can be made: it is for people, nothing here reads it."""
+    with suppress(OSError):
+        link_whole(newest.parent / NEWEST, newest.name)
 
 
 def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
@@ -106,27 +121,29 @@ def step_of(path: Path) -> int:
     return int(path.stem[5:])
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint in a folder that can be read, with its content; None where there never was one.
+def newest(folder: Path) -> Stored | None:
+    """The newest checkpoint in a folder that can be read; None where there never was one.
 
     Damaged ones are passed over with a warning. Raises Damaged where there is no other.
     """
     paths = all_in(folder)
     for path in reversed(paths):
         try:
-            return path.resolve(), read(path)
+            return stored(path.resolve())
         except Damaged as error:
             log.warning(str(error).replace("use another one", "taking the one before it"))
+        except FileNotFoundError:  # a training that goes on has removed it, since it has newer ones
+            return newest(folder)
     if paths:
         raise Damaged(f"none of the {len(paths)} checkpoints in {folder} can be read")
     return None
 
 
-def find(ckpt: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `ckpt` means, with its content: that file, or the newest of that run folder."""
+def find(ckpt: str) -> Stored:
+    """The checkpoint that `ckpt` means: that file, or the newest of that run folder."""
     path = Path(ckpt).expanduser()
     if path.is_file():
-        return path.resolve(), read(path)
+        return stored(path.resolve())
     if not path.exists():
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     for folder in (path / FOLDER, path):
@@ -139,7 +156,12 @@ def find(ckpt: str) -> tuple[Path, dict[str, Any]]:
 
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file. Nothing in it is run; whatever is wrong with it is said in words."""
-    verify(path)
+    return stored(path).content
+
+
+def stored(path: Path) -> Stored:
+    """A checkpoint file, with its hash and its content."""
+    digest = verify(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of foreign pickles; the error below says enough
@@ -160,7 +182,7 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads format {FORMAT}; "
             f"it was written by {content.get('program', 'an unknown version')}"
         )
-    return content
+    return Stored(path, digest, content)
 
 
 @contextmanager
@@ -204,11 +226,12 @@ class Trained:
 
 def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
-    path, content = find(ckpt)
-    with fitting(path):
+    found = find(ckpt)
+    content = found.content
+    with fitting(found.path):
         config, step = content["config"], int(content["step"])
         kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
         schedule = build_schedule(config, trust)
         net = build_network(config, kind, trust)
         net.load_state_dict(content["ema"])
-    return Trained(path, verify(path), step, config, kind, schedule, net.eval().requires_grad_(False))
+    return Trained(found.path, found.sha256, step, config, kind, schedule, net.eval().requires_grad_(False))

@@ -102,8 +102,8 @@ def sha256(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `written_whole` was writing below a folder when its process was killed. Hold the folder's lock."""
-    for left_over in folder.rglob(".*.tmp"):
+    """Remove what `written_whole` was writing into a folder when its process was killed. Hold a lock on it."""
+    for left_over in folder.glob(".*.tmp"):
         left_over.unlink(missing_ok=True)
 
 

@@ -122,8 +122,8 @@ def decode(paths: Sequence[str], shape: Shape, workers: int | None = None) -> It
 
     A few blocks a worker are in flight, so memory does not grow with the number of files.
     """
-    block = max(1, min(BLOCK, BLOCK_BYTES // (shape.channels * shape.size**2)))
-    blocks = [paths[start : start + block] for start in range(0, len(paths), block)]
+    rows = max(1, min(BLOCK, BLOCK_BYTES // (shape.channels * shape.size**2)))
+    blocks = [paths[start : start + rows] for start in range(0, len(paths), rows)]
     workers = workers or min(processors(), math.ceil(len(paths) / ENOUGH_FOR_WORKERS))
     if workers < 2:
         yield from map(shape.read_block, blocks)

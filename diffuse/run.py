@@ -12,6 +12,7 @@ samples/  eval/              a folder for each time `diffuse sample` and `diffus
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,11 +36,12 @@ class Run:
     def __init__(self, folder: Path, step: int = 0):
         self.folder = folder
         self.checkpoints = folder / checkpoint.FOLDER
-        self._metrics = folder / METRICS
-        continued = self._metrics.exists()
-        if continued:
+        self._metrics, events = folder / METRICS, folder / "tensorboard"
+        if self._metrics.exists():
             _forget_after(self._metrics, step)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if continued else None)
+        if step == 0:
+            shutil.rmtree(events, ignore_errors=True)  # of a beginning that came to nothing
+        self._tensorboard = SummaryWriter(str(events), purge_step=step + 1 if step else None)
 
     def __enter__(self) -> "Run":
         return self
@@ -86,7 +88,8 @@ def held(folder: Path) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", if_taken=refuse):
-        remove_leftovers(folder)
+        for place in (folder, folder / IMAGES, folder / checkpoint.FOLDER):
+            remove_leftovers(place)
         yield
 
 

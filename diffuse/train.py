@@ -9,7 +9,7 @@ from typing import Any
 
 from diffuse import checkpoint
 from diffuse.errors import Terminated, UserError
-from diffuse.files import OUTPUTS, link_whole, make_own_folder
+from diffuse.files import OUTPUTS, make_own_folder
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
 from diffuse.job import Job, now, shown
 from diffuse.pictures import grid
@@ -41,8 +41,8 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
     if config["resume"]:
         return resume(asked, Path(config["resume"]).expanduser(), job, deadline)
     folder = job.folder(OUTPUTS, config["name"])
-    if folder and is_run(folder):
-        return resume(asked, folder, job, deadline)
+    if folder and is_run(folder):  # whatever it was called when it began
+        return resume({**asked, "name": read_record(folder).get("name")}, folder, job, deadline)
     return begin(asked, folder, job, deadline)
 
 
@@ -64,22 +64,23 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
     record = read_record(folder)
     refuse_changes(record, config, folder)
     with held(folder):
-        path, content = checkpoint.newest(folder / checkpoint.FOLDER) or (None, {"step": 0})
-        if content["step"] >= config["steps"] and picture(folder, content["step"]).exists():
-            log.info(f"{shown(folder)} is finished: {content['step']:,} of {config['steps']:,} steps are done")
+        saved = checkpoint.newest(folder / checkpoint.FOLDER)
+        step = saved.content["step"] if saved else 0
+        if step >= config["steps"] and picture(folder, step).exists():
+            log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
             return last_loss(folder)
         trainer = Trainer(config)
-        if path:
-            with checkpoint.fitting(path):
-                trainer.load(content)
+        if saved:
+            with checkpoint.fitting(saved.path):
+                trainer.load(saved.content)
         refuse_small_disk(trainer, folder)
         with job.logged(folder, "train.log"):
             if config["steps"] != record["steps"]:
                 write_record(folder, {**record, "steps": config["steps"]})
-            if path:
-                set_damaged_aside(path)
-            source = f" ({path.name})" if path else ": no checkpoint was saved yet"
-            log.info(f"resumed from step {trainer.step}{source}")
+            if saved:
+                set_damaged_aside(saved.path)
+            source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
+            log.info(f"resumed from step {step}{source}")
             return introduce_and_train(trainer, folder, deadline)
 
 
@@ -95,7 +96,7 @@ def set_damaged_aside(newest: Path) -> None:
     for path in checkpoint.all_in(newest.parent):
         if checkpoint.step_of(path) > checkpoint.step_of(newest):
             path.rename(path.with_suffix(".damaged"))
-            link_whole(newest.parent / checkpoint.NEWEST, newest.name)
+            checkpoint.point_to(newest)
 
 
 def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> float | None:

@@ -123,14 +123,14 @@ def test_what_does_not_fit_together_is_said(newest, tmp_path):
 def test_every_way_to_name_a_checkpoint_finds_it(tiny_run, newest):
     expected = newest.resolve()
     for way in (tiny_run, tiny_run / "checkpoints", newest, tiny_run / "checkpoints" / "step_00000030.pt"):
-        assert find(str(way))[0] == expected
+        assert find(str(way)).path == expected
 
 
 def test_without_the_link_the_newest_is_found(tmp_path):
     for step in (5, 40, 300):
         save(tmp_path / "run" / "checkpoints", step, {"config": {}}, keep=9)
     (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
-    assert find(str(tmp_path / "run"))[0].name == "step_00000300.pt"
+    assert find(str(tmp_path / "run")).path.name == "step_00000300.pt"
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
@@ -140,8 +140,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     with open(folder / "step_00000300.pt", "rb+") as file:
         file.seek(200)
         file.write(b"?")
-    path, content = find(str(tmp_path / "run"))
-    assert (path.name, content["step"]) == ("step_00000040.pt", 40)
+    found = find(str(tmp_path / "run"))
+    assert (found.path.name, found.content["step"]) == ("step_00000040.pt", 40)
     assert "step_00000300.pt is damaged" in caplog.text
     assert "taking the one before it" in caplog.text
 

@@ -299,3 +299,21 @@ def test_the_jobs_of_a_sweep_are_runs_too(tmp_path):
     assert as_it_is(sweep.sweep_folder) == before
     with pytest.raises(UsageError, match="seed"):
         train.run(config("train", *TINY, "seed=1"), sweep)
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is():
+    whole, parts = trained("whole"), trained("parts")
+    forget_from(parts, 6)
+    parts.rename("outputs/moved")
+    trained("moved")
+    assert_runs_are_the_same(whole, Path("outputs/moved"))
+    with pytest.raises(UsageError, match=r"name \(was parts, now other\)"):
+        train.run(config("train", *TINY, "name=other", "resume=outputs/moved"), job())
+
+
+def test_a_beginning_that_came_to_nothing_leaves_nothing_in_tensorboard():
+    whole, parts = trained("whole"), trained("parts")
+    forget_from(parts, 1)
+    (parts / "metrics.jsonl").unlink()
+    trained("parts")
+    assert_runs_are_the_same(whole, parts)
