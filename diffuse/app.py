@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def main(command: str, typed: list[str]) -> int:
-    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 130 Ctrl-C, 143 SIGTERM."""
+    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     with handled_by(at_once):
         return run_command(command, typed)
@@ -162,9 +163,10 @@ def run_command(command: str, typed: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return 143
+    except Terminated as stop:
+        with suppress(OSError):  # the terminal may be gone
+            print("terminated", file=sys.stderr)
+        return stop.exit_code
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:

@@ -14,7 +14,11 @@ class UserError(Exception):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as Ctrl-C is KeyboardInterrupt: somebody asks the program to end, and exit code 143 says it did."""
+    """SIGTERM or SIGHUP, as Ctrl-C is KeyboardInterrupt: the program is asked to end, and its exit code says it did."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 class UsageError(UserError):

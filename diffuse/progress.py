@@ -24,7 +24,7 @@ class _Console(logging.Handler):
         prefix = f"{record.levelname.lower()}: " if trouble else ""
         try:
             tqdm.write(prefix + record.getMessage(), file=sys.stderr if trouble else sys.stdout)
-        except BrokenPipeError:  # whoever read our output has gone; that is no reason to lose a run
+        except OSError:  # whoever read our output, or the terminal, has gone; that is no reason to lose a run
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 

@@ -1,4 +1,4 @@
-"""How a program is asked to end: Ctrl-C (SIGINT) and SIGTERM, at once or at a moment that suits."""
+"""How a program is asked to end: Ctrl-C (SIGINT), SIGTERM, SIGHUP; at once, or at a moment that suits."""
 
 import signal
 import threading
@@ -8,20 +8,26 @@ from types import FrameType
 
 from diffuse.errors import Terminated
 
-SIGNALS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 Handler = Callable[[int, FrameType | None], None]
+
+
+def signals() -> list[signal.Signals]:
+    """The signals that ask us to end. SIGHUP, a terminal that was closed, is none of them under `nohup`."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    hung_up = getattr(signal, "SIGHUP", None)  # not on Windows
+    return asked if hung_up is None or signal.getsignal(hung_up) is signal.SIG_IGN else [*asked, hung_up]
 
 
 @contextmanager
 def handled_by(handler: Handler) -> Iterator[None]:
-    """Call handler(signal, frame) for either signal, and the handlers there were before once the context is left.
+    """Call handler(signal, frame) for each of them, and the handlers there were before once the context is left.
 
     Signals reach the main thread alone: in another one, nothing is changed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in signals()}
     try:
         yield
     finally:
@@ -31,20 +37,20 @@ def handled_by(handler: Handler) -> Iterator[None]:
 
 def at_once(number: int, _: FrameType | None = None) -> None:
     """The handler that raises KeyboardInterrupt or Terminated wherever the program is."""
-    raise SIGNALS[signal.Signals(number)]
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 class Stop:
     """A wish to stop that waits until the program is ready for it; a second one does not wait. Use as a context."""
 
     def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+        self.signal: int | None = None
         self._context = handled_by(self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
             at_once(number)
-        self.signal = signal.Signals(number)
+        self.signal = number
 
     def __enter__(self) -> "Stop":
         self._context.__enter__()

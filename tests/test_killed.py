@@ -1,11 +1,15 @@
 """Processes that are killed, asked to end, or run out of disk: whoever gives the command again loses nothing."""
 
 import contextlib
+import fcntl
+import os
+import pty
 import re
 import resource
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +108,30 @@ def test_a_run_that_is_asked_to_end_saves_a_checkpoint_first(tmp_path, number, c
     assert done.returncode == 0, done.stderr
     weights = [newest(tmp_path / "outputs" / name)["model"] for name in ("asked", "whole")]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_terminal_that_is_closed_is_a_wish_to_end(tmp_path):
+    """Nothing can be printed any more, not even the bar, and the checkpoint is saved all the same."""
+    ours, theirs = pty.openpty()
+
+    def own_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    words = [sys.executable, "-m", "diffuse", "train", *OPTIONS, *LONG, "name=shut"]
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(words, cwd=tmp_path, preexec_fn=own_the_terminal, **streams) as process:
+        os.close(theirs)
+        shown = b""
+        while b"will take about" not in shown:
+            shown += os.read(ours, 1000)
+        os.close(ours)
+        process.wait(timeout=60)
+    run = tmp_path / "outputs" / "shut"
+    assert process.returncode == 129
+    assert saved_step(run) >= 25
+    assert f"stopped, step {saved_step(run)} is saved" in (run / "train.log").read_text()
 
 
 def test_pictures_that_were_not_drawn_for_want_of_time_are_drawn_later(tmp_path):
