@@ -3,7 +3,6 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from diffuse.build import build_dataset
 from diffuse.drawing import Prepared
 from diffuse.errors import UsageError, UserError, pick
 from diffuse.files import write_json, write_whole
+from diffuse.images import ImageKind
 from diffuse.job import Job, shown
 from diffuse.likelihood import bits_per_dim, discretised_gaussian, gaussian_density, prior_term, reverse_terms
 from diffuse.pictures import plot_terms
@@ -38,10 +38,7 @@ class EvalJob(Prepared):
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
         data = build_dataset(moved(self.trained.config, config), config["trust"])
-        if replace(data.kind, name=self.kind.name) != self.kind:
-            raise UserError(
-                f"the data set is not of the kind that the network was trained on: {data.kind} instead of {self.kind}"
-            )
+        refuse_other_kind(data.kind, self.kind)
         self.test = data.test
         self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
         self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
@@ -99,6 +96,18 @@ class EvalJob(Prepared):
                     progress.advance(len(rows))
                 parts.append(bits_per_dim(torch.stack(terms, dim=1), self.kind.dimensions).cpu().double().numpy())
         return np.concatenate(parts)
+
+
+def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
+    """Raise UserError where a data set is not what the network was trained on, whatever it is called now."""
+    for field in ("channels", "size", "pad", "classes"):
+        found, expected = getattr(now, field), getattr(then, field)
+        if found != expected:
+            found, expected = (str(value)[:60] for value in (found, expected))
+            raise UserError(
+                f"the images of {now.name} are not of the kind that the network was trained on: "
+                f"{field} is {found}, and was {expected}; see dataset.path and data_dir"
+            )
 
 
 def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""Images of one's own through all three commands: a border that is cut off again, data that moved or changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffuse import eval as evaluation
+from diffuse import sample, train
+from diffuse.checkpoint import load_trained
+from diffuse.denoiser import Denoiser
+from diffuse.errors import UserError
+from diffuse.likelihood import vlb
+from diffuse.randomness import ImageNoise, generator
+from diffuse.samplers import fixed_large, time_grid
+from tests.commands import TINY, config, job
+
+FAST = ["device=cpu", "device.precision=float32"]
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """60 grey images of 10 x 10, brighter to the left."""
+    random = np.random.default_rng(0)
+    return np.clip(np.linspace(250, 60, 10) + random.normal(0, 9, (60, 10, 10)), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, images) -> Path:
+    """The same images as files, in two classes."""
+    monkeypatch.chdir(tmp_path)
+    for number, image in enumerate(images):
+        path = Path("photos", "ab"[number % 2], f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return Path("photos")
+
+
+DATA = ["dataset=folder", "dataset.path=photos", "dataset.size=10", "dataset.channels=1", "data_dir=data"]
+
+
+def trained(name: str, *overrides: str) -> Path:
+    train.run(config("train", *TINY, *DATA, f"name={name}", *overrides), job())
+    return Path("outputs", name)
+
+
+def scored(run: Path, name: str, *overrides: str) -> dict:
+    evaluation.run(config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", *FAST, *overrides), job())
+    return json.loads((run / "eval" / name / "eval.json").read_text())
+
+
+def test_a_border_is_seen_by_the_network_and_by_nobody_else(folder, images):
+    run = trained("framed", "dataset.pad=3", "steps=30", "optim.lr=5e-3")
+    net = load_trained(str(run), []).net
+    sample.run(config("sample", f"ckpt={run}", "n=3", "name=x", "sampler.steps=5", *FAST), job())
+    with Image.open(run / "samples" / "x" / "images" / "00002.png") as image:
+        assert image.size == (10, 10)
+    assert np.load(run / "samples" / "x" / "samples.npz")["arr_0"].shape == (3, 10, 10, 1)
+    assert net(torch.zeros(1, 1, 16, 16), torch.zeros(1)).shape == (1, 1, 16, 16)
+
+
+def test_bits_per_dimension_are_counted_without_the_border(folder, images):
+    """Against the core: a border of -1 around the test images, nats of the whole, divided by the pixels inside."""
+    run = trained("framed", "dataset.pad=3")
+    result = scored(run, "x")
+    assert (result["protocol"]["pad"], result["protocol"]["dimensions"]) == (3, 100)
+    test = np.load(next(Path("data/prepared").glob("photos-*/test_images.npy")))
+    rows = generator(0, "test order").permutation(len(test))[:4]
+    x0 = torch.full((4, 1, 16, 16), -1.0)
+    x0[:, :, 3:13, 3:13] = torch.from_numpy(test[rows]).float() / 127.5 - 1
+    stored = load_trained(str(run), [])
+    denoiser = Denoiser(stored.net, stored.schedule, clip=True)
+    noise = ImageNoise(0, "eval", rows.tolist())
+    bound = vlb(denoiser, x0, time_grid(stored.schedule, 5), noise, variance=fixed_large)
+    nats = bound.prior + bound.terms.sum(1) + bound.reconstruction
+    assert result["bits_per_dim"]["total"] == pytest.approx(float(nats.mean()) / 100 / np.log(2), rel=1e-4)
+
+
+def test_data_that_moved_are_found_where_one_says(folder):
+    run = trained("moved")
+    before = scored(run, "before")
+    assert Path(load_trained(str(run), []).config["dataset"]["path"]).is_absolute()
+    shutil.move("photos", "pictures")
+    with pytest.raises(UserError, match="dataset.path=.*photos must be a folder, and there is none"):
+        scored(run, "gone")
+    after = scored(run, "after", "dataset.path=pictures", "data_dir=elsewhere")
+    assert after["bits_per_dim"] == before["bits_per_dim"]
+    assert Path("elsewhere/prepared").is_dir()
+
+
+def test_data_of_another_kind_are_refused(folder):
+    run = trained("kind", "class_conditional=true")
+    shutil.move("photos/b", "photos/c")
+    with pytest.raises(UserError, match=r"classes is \['a', 'c'\], and was \['a', 'b'\]; see dataset.path"):
+        scored(run, "other")
