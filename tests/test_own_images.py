@@ -14,9 +14,10 @@ from diffuse import sample, train
 from diffuse.checkpoint import load_trained
 from diffuse.denoiser import Denoiser
 from diffuse.errors import UserError
+from diffuse.images import to_uint8
 from diffuse.likelihood import vlb
 from diffuse.randomness import ImageNoise, generator
-from diffuse.samplers import fixed_large, time_grid
+from diffuse.samplers import ddim, fixed_large, time_grid
 from tests.commands import TINY, config, job
 
 FAST = ["device=cpu", "device.precision=float32"]
@@ -55,12 +56,15 @@ def scored(run: Path, name: str, *overrides: str) -> dict:
 
 def test_a_border_is_seen_by_the_network_and_by_nobody_else(folder, images):
     run = trained("framed", "dataset.pad=3", "steps=30", "optim.lr=5e-3")
-    net = load_trained(str(run), []).net
-    sample.run(config("sample", f"ckpt={run}", "n=3", "name=x", "sampler.steps=5", *FAST), job())
+    stored = load_trained(str(run), [])
+    sample.run(config("sample", f"ckpt={run}", "n=3", "name=x", "sampler=ddim", "sampler.steps=5", *FAST), job())
     with Image.open(run / "samples" / "x" / "images" / "00002.png") as image:
         assert image.size == (10, 10)
-    assert np.load(run / "samples" / "x" / "samples.npz")["arr_0"].shape == (3, 10, 10, 1)
-    assert net(torch.zeros(1, 1, 16, 16), torch.zeros(1)).shape == (1, 1, 16, 16)
+    x_T = ImageNoise(0, "sample", range(3))(torch.empty(3, 1, 16, 16))
+    *_, x = ddim(Denoiser(stored.net, stored.schedule, clip=True), x_T, time_grid(stored.schedule, 5))
+    drawn = np.load(run / "samples" / "x" / "samples.npz")["arr_0"]
+    assert drawn.shape == (3, 10, 10, 1)
+    np.testing.assert_allclose(drawn[..., 0], to_uint8(x)[:, 0, 3:13, 3:13].int(), atol=1)
 
 
 def test_bits_per_dimension_are_counted_without_the_border(folder, images):
