@@ -33,16 +33,17 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def check_choice(option: str, given: str, allowed: Collection[str]) -> None:
+def check_choice(option: str, given: object, allowed: Collection[str]) -> None:
     """Raise ValueError, beginning with the option's name, where the given word is none of those allowed."""
-    if given not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}.{did_you_mean(given, allowed)}")
+    if not isinstance(given, str) or given not in allowed:
+        hint = did_you_mean(str(given), allowed)
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, not {given!r}.{hint}")
 
 
-def pick(options: Mapping[str, Option], key: str, given: str) -> Option:
+def pick(options: Mapping[str, Option], key: str, given: object) -> Option:
     """The option of that name, or an error that names the key and lists the names there are."""
     try:
         check_choice(key, given, options)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return options[given]
+    return options[str(given)]
