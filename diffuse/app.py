@@ -25,7 +25,7 @@ from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
 from diffuse.schema import SCHEMAS, checked
 from diffuse.stopping import at_once, handled_by
-from diffuse.wording import worded
+from diffuse.wording import Message, worded
 
 PACKAGE = Path(__file__).resolve().parent
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
@@ -97,6 +97,7 @@ class Command:
     def __init__(self, name: str, typed: list[str]):
         self.name, self.typed = name, typed
         self.error: Exception | None = None
+        self.failed: list[int] = []
 
     def __call__(self, cfg: DictConfig) -> Any:
         log_to_console()
@@ -117,6 +118,7 @@ class Command:
         except Exception as error:
             message = worded(error, self.name, str(CONFIGS))
             log.error("job %s: %s", settings.job.num, message.text if message else traceback.format_exc())
+            self.failed.append(int(settings.job.num))
             raise JobFailed(f"job {settings.job.num} failed") from None
         finally:
             remove_if_empty(Path(settings.runtime.output_dir))
@@ -151,6 +153,7 @@ def main(command: str, typed: list[str]) -> int:
 
 def run_command(command: str, typed: list[str]) -> int:
     """`main`, with signals raised as exceptions."""
+    task = None
     try:
         words = named_by_what_varies(overrides_first(typed))
         program = "diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {command}"
@@ -172,6 +175,9 @@ def run_command(command: str, typed: list[str]) -> int:
     except Exception as error:
         SweepFolder.remove_if_nothing_ran()
         message = worded(error, command, str(CONFIGS))
+        if task and task.failed:  # Hydra hands on the first failure alone
+            jobs = ", ".join(map(str, task.failed))
+            message = Message(f"{len(task.failed)} of the sweep's jobs failed: {jobs}", 1)
         if message is None:
             traceback.print_exc()
             print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
@@ -213,10 +219,28 @@ def named_by_what_varies(words: list[str]) -> list[str]:
     for override in typed:
         if override.key_or_group == "name" and override.is_sweep_override():
             raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
-        if override.key_or_group == "name" and (OUTPUTS / checked_name(str(override.value())) / RECORD).exists():
-            raise UsageError(f"{OUTPUTS / str(override.value())} is a single run: a sweep needs another name=")
+    varied = {override.key_or_group for override in typed if override.is_sweep_override()}
+    for override in typed:
+        if override.key_or_group == "name":
+            refuse_other_content(OUTPUTS / checked_name(str(override.value())), varied)
     fixed = [override.key_or_group for override in typed if not override.is_sweep_override()]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
+
+
+def refuse_other_content(folder: Path, varied: set[str]) -> None:
+    """Raise UsageError where a sweep's folder holds something else than a sweep over the same keys."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    record = folder / "multirun.yaml"
+    if not record.exists():
+        kind = "a single run" if (folder / RECORD).exists() else "no sweep"
+        raise UsageError(f"{folder} exists already and is {kind}: a sweep needs another name=")
+    words = OmegaConf.select(OmegaConf.load(record), "hydra.overrides.task") or []
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    before = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    if before != varied:
+        then, now = (", ".join(sorted(keys)) or "nothing" for keys in (before, varied))
+        raise UsageError(f"{folder} holds a sweep over {then}, and this one is over {now}: choose another name=")
 
 
 def resumed(typed: list[str]) -> str:

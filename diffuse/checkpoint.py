@@ -7,6 +7,7 @@ bytes before it. So a file that was damaged on any disk or on any way is recogni
 import hashlib
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +28,8 @@ from diffuse.schedules import Schedule
 
 FORMAT = 2
 FOLDER = "checkpoints"
-NEWEST = "last.pt"
+NEWEST, MILESTONE = "last.pt", ".milestone"
+NAME = re.compile(r"step_(\d+)(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
 ZIP_END = b"PK\x05\x06"
@@ -50,12 +52,14 @@ class Stored:
 def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
     """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
 
-    Milestones, which are those whose step is a multiple of milestone_every, stay and are not counted.
+    Where the step is a multiple of milestone_every, it is a milestone, which its name says: step_00001000.milestone.pt.
+    Those stay for good, whatever milestone_every is later, and are not counted.
     """
-    path = folder / f"step_{step:08d}.pt"
+    milestone = bool(milestone_every) and step % (milestone_every or 1) == 0
+    path = folder / f"step_{step:08d}{MILESTONE if milestone else ''}.pt"
     write(path, step, content)
     point_to(path)
-    passing = [old for old in all_in(folder) if not milestone_every or step_of(old) % milestone_every]
+    passing = [old for old in all_in(folder) if MILESTONE not in old.name]
     for old in passing[: max(0, len(passing) - keep)]:
         old.unlink()
     return path
@@ -63,8 +67,11 @@ def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milesto
 
 def point_to(newest: Path) -> None:
     """Make last.pt a link to this checkpoint, where links can be made: it is for people, nothing here reads it."""
+    link = newest.parent / NEWEST
+    if link.is_symlink() and link.readlink() == Path(newest.name):
+        return
     with suppress(OSError):
-        link_whole(newest.parent / NEWEST, newest.name)
+        link_whole(link, newest.name)
 
 
 def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
@@ -73,9 +80,11 @@ def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
     with written_whole(path) as beside:
         try:
             torch.save(stamped, beside)
-        except RuntimeError as error:  # how torch's writer reports that the disk is full
-            raise UserError(
-                f"{path} could not be written; is the disk full? ({str(error).splitlines()[0]})\n"
+        except RuntimeError as error:
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise UserError(  # how torch's writer reports that the disk is full
+                f"{path} could not be written; is the disk full?\n"
                 "Make room and give the command again: the checkpoints before it are whole"
             ) from error
         _seal(beside)
@@ -113,12 +122,13 @@ def verify(path: Path) -> str:
 
 def all_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted((path for path in folder.glob("step_*.pt") if path.stem[5:].isdigit()), key=step_of)
+    found = [path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: (step_of(path), path.name))
 
 
 def step_of(path: Path) -> int:
     """The step that a checkpoint was written at, by its name."""
-    return int(path.stem[5:])
+    return int(path.name[5:].partition(".")[0])
 
 
 def newest(folder: Path) -> Stored | None:
@@ -126,16 +136,23 @@ def newest(folder: Path) -> Stored | None:
 
     Damaged ones are passed over with a warning. Raises Damaged where there is no other.
     """
-    paths = all_in(folder)
-    for path in reversed(paths):
+    damaged: list[Damaged] = []
+    for path in reversed(all_in(folder)):
         try:
-            return stored(path.resolve())
+            found = stored(path.resolve())
         except Damaged as error:
-            log.warning(str(error).replace("use another one", "taking the one before it"))
+            damaged.append(error)
         except FileNotFoundError:  # a training that goes on has removed it, since it has newer ones
             return newest(folder)
-    if paths:
-        raise Damaged(f"none of the {len(paths)} checkpoints in {folder} can be read")
+        else:
+            for complaint in damaged:
+                log.warning(str(complaint).replace("use another one", f"taking {path.name}"))
+            return found
+    if damaged:
+        raise Damaged(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read: {damaged[0]}\n"
+            "Bring one back from a copy, or choose another name= to begin again"
+        )
     return None
 
 
@@ -170,7 +187,7 @@ def stored(path: Path) -> Stored:
         raise Damaged(
             f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run"
         ) from error
-    except PermissionError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # what torch raises depends on where the damage is
         raise Damaged(f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})") from error
@@ -201,6 +218,7 @@ class Trained:
 
     path: Path
     sha256: str
+    data_sha256: dict[str, str]
     step: int
     config: dict[str, Any]
     kind: ImageKind
@@ -228,10 +246,13 @@ def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
     found = find(ckpt)
     content = found.content
+    if "failure" in content:
+        raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py does it again")
     with fitting(found.path):
         config, step = content["config"], int(content["step"])
         kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
         schedule = build_schedule(config, trust)
         net = build_network(config, kind, trust)
         net.load_state_dict(content["ema"])
-    return Trained(found.path, found.sha256, step, config, kind, schedule, net.eval().requires_grad_(False))
+        data = dict(content["data_sha256"])
+    return Trained(found.path, found.sha256, data, step, config, kind, schedule, net.eval().requires_grad_(False))

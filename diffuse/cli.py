@@ -51,9 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         hint = did_you_mean(command, COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
         print(f"error: unknown command {command!r}.{hint}", file=sys.stderr)
         return 2
-    from diffuse.app import main as run
+    try:
+        from diffuse.app import main as run  # takes a moment, in which somebody may press Ctrl-C
 
-    return run(command, rest)
+        return run(command, rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def paths(key: str, begun: str) -> list[str]:

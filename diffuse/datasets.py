@@ -222,7 +222,8 @@ def _classes(name: str) -> list[str]:
 def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:
     found = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (a folder called .. has no name)
     if not there(found):
-        raise UserError(f"dataset.{key}={path} must be {what}, and there is none")
+        there_is = "something else is there" if found.exists() else "there is none"
+        raise UserError(f"dataset.{key}={path} must be {what}, and {there_is}")
     return found
 
 

@@ -39,7 +39,12 @@ class EvalJob(Prepared):
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
         data = build_dataset(moved(self.trained.config, config), config["trust"])
         refuse_other_kind(data.kind, self.kind)
-        self.test = data.test
+        self.test, self.data_sha256 = data.test, data.sha256
+        if self.data_sha256 != self.trained.data_sha256:
+            log.warning(
+                f"the images of {data.kind.name} are not the ones of the training (their hash differs): "
+                "what is a test image now may have been trained on"
+            )
         self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
         self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
         if config["n"] is not None and config["n"] > len(self.test.images):
@@ -113,6 +118,8 @@ def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
 def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The training config, with its data where this config says that they are now."""
     places = {key: place for key, place in config["dataset"].items() if place is not None}
+    for key in places.keys() - trained["dataset"].keys():
+        raise UsageError(f"dataset.{key} is for runs on images of one's own, and this one was trained on other data")
     data_dir = trained["data_dir"] if config["data_dir"] is None else config["data_dir"]
     return {**trained, "data_dir": data_dir, "dataset": {**trained["dataset"], **places}}
 
@@ -163,6 +170,8 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
     return {
         "dataset": scoring.kind.name,
         "split": "test",
+        "data_sha256": scoring.data_sha256["test"],
+        "data_as_in_training": scoring.data_sha256 == scoring.trained.data_sha256,
         "n": n,
         "n_in_split": len(scoring.test.images),
         "dimensions": scoring.kind.dimensions,

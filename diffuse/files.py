@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, and folders that nobody else has."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,8 +15,9 @@ from filelock import FileLock, Timeout
 from diffuse.errors import UsageError
 
 OUTPUTS = Path("outputs")
-RECORD = "config.yaml"
+RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 LONGEST_SLUG = 120
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 
 
@@ -25,7 +27,7 @@ def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]
 
     Waiting until it is on the disk as well costs milliseconds: leave that out for thousands of small files.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
@@ -66,9 +68,18 @@ def link_whole(path: Path, target: str) -> None:
     flush_folder(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, where they are not there; new ones survive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    flush_folder(path.parent)
+
+
 def make_own_folder(path: Path) -> Path:
     """Create `path`, or `path`-2, -3 ... where that exists: two runs started in one second never share a folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     number, candidate = 1, path
     while True:
         try:
@@ -83,7 +94,8 @@ def checked_name(name: str) -> str:
     """The name, if it can be a folder that needs no quoting in a shell and lies below the folder it is put into."""
     parts = name.split("/")
     if not all(SAFE_NAME.fullmatch(part) and part.strip(".") for part in parts):
-        raise UsageError(f"name must be made of letters, digits, '.', '_', '+', '-' and '/', not {name!r}")
+        made_of = "letters, digits, '.', '_', '+' and '-', in parts divided by '/'"
+        raise UsageError(f"name must be made of {made_of}, without '..' or a '/' at either end, not {name!r}")
     return name
 
 

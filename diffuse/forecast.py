@@ -19,7 +19,10 @@ WARMING_SECONDS, MEASURED_SECONDS = 5.0, 20.0
 
 
 def most_checkpoints(config: Mapping[str, Any]) -> int:
-    """The largest number of checkpoints that a run has on disk at once: those kept, and the one being written."""
+    """The largest number of checkpoints on disk at once: those kept, the one being written, and all milestones.
+
+    If the run is not stopped in between: each stop may add one, to keep + 1.
+    """
     steps, options = config["steps"], config["checkpoint"]
     every, milestone_every = options["every"], options["milestone_every"]
     milestones = steps // milestone_every if milestone_every else 0
@@ -37,10 +40,11 @@ def refuse_small_disk(trainer: Trainer, folder: Path) -> None:
     present = sum(path.stat().st_size for path in checkpoint.all_in(folder / checkpoint.FOLDER))
     needed, free = max(0, size * most - present), free_space(folder.absolute())
     if needed > free:
+        fewer = ", raise checkpoint.milestone_every" if trainer.config["checkpoint"]["milestone_every"] else ""
         raise UserError(
             f"the checkpoints need {size_in_words(needed)} more ({most} of {size_in_words(size)}), "
             f"and the disk of {folder} has {size_in_words(free)} free.\n"
-            "Make room, or lower checkpoint.keep, raise checkpoint.milestone_every or choose a smaller unet"
+            f"Make room, lower checkpoint.keep{fewer} or choose a smaller unet"
         )
 
 
@@ -79,5 +83,5 @@ class Forecast:
         left, rate = self.steps - self.trainer.step, self.progress.per_second()
         batch_size = self.trainer.config["batch_size"]
         memory = size_in_words(self.trainer.device.peak_memory())
-        time_left = f"{left:,} steps will take about {duration(left / rate)}"
+        time_left = f"{left:,} steps will take about {duration(left / rate)}" if left else "all steps are done"
         log.info(f"{rate * batch_size:,.0f} images/s: {time_left}; peak memory {memory}")

@@ -58,6 +58,7 @@ KEYS = {
         "data_dir": "where the data sets are now (null: where they were in training)",
         "dataset.path": "where the images of dataset=folder or npz are now (null: where they were)",
         "dataset.test_path": "the same for the file that dataset=npz tests on",
+        "dataset.skip_bad": "leave out images of a folder that cannot be read",
         "name": "the folder's name under <run>/eval",
         "trust": "packages of your own whose code the checkpoint's config may name",
     },
@@ -74,12 +75,14 @@ def help_of(command: str) -> str:
     """The page for a command: its groups with their options, and the keys people change."""
     command = command if command in USAGE else "train"
     loader = GlobalHydra.instance().config_loader()
-    groups = "\n".join(f"  {group:20}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
-    keys = "\n".join(f"  {key:20}{what}" for key, what in KEYS[command].items())
+    width = max(map(len, (*GROUPS[command], *KEYS[command]))) + 2
+    groups = "\n".join(f"  {group:{width}}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
+    keys = "\n".join(f"  {key:{width}}{what}" for key, what in KEYS[command].items())
+    choice = {"train": "dataset=folder", "sample": "sampler=ddim"}.get(command, "device=cpu")
     return (
         f"diffuse {command}: {USAGE[command]}\n\n"
         f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]\n\n"
         f"groups\n{groups}\n\nkeys\n{keys}\n\n"
-        f"Every key, those of the options included: diffuse {command} --cfg job\n"
+        f"Every key, those of the options included: diffuse {command} --cfg job, after a choice like {choice}\n"
         "-m with comma-separated values runs a sweep; -cd DIR adds options of your own; --hydra-help says more\n"
     )

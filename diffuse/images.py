@@ -73,6 +73,11 @@ class Dataset:
     def test(self) -> Split:
         return self.splits["test"]
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """What identifies the images of each split."""
+        return {name: split.sha256 for name, split in self.splits.items()}
+
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 [0, 255] -> float32 [-1, 1]; floats are left as they are."""

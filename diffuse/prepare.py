@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 
 import diffuse
 from diffuse.errors import UserError
-from diffuse.files import flush_folder, locked, sha256, size_in_words, write_json, write_whole
+from diffuse.files import FULL, flush_folder, locked, make_folder, sha256, size_in_words, write_json, write_whole
 from diffuse.progress import Progress, log
 
 FORMAT = 1
@@ -86,19 +87,30 @@ class Recipe:
 def prepared(recipe: Recipe, data_dir: Path) -> dict[str, Split]:
     """The splits of a data set, prepared now if they are not there yet or are damaged."""
     folder = data_dir / "prepared" / recipe.folder_name
-    if (splits := _reused(recipe, folder, warn=False)) is not None:  # without the lock, it may be about to be replaced
-        return splits
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        if (splits := _reused(recipe, folder, warn=False)) is None:  # without the lock: it may be about to be replaced
+            splits = _prepared_once(recipe, folder)
     except OSError as error:
-        raise UserError(f"data_dir={data_dir} cannot be used: {error.strerror}; choose another one") from error
-    taken = f"waiting for another process, which is preparing {recipe.name}"
-    with locked(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(taken)):
-        if (splits := _reused(recipe, folder)) is None:  # the other process may have made them
-            _prepare(recipe, folder)
-            splits = _reused(recipe, folder)
+        if error.errno in FULL:
+            raise
+        reason = f"{error.strerror or error} ({error.filename or folder})"
+        raise UserError(f"data_dir={data_dir} cannot be used: {reason}; choose another data_dir=") from error
     if splits is None:
         raise UserError(f"{folder} is damaged as soon as it is written; is the disk in order? Choose another data_dir=")
+    return splits
+
+
+def _prepared_once(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
+    """The splits, prepared by this process unless another one has just done so."""
+    if getattr(current_process(), "_inheriting", False):
+        # A worker that decodes images imports the script that it serves. It would come here, and wait for its parent.
+        raise RuntimeError("a script that prepares data must do so below: if __name__ == '__main__':")
+    make_folder(folder.parent)
+    taken = f"waiting for another process, which is preparing {recipe.name}"
+    with locked(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(taken)):
+        if (splits := _reused(recipe, folder)) is None:
+            _prepare(recipe, folder)
+            splits = _reused(recipe, folder)
     return splits
 
 
@@ -113,7 +125,7 @@ def _reused(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split]
                 raise ValueError(f"{name} is not what was written")
         splits = {split: _load(folder, split, about["sha256"]) for split in about["images"]}
         unreadable = list(about["unreadable"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if warn:
             log.warning(f"{folder} is damaged ({error}); preparing {recipe.name} again")
         return None

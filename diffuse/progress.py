@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from diffuse.stopping import Asked
+
 log = logging.getLogger("diffuse")
 log.setLevel(logging.INFO)
 
@@ -86,6 +88,7 @@ class Progress:
         self.note = dict(note)
 
     def advance(self, units: int = 1) -> None:
+        Asked.again()
         self.done += units
         if not self.bar.disable:
             self.bar.set_postfix_str(", ".join(self._notes()), refresh=False)

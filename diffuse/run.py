@@ -13,19 +13,34 @@ samples/  eval/              a folder for each time `diffuse sample` and `diffus
 import json
 import os
 import shutil
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from diffuse import checkpoint
 from diffuse.errors import UsageError, UserError
-from diffuse.files import RECORD, flush_file, locked, remove_leftovers, write_whole
+from diffuse.files import (
+    OUTPUTS,
+    RECORD,
+    SWEEP_RECORD,
+    flush_file,
+    flush_folder,
+    locked,
+    make_folder,
+    remove_leftovers,
+    write_whole,
+)
 from diffuse.pictures import save_png
+from diffuse.schema import SCHEMAS, checked
 
 IMAGES, METRICS = "images", "metrics.jsonl"
 
@@ -41,7 +56,9 @@ class Run:
             _forget_after(self._metrics, step)
         if step == 0:
             shutil.rmtree(events, ignore_errors=True)  # of a beginning that came to nothing
-        self._tensorboard = SummaryWriter(str(events), purge_step=step + 1 if step else None)
+        self._tensorboard = SummaryWriter(str(events), purge_step=step or None)
+        if step:
+            self._show_again(step)
 
     def __enter__(self) -> "Run":
         return self
@@ -49,12 +66,28 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self._tensorboard.close()
 
+    def _show_again(self, step: int) -> None:
+        """Give TensorBoard what belongs to the step that is continued from: a crash may have kept some of it away."""
+        last = [values for _, values in _whole_lines(self._metrics)][-1:] if self._metrics.exists() else []
+        for line in last:
+            if line.pop("step") == step:
+                self._show_scalars(step, line)
+        if (path := self.folder / IMAGES / grid_name(step)).exists():
+            with Image.open(path) as image:
+                self._tensorboard.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl and the same values to TensorBoard."""
+        new = not self._metrics.exists()
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            flush_folder(self.folder)
+        self._show_scalars(step, values)
+
+    def _show_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
@@ -76,6 +109,11 @@ class Run:
         checkpoint.save(self.checkpoints, step, content, options["keep"], options["milestone_every"])
 
 
+def grid_name(step: int) -> str:
+    """The file in images/ that the samples of a step are written to."""
+    return f"step_{step:08d}.png"
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder, made if need be. Raises UserError at once where another process has it."""
@@ -86,9 +124,9 @@ def held(folder: Path) -> Iterator[None]:
             "Wait until it ends, or stop it; a process that was killed keeps no folder"
         )
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with locked(folder / ".lock", if_taken=refuse):
-        for place in (folder, folder / IMAGES, folder / checkpoint.FOLDER):
+        for place in (folder, folder / IMAGES, folder / checkpoint.FOLDER, folder / ".hydra"):
             remove_leftovers(place)
         yield
 
@@ -98,9 +136,32 @@ def is_run(folder: Path) -> bool:
     if (folder / RECORD).is_file():
         return True
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
-        kind = "holds a sweep" if (folder / "multirun.yaml").exists() else "is no run of this program"
+        kind = "is no run of this program"
+        if (folder / checkpoint.FOLDER).exists():
+            kind = f"is a run that has lost its {RECORD}"
+        elif (folder / SWEEP_RECORD).exists():
+            kind = "holds a sweep"
         raise UserError(f"{folder} exists already and {kind}: choose another name=")
     return False
+
+
+def refuse_inside_others(folder: Path) -> None:
+    """Raise UserError where a new run would lie inside another run, or inside a sweep that it is no job of."""
+    for parent in takewhile(lambda parent: parent != OUTPUTS, folder.parents):
+        if any((parent / record).exists() for record in (RECORD, SWEEP_RECORD)):
+            raise UserError(f"{folder} would lie inside {parent}, which is a run or a sweep: choose another name=")
+
+
+def refuse_lost_checkpoints(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raise UserError where there are no checkpoints although there must have been some: nothing is begun over them."""
+    path = folder / METRICS
+    lines = _whole_lines(path) if path.exists() else []
+    reached = lines[-1][1]["step"] if lines else 0
+    if reached > max(config["checkpoint"]["every"], record["checkpoint"]["every"]):
+        raise UserError(
+            f"{folder} has come to step {reached}, and its checkpoints are gone from {folder / checkpoint.FOLDER}.\n"
+            "Bring them back to continue, or choose another name= to begin again"
+        )
 
 
 def last_loss(folder: Path) -> float | None:
@@ -122,13 +183,16 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"resume={folder} is not a folder; give the folder of a run")
     if not path.is_file():
         raise UserError(f"resume={folder} is not the folder of a run: it has no {RECORD}")
+    schema = SCHEMAS["train"]
     try:
-        record = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:  # whatever a YAML reader makes of a damaged file
-        raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(record, dict) or not record:
-        raise UserError(f"{path} does not hold the config of a run")
-    return {str(key): value for key, value in record.items()}
+        record = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path))
+        return checked(typing.cast(DictConfig, record), schema)
+    except Exception as error:  # whatever becomes of a damaged file, and what is left of its keys
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path} does not hold the config of a run: {reason}\n"
+            "Bring it back as it was; every checkpoint of the run holds it too, under 'config'"
+        ) from error
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
@@ -166,24 +230,26 @@ FREE = (
 
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
     """Raise UsageError where continuing with this config would not be the run that was begun."""
-    before, now = flat(record), flat(config)
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key) and not key.startswith(FREE)]
+    then, today = flat(record), flat(config)
+    changed = [key for key in sorted({*then, *today}) if then.get(key) != today.get(key) and not key.startswith(FREE)]
+    if changed == ["name"]:
+        raise UsageError(f"resume={folder} continues that run under its own name; leave name={config['name']} out")
     if changed:
-        listed = ", ".join(f"{key} (was {before.get(key)}, now {now.get(key)})" for key in changed[:NAMED])
+        listed = ", ".join(f"{key} (was {then.get(key)}, now {today.get(key)})" for key in changed[:NAMED])
         more = f" and {len(changed) - NAMED} more" if changed[NAMED:] else ""
         raise UsageError(
             f"{folder} was begun with another config and cannot continue with this one: {listed}{more}.\n"
             "Leave these keys as they were, or choose another name="
         )
-    if config["steps"] < record["steps"]:
+    before, now = record["steps"], config["steps"]
+    if now != before and record["optim"]["decay"] != "none":
         raise UsageError(
-            f"steps can grow from {record['steps']} when a run is continued, not shrink to {config['steps']}"
+            f"steps cannot change from {before} to {now}: with optim.decay={record['optim']['decay']} the learning "
+            "rate of every step depends on it; choose another name= for a new run"
         )
-    if config["steps"] > record["steps"] and record["optim"]["decay"] != "none":
+    if now < before:
         raise UsageError(
-            f"steps cannot change from {record['steps']} to {config['steps']}: "
-            f"with optim.decay={record['optim']['decay']} the learning rate of every step depends on it; "
-            "begin a new run instead"
+            f"steps can grow from {before} when a run is continued, not shrink to {now}; choose another name="
         )
 
 

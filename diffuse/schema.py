@@ -103,6 +103,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.steps >= 1, "steps", "at least 1", self.steps)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        _check(self.resume != "", "resume", "a run folder", "empty")
         _check(self.max_hours is None or self.max_hours > 0, "max_hours", "positive or null", self.max_hours)
 
 
@@ -121,6 +122,7 @@ class SampleConfig:
     trust: list[str]
 
     def __post_init__(self) -> None:
+        _check(self.ckpt != "", "ckpt", "a run folder or a checkpoint file", "empty")
         _check(self.n >= 1, "n", "at least 1", self.n)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
 
@@ -129,6 +131,7 @@ class SampleConfig:
 class Place:
     path: str | None
     test_path: str | None
+    skip_bad: bool | None
 
 
 @dataclass
@@ -149,6 +152,7 @@ class EvalConfig:
     trust: list[str]
 
     def __post_init__(self) -> None:
+        _check(self.ckpt != "", "ckpt", "a run folder or a checkpoint file", "empty")
         _check(self.n is None or self.n >= 2, "n", "at least 2 (a standard error needs them)", self.n)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
 

@@ -49,7 +49,7 @@ class TorchvisionSet:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             return opener(str(self.data_dir), download=True, **which)
         except Exception as error:  # no network, half a download, a damaged file: each has its own type
-            why = " ".join(str(error).split())[:200] or type(error).__name__
+            why = " ".join(str(error).split())[:120] or type(error).__name__
             raise UserError(
                 f"{self.class_name} is not in {self.data_dir} as torchvision keeps it, and downloading failed: {why}\n"
                 f"Put {self.layout} there (remove what is damaged), or name the folder that has it with data_dir="

@@ -18,11 +18,14 @@ from diffuse.run import (
     IMAGES,
     Run,
     as_yaml,
+    grid_name,
     held,
     is_run,
     last_loss,
     read_record,
     refuse_changes,
+    refuse_inside_others,
+    refuse_lost_checkpoints,
     write_record,
 )
 from diffuse.stopping import Stop
@@ -42,7 +45,9 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
         return resume(asked, Path(config["resume"]).expanduser(), job, deadline)
     folder = job.folder(OUTPUTS, config["name"])
     if folder and is_run(folder):  # whatever it was called when it began
-        return resume({**asked, "name": read_record(folder).get("name")}, folder, job, deadline)
+        return resume({**asked, "name": read_record(folder)["name"]}, folder, job, deadline)
+    if folder and not job.sweep_folder:
+        refuse_inside_others(folder)
     return begin(asked, folder, job, deadline)
 
 
@@ -66,6 +71,10 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
     with held(folder):
         saved = checkpoint.newest(folder / checkpoint.FOLDER)
         step = saved.content["step"] if saved else 0
+        if saved:
+            set_damaged_aside(saved.path)
+        else:
+            refuse_lost_checkpoints(folder, config, record)
         if step >= config["steps"] and picture(folder, step).exists():
             log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
             return last_loss(folder)
@@ -77,18 +86,19 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
         with job.logged(folder, "train.log"):
             if config["steps"] != record["steps"]:
                 write_record(folder, {**record, "steps": config["steps"]})
-            if saved:
-                set_damaged_aside(saved.path)
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
             return introduce_and_train(trainer, folder, deadline)
 
 
 def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the data set's own paths made absolute, so that it means the same from any folder."""
-    paths = {key: config["dataset"].get(key) for key in ("path", "test_path")}
-    absolute = {key: str(Path(path).expanduser().absolute()) for key, path in paths.items() if isinstance(path, str)}
-    return {**config, "dataset": {**config["dataset"], **absolute}}
+    """The config with the paths of the data made absolute, so that it means the same from any folder."""
+
+    def absolute(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        paths = {key: values[key] for key in keys if isinstance(values.get(key), str)}
+        return {**values, **{key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}}
+
+    return {**absolute(config, "data_dir"), "dataset": absolute(config["dataset"], "path", "test_path")}
 
 
 def set_damaged_aside(newest: Path) -> None:
@@ -96,7 +106,7 @@ def set_damaged_aside(newest: Path) -> None:
     for path in checkpoint.all_in(newest.parent):
         if checkpoint.step_of(path) > checkpoint.step_of(newest):
             path.rename(path.with_suffix(".damaged"))
-            checkpoint.point_to(newest)
+    checkpoint.point_to(newest)
 
 
 def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> float | None:
@@ -107,6 +117,9 @@ def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> floa
     log.info(f"run folder: {shown(folder)}")
     log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {trainer.device}")
     log.info(cost_on_disk(trainer, folder))
+    if config["optim"]["warmup"] > config["steps"]:
+        given = f"optim.warmup={config['optim']['warmup']} is longer than steps={config['steps']}"
+        log.warning(f"{given}: the rate never comes to optim.lr")
     again = f"continue with: diffuse train resume={shown(folder)}"
     try:
         train(trainer, folder, deadline)
@@ -169,8 +182,8 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
                     trainer.refuse_failure()
                     run.save_checkpoint(step, trainer.state(), config["checkpoint"])
             if stopping:
-                stop.obey()
-                return
+                break
+        stop.obey()
 
 
 def draw(trainer: Trainer, run: Run, stop: Stop) -> None:
@@ -189,7 +202,7 @@ def draw(trainer: Trainer, run: Run, stop: Stop) -> None:
 
 def picture(folder: Path, step: int) -> Path:
     """The file that the grid of a step is written to."""
-    return folder / IMAGES / f"step_{step:08d}.png"
+    return folder / IMAGES / grid_name(step)
 
 
 def keep_failure(trainer: Trainer, folder: Path, step: int) -> UserError:

@@ -74,7 +74,8 @@ class Trainer:
         """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that runs ahead.
 
         Raises NotFinite where the loss or the gradient is no finite number, on such a device only once `refuse_failure`
-        is called. In either case weights and optimizer stay as they were before that step.
+        is called. In either case weights and optimizer stay as they were before that step; on such a device the
+        average of the weights goes on moving towards them meanwhile.
         """
         config = self.config
         x0, y, t, noise = self.ingredients(self.step)
@@ -127,7 +128,7 @@ class Trainer:
         return {
             "config": dict(self.config),
             "kind": asdict(self.data.kind),
-            "data_sha256": self.data.train.sha256,
+            "data_sha256": self.data.sha256,
             "model": self.net.state_dict(),
             "ema": self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -139,18 +140,21 @@ class Trainer:
 
         The optimizer's rates come from the config, not from the checkpoint.
         """
-        if content["data_sha256"] != self.data.train.sha256:
+        if content["data_sha256"]["train"] != self.data.train.sha256:
             raise UserError(
                 f"the training images of {self.data.kind.name} are not those that the run began with: their hash "
                 "differs.\nBring back the images as they were (dataset.path, data_dir), or begin a new run"
             )
         self.net.load_state_dict(content["model"])
         self.ema.net.load_state_dict(content["ema"])
-        moments = content["optimizer"]["state"]
+        state = {}
         for number, weight in enumerate(self.net.parameters()):
-            shapes = dict.fromkeys(("exp_avg", "exp_avg_sq"), weight.shape)
-            check_shapes(moments[number], {"step": (), **shapes}, f"optimizer state {number}")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+            saved, moments = content["optimizer"]["state"][number], ("exp_avg", "exp_avg_sq")
+            check_shapes(saved, {"step": (), **dict.fromkeys(moments, weight.shape)}, f"optimizer state {number}")
+            # In the weight's own memory layout, which the device it was saved on may have had otherwise: fused AdamW
+            # goes through both side by side.
+            state[number] = {**saved, **{name: torch.empty_like(weight).copy_(saved[name]) for name in moments}}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
         self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
         self.step = content["step"]

@@ -114,8 +114,11 @@ class NpzImages:
     def __init__(self, path: Path):
         self.path = path
         try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-                shape, dtype = _header(file)
+            with zipfile.ZipFile(path) as archive:
+                if "arr_0.npy" not in archive.namelist():
+                    raise UserError(f"{path} has no arr_0 with images; it has {', '.join(archive.namelist()[:9])}")
+                with archive.open("arr_0.npy") as file:
+                    shape, dtype = _header(file)
             self.labels = self._labels() if "arr_1.npy" in archive.namelist() else None
         except DAMAGED as error:
             raise UserError(f"{path} is no npz file with images as arr_0: {error}") from error

@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffuse.errors import UserError, did_you_mean
+from diffuse.files import FULL
 from diffuse.help import GROUPS
 from diffuse.schema import SCHEMAS
 
 # What a user can mend about files; anything else from the system is our mistake.
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FILE_TROUBLES = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
     *FULL,
@@ -109,7 +109,8 @@ def _unknown_key(key: str, command: str, configs: str) -> str:
     """A key that is not there: it may belong to another option, or be mistyped."""
     known, options = keys_of(command), keys_of_options(command, configs)
     if key in GROUPS[command]:
-        return f"a continued run keeps its {key}; what may change are steps, log.*, images.*, checkpoint.* and device.*"
+        may = "steps, max_hours, log.*, images.*, checkpoint.*, device.*, data_dir and dataset.path"
+        return f"a continued run keeps its {key}; what may change are {may}"
     if command != "train" and key in keys_of("train") - known:
         return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
     if key in options:

@@ -7,9 +7,11 @@ computed here is what was computed then.
 """
 
 import argparse
+import sys
 
 import torch
 
+from diffuse.errors import UserError
 from diffuse.replay import replay
 
 
@@ -18,7 +20,10 @@ def main() -> None:
     parser.add_argument("failure", help="the failure.pt of a run")
     parser.add_argument("--trust", nargs="*", default=[], help="packages of your own that the run's config names")
     arguments = parser.parse_args()
-    step = replay(arguments.failure, arguments.trust)
+    try:
+        step = replay(arguments.failure, arguments.trust)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
     finite = torch.isfinite(step.losses)
     print(
         f"step {step.step}: {int((~finite).sum())} of {len(finite)} losses are not finite; "
@@ -26,11 +31,15 @@ def main() -> None:
     )
     for t, loss in sorted(zip(step.levels.tolist(), step.losses.tolist(), strict=True), key=lambda pair: pair[0]):
         print(f"  t = {t:4d}   loss {loss:.6g}")
-    for name, weight in step.net.named_parameters():
-        if not torch.isfinite(weight).all():
-            print(f"  weights of {name} are not finite, and were so before the step")
-        elif weight.grad is not None and not torch.isfinite(weight.grad).all():
-            print(f"  gradient of {name} is not finite")
+    weights = dict(step.net.named_parameters())
+    gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
+    for what, tensors in (("weights", weights), ("gradients", gradients)):
+        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        listed = ", ".join(broken[:3]) + (" ..." if broken[3:] else "")
+        print(f"{what}: {len(broken)} of {len(tensors)} tensors are not finite. {listed}")
+    print(
+        f"largest weight before the step: {max(float(weight.detach().abs().max()) for weight in weights.values()):.4g}"
+    )
 
 
 if __name__ == "__main__":

@@ -67,4 +67,6 @@ def assert_tensorboard_has_every_step_once(folder: Path) -> None:
         for step, value in found:
             assert abs(value - expected[step]) <= 1e-5 * abs(expected[step]), (name, step)
     drawn = [int(path.stem.removeprefix("step_")) for path in (folder / "images").glob("step_*.png")]
-    assert {event.step for event in events.Images("samples")} == set(drawn)
+    assert [event.step for event in events.Images("samples")] == sorted(drawn)
+    assert [event.step for event in events.Images("forward_process")] == [0]
+    assert [event.step for event in events.Tensors("config/text_summary")] == [0]

@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
     found = find(str(tmp_path / "run"))
     assert (found.path.name, found.content["step"]) == ("step_00000040.pt", 40)
     assert "step_00000300.pt is damaged" in caplog.text
-    assert "taking the one before it" in caplog.text
+    assert "taking step_00000040.pt" in caplog.text
 
 
 def test_where_all_are_damaged_nothing_begins_again(tmp_path):
@@ -158,7 +158,23 @@ def test_milestones_stay_and_are_not_counted(tmp_path):
     for step in range(5, 65, 5):
         save(tmp_path, step, {"config": {}}, keep=2, milestone_every=20)
     assert [step_of(path) for path in all_in(tmp_path)] == [20, 40, 50, 55, 60]
-    assert (tmp_path / "last.pt").readlink() == Path("step_00000060.pt")
+    assert (tmp_path / "last.pt").readlink() == Path("step_00000060.milestone.pt")
+    for step in (65, 70, 75):
+        save(tmp_path, step, {"config": {}}, keep=2)
+    assert [step_of(path) for path in all_in(tmp_path)] == [20, 40, 60, 70, 75]
+
+
+def test_fewer_than_keep_are_all_kept(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step, {"config": {}}, keep=3)
+    assert [step_of(path) for path in all_in(tmp_path)] == [1, 2]
+
+
+def test_a_link_to_nothing_is_no_checkpoint(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    save(folder, 5, {"config": {}}, keep=9)
+    (folder / "step_00000009.pt").symlink_to("gone")
+    assert find(str(tmp_path / "run")).content["step"] == 5
 
 
 def test_what_is_not_there_is_said(tmp_path, tiny_run):

@@ -48,6 +48,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("schedule=cosin", "schedule must be one of cosine, linear, not 'cosin'. Did you mean 'cosine'?"),
         ("dataset=digit", "mnist, npz, svhn, not 'digit'. Did you mean 'digits'?"),
         ("dataset=folder", "dataset.path is required: diffuse train dataset.path=..."),
+        ("resume=", "resume must be a run folder, not empty"),
         ("max_hours=0", "max_hours must be positive or null, not 0.0"),
         ("checkpoint.milestone_every=0", "checkpoint.milestone_every must be at least 1 step or null, not 0"),
         ("optim.lrr=1", "there is no key 'optim.lrr' in diffuse train. Did you mean 'optim.lr'?"),
@@ -78,7 +79,7 @@ def test_an_unknown_command_is_refused(tmp_path):
 )
 def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
     done = diffuse("train", *words.split(), cwd=tmp_path)
-    assert_refused(done, tmp_path, expected, code=1 if "resume" in words else 2)
+    assert_refused(done, tmp_path, expected, code=1 if "resume=nowhere" in words else 2)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_train_sample_and_eval_from_an_unrelated_folder(tmp_path):
     first, second, *others = done.stdout.splitlines()
     assert first == f"run folder: {run.relative_to(tmp_path)}"
     assert "parameters" in second
-    assert any("images/s" in line and "will take about" in line for line in others)
+    assert any("images/s" in line and "peak memory" in line for line in others)
 
     done = diffuse("sample", f"ckpt={run}", "n=4", "sampler=ddim", "sampler.steps=3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -277,3 +278,23 @@ def test_a_config_of_ones_own_is_found(tmp_path):
     (tmp_path / "mine" / "schedule" / "short.yaml").write_text(text)
     done = diffuse("train", "schedule=short", "-cd", "mine", "--cfg", "job", cwd=tmp_path)
     assert "levels: 7" in done.stdout, done.stderr
+
+
+def test_a_sweep_over_other_keys_does_not_mix_with_one_that_is_there(tmp_path):
+    sweep = tmp_path / "outputs" / "sweep"
+    assert diffuse("train", *TINY, "-m", "name=sweep", "seed=1,2", cwd=tmp_path).returncode == 0
+    before = files(sweep)
+    done = diffuse("train", *TINY, "-m", "name=sweep", "optim.lr=0.1,0.2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds a sweep over seed, and this one is over optim.lr: choose another name=" in done.stderr
+    assert files(sweep) == before
+    (tmp_path / "outputs" / "mine").mkdir()
+    (tmp_path / "outputs" / "mine" / "thesis.txt").touch()
+    done = diffuse("train", *TINY, "-m", "name=mine", "seed=1,2", cwd=tmp_path)
+    assert (done.returncode, files(tmp_path / "outputs" / "mine")) == (2, ["thesis.txt"])
+
+
+def test_a_sweep_says_which_of_its_jobs_failed(tmp_path):
+    done = diffuse("train", *TINY, "-m", "unet.dropout=2.0,0.0,3.0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: 2 of the sweep's jobs failed: 0, 2"

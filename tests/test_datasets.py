@@ -110,7 +110,7 @@ def places(tmp_path) -> Path:
     ("dataset", "options", "message"),
     [
         ("folder", {"path": "gone"}, "dataset.path=gone must be a folder, and there is none"),
-        ("folder", {"path": "three/a.png"}, "dataset.path=three/a.png must be a folder, and there is none"),
+        ("folder", {"path": "three/a.png"}, "dataset.path=three/a.png must be a folder, and something else is there"),
         (
             "folder",
             {"path": "empty"},
@@ -130,7 +130,7 @@ def places(tmp_path) -> Path:
         ("folder", {"pad": -1}, "dataset.pad must be a number of pixels, 0 or a few, not -1"),
         ("folder", {"size": "big"}, "dataset.size: Value 'big' of type 'str' could not be converted to Integer"),
         ("npz", {"path": "gone.npz"}, "dataset.path=gone.npz must be an npz file, and there is none"),
-        ("npz", {"path": "three"}, "dataset.path=three must be an npz file, and there is none"),
+        ("npz", {"path": "three"}, "dataset.path=three must be an npz file, and something else is there"),
         ("npz", {"test_path": "gone.npz"}, "dataset.test_path=gone.npz must be an npz file, and there is none"),
         ("npz", {"holdout": -0.5}, "dataset.holdout must be a share between 0 and 1, not -0.5"),
         ("npz", {"pad": 2000}, "dataset.pad must be a number of pixels, 0 or a few, not 2000"),

@@ -93,6 +93,8 @@ def test_data_that_moved_are_found_where_one_says(folder):
         scored(run, "gone")
     after = scored(run, "after", "dataset.path=pictures", "data_dir=elsewhere")
     assert after["bits_per_dim"] == before["bits_per_dim"]
+    assert after["protocol"]["data_as_in_training"]
+    assert after["protocol"]["data_sha256"] == before["protocol"]["data_sha256"]
     assert Path("elsewhere/prepared").is_dir()
 
 
@@ -101,3 +103,16 @@ def test_data_of_another_kind_are_refused(folder):
     shutil.move("photos/b", "photos/c")
     with pytest.raises(UserError, match=r"classes is \['a', 'c'\], and was \['a', 'b'\]; see dataset.path"):
         scored(run, "other")
+
+
+def test_other_images_than_in_training_are_scored_with_a_warning(folder, caplog):
+    run = trained("changed")
+    shutil.copy("photos/a/0.png", "photos/a/more.png")
+    result = scored(run, "other")
+    assert "are not the ones of the training (their hash differs)" in caplog.text
+    assert not result["protocol"]["data_as_in_training"]
+
+
+def test_a_place_for_data_that_have_none_is_refused(tiny_run):
+    with pytest.raises(UserError, match="dataset.path is for runs on images of one's own"):
+        evaluation.run(config("eval", f"ckpt={tiny_run}", "dataset.path=x", *FAST), job())

@@ -342,3 +342,30 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+
+
+def test_a_folder_that_cannot_be_read_now_is_not_thrown_away(tmp_path):
+    """A file system that is away for a moment is no damage."""
+    prepared(hand_made(), tmp_path)
+    (array,) = tmp_path.glob("prepared/*/train_images.npy")
+    array.rename(array.with_name("kept.npy"))
+    array.mkdir()
+    with pytest.raises(UserError, match="cannot be used: .*choose another data_dir="):
+        prepared(hand_made(), tmp_path)
+    assert array.with_name("kept.npy").exists()
+
+
+def test_a_script_without_a_guard_ends_instead_of_waiting_for_itself(tmp_path):
+    """Its workers import it, and would prepare what it is preparing."""
+    for number in range(4001):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{number}.png").write_bytes(b"no image")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from diffuse.datasets import folder\n"
+        f"folder(Path({str(tmp_path)!r}), {str(tmp_path / 'photos')!r}).train\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode != 0
+    assert "must do so below: if __name__ == '__main__':" in done.stderr

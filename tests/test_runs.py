@@ -1,21 +1,24 @@
 """A run folder: given again it continues, it belongs to one process at a time, and it says what it will cost."""
 
+import copy
 import logging
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffuse import checkpoint, train
 from diffuse.device import Device
-from diffuse.errors import UsageError, UserError
+from diffuse.errors import Terminated, UsageError, UserError
 from diffuse.forecast import most_checkpoints
 from diffuse.job import Job
 from diffuse.replay import replay
-from diffuse.run import held, read_record
+from diffuse.run import Run, held, read_record
 from diffuse.trainer import NotFinite, Trainer
 from tests.commands import TINY, config, job
 from tests.comparing import assert_runs_are_the_same, assert_same, metrics, newest
@@ -158,7 +161,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(caplog):
     for step in (4, 6):
         (parts / "checkpoints" / f"step_0000000{step}.pt").write_bytes(b"PK\x03\x04 and what the disk made of it")
     trained("parts", *options)
-    assert "taking the one before it" in caplog.text
+    assert "taking step_00000002.pt" in caplog.text
     assert "resumed from step 2" in (parts / "train.log").read_text()
     assert sorted(path.stem for path in (parts / "checkpoints").glob("*.damaged")) == ["step_00000004", "step_00000006"]
     assert_runs_are_the_same(whole, parts)
@@ -307,7 +310,9 @@ def test_a_run_that_was_moved_goes_on_where_it_is():
     parts.rename("outputs/moved")
     trained("moved")
     assert_runs_are_the_same(whole, Path("outputs/moved"))
-    with pytest.raises(UsageError, match=r"name \(was parts, now other\)"):
+    with pytest.raises(
+        UsageError, match="resume=outputs/moved continues that run under its own name; leave name=other out"
+    ):
         train.run(config("train", *TINY, "name=other", "resume=outputs/moved"), job())
 
 
@@ -317,3 +322,140 @@ def test_a_beginning_that_came_to_nothing_leaves_nothing_in_tensorboard():
     (parts / "metrics.jsonl").unlink()
     trained("parts")
     assert_runs_are_the_same(whole, parts)
+
+
+def test_moments_saved_in_another_memory_layout_are_the_same_moments(tmp_path):
+    """As CUDA saves them, channels last: the optimizer goes through weight and moments side by side in memory."""
+    one, other = (Trainer(config("train", *TINY, "optim.lr=0.01")) for _ in range(2))
+    for _ in range(2):
+        one.advance()
+    content = copy.deepcopy({**one.state(), "step": 2})
+    for state in content["optimizer"]["state"].values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].dim() == 4:
+                state[name] = state[name].to(memory_format=torch.channels_last)
+    checkpoint.write(tmp_path / "cuda.pt", 2, content)
+    other.load(checkpoint.read(tmp_path / "cuda.pt"))
+    for trainer in (one, other):
+        trainer.advance()
+    assert_same(dict(one.net.state_dict()), dict(other.net.state_dict()))
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_again():
+    folder = trained("exp", "checkpoint.every=2")
+    shutil.move(folder / "checkpoints", "elsewhere")
+    before = as_it_is(folder)
+    with pytest.raises(UserError, match=r"outputs/exp has come to step 6, and its checkpoints are gone"):
+        trained("exp", "checkpoint.every=2")
+    assert as_it_is(folder) == before
+    shutil.move("elsewhere", folder / "checkpoints")
+    assert trained("exp", "checkpoint.every=2")
+
+
+def test_what_a_crash_kept_from_tensorboard_is_shown_again():
+    """The step that is continued from has its scalars and its picture there, once, whatever the crash left."""
+    whole, parts = trained("whole", "log.every=3"), trained("parts", "log.every=3")
+    forget_from(parts, 6)
+    shutil.rmtree(parts / "tensorboard")
+    trained("parts", "log.every=3")
+    events = EventAccumulator(str(parts / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [3, 6]
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in metrics(whole)])
+
+
+def test_last_pt_is_mended_when_a_finished_run_is_given_again():
+    folder = trained("exp")
+    link = folder / "checkpoints" / "last.pt"
+    link.unlink()
+    link.symlink_to("step_00000003.pt")
+    trained("exp")
+    assert link.readlink() == Path("step_00000006.pt")
+
+
+def test_a_signal_during_the_last_checkpoint_is_obeyed(monkeypatch):
+    """Or the next job of a sweep would begin."""
+    save = Run.save_checkpoint
+
+    def save_and_ask(run: Run, step: int, *rest) -> None:
+        save(run, step, *rest)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "save_checkpoint", save_and_ask)
+    with pytest.raises(Terminated):
+        trained("exp", "checkpoint.every=100")
+    assert newest(Path("outputs/exp"))["step"] == 6
+
+
+def test_a_failure_that_is_noticed_late_is_never_saved(monkeypatch):
+    """As on a device that runs ahead: metrics and checkpoints ask first."""
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    with pytest.raises(UserError, match="step 1 is not a finite number"):
+        trained(
+            "exp", "optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0", "log.every=50", "checkpoint.every=4", "steps=9"
+        )
+    assert not list(Path("outputs/exp").glob("checkpoints/*.pt"))
+    assert read_failure(Path("outputs/exp"))["step"] == 1
+
+
+# The first step makes weights of 1e30, on which the second cannot be computed.
+EXPLODES = ["optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"]
+
+
+def read_failure(folder: Path) -> dict:
+    return checkpoint.read(folder / "failure.pt")
+
+
+@pytest.mark.parametrize(
+    "change", ["batch_size=8", "ema.decay=0.5", "class_conditional=true", "optim.clip=3", "dataset.flip=true"]
+)
+def test_what_changes_weights_may_not_differ(change):
+    trained("exp")
+    with pytest.raises(UsageError, match=rf"begun with another config.*{change.partition('=')[0]}"):
+        trained("exp", change)
+
+
+@pytest.mark.parametrize("text", ["steps: abc", "steps: 6", "[1, 2]", "a: [", "", "name: exp\nseed: null"])
+def test_a_damaged_record_is_named(text):
+    folder = trained("exp")
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"outputs/exp/config\.yaml does not hold the config of a run") as caught:
+        trained("exp")
+    assert len(str(caught.value).splitlines()) <= 4
+
+
+def test_a_run_without_its_record_is_not_taken_for_something_else():
+    folder = trained("exp")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"outputs/exp exists already and is a run that has lost its config\.yaml"):
+        trained("exp")
+
+
+def test_no_run_lies_inside_another():
+    trained("exp")
+    with pytest.raises(UserError, match="outputs/exp/more would lie inside outputs/exp, which is a run"):
+        trained("exp/more")
+    assert trained("group/one").parent == Path("outputs/group")
+    assert trained("group/two").exists()
+
+
+def test_where_the_data_lie_is_remembered_from_any_folder():
+    assert Path(read_record(trained("exp", "data_dir=mine"))["data_dir"]) == Path.cwd() / "mine"
+
+
+def test_a_warm_up_longer_than_the_run_is_noticed(caplog):
+    trained("exp", "optim.warmup=7")
+    assert "optim.warmup=7 is longer than steps=6: the rate never comes to optim.lr" in caplog.text
+
+
+def test_the_step_of_a_failure_is_no_checkpoint(tmp_path):
+    trainer = Trainer(config("train", *TINY))
+    checkpoint.write(tmp_path / "failure.pt", 3, trainer.failure(3))
+    with pytest.raises(UserError, match="failure.pt is a step that failed"):
+        checkpoint.load_trained(str(tmp_path / "failure.pt"), [])
+
+
+def test_milestones_are_saved_between_other_checkpoints():
+    folder = trained("exp", "checkpoint.every=4", "checkpoint.milestone_every=5", "checkpoint.keep=1")
+    kept = [path.name for path in checkpoint.all_in(folder / "checkpoints")]
+    assert kept == ["step_00000005.milestone.pt", "step_00000006.pt"]

@@ -396,9 +396,11 @@ def test_what_is_no_npz_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no zip file")
     np.save(tmp_path / "one.npy", STACK)
     np.savez(tmp_path / "named.npz", images=STACK)
-    for name in ("text.npz", "one.npy", "named.npz"):
+    for name in ("text.npz", "one.npy"):
         with pytest.raises(UserError, match=f"{name} is no npz file with images as arr_0"):
             npz(tmp_path, str(tmp_path / name))
+    with pytest.raises(UserError, match=r"named.npz has no arr_0 with images; it has images\.npy"):
+        npz(tmp_path, str(tmp_path / "named.npz"))
 
 
 def test_an_npz_of_one_image_cannot_be_split(tmp_path):
