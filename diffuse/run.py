@@ -68,8 +68,7 @@ class Run:
 
     def _show_again(self, step: int) -> None:
         """Give TensorBoard what belongs to the step that is continued from: a crash may have kept some of it away."""
-        last = [values for _, values in _whole_lines(self._metrics)][-1:] if self._metrics.exists() else []
-        for line in last:
+        for _, line in _whole_lines(self._metrics)[-1:]:
             if line.pop("step") == step:
                 self._show_scalars(step, line)
         if (path := self.folder / IMAGES / grid_name(step)).exists():
@@ -154,8 +153,7 @@ def refuse_inside_others(folder: Path) -> None:
 
 def refuse_lost_checkpoints(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Raise UserError where there are no checkpoints although there must have been some: nothing is begun over them."""
-    path = folder / METRICS
-    lines = _whole_lines(path) if path.exists() else []
+    lines = _whole_lines(folder / METRICS)
     reached = lines[-1][1]["step"] if lines else 0
     if reached > max(config["checkpoint"]["every"], record["checkpoint"]["every"]):
         raise UserError(
@@ -166,8 +164,7 @@ def refuse_lost_checkpoints(folder: Path, config: Mapping[str, Any], record: Map
 
 def last_loss(folder: Path) -> float | None:
     """The loss that was reported last."""
-    path = folder / METRICS
-    lines = _whole_lines(path) if path.exists() else []
+    lines = _whole_lines(folder / METRICS)
     return lines[-1][1]["loss"] if lines else None
 
 
@@ -207,8 +204,10 @@ def _forget_after(metrics: Path, step: int) -> None:
 
 
 def _whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of metrics.jsonl, as text and as values; what a crash left behind the last whole one is passed over."""
-    found = []
+    """The lines of metrics.jsonl, if it is there, as text and values; what a crash left unfinished is passed over."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    if not metrics.exists():
+        return found
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             found.append((line, dict(json.loads(line))))

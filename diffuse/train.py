@@ -75,7 +75,7 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             set_damaged_aside(saved.path)
         else:
             refuse_lost_checkpoints(folder, config, record)
-        if step >= config["steps"] and picture(folder, step).exists():
+        if step >= config["steps"] and grid_path(folder, step).exists():
             log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
             return last_loss(folder)
         trainer = Trainer(config)
@@ -133,7 +133,7 @@ def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> floa
     if trainer.step < config["steps"]:
         log.info(f"stopped after max_hours={config['max_hours']}, step {trainer.step} is saved; {again}")
         return last_loss(folder)
-    loss, last = last_loss(folder), picture(folder, trainer.step)
+    loss, last = last_loss(folder), grid_path(folder, trainer.step)
     log.info(f"done, loss {loss:.4f}; samples: {shown(last)}")
     ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
@@ -156,8 +156,8 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
         if start == 0:
             run.text("config", as_yaml(config))
             run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
-        elif (start % config["images"]["every"] == 0 or start == steps) and not picture(folder, start).exists():
-            draw(trainer, run, stop)  # there was no time for it when the run was stopped
+        elif (start % config["images"]["every"] == 0 or start == steps) and not grid_path(folder, start).exists():
+            draw_grid(trainer, run, stop)  # there was no time for it when the run was stopped
         stop.obey()
         while trainer.step < steps:
             trainer.advance()
@@ -174,7 +174,7 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
             if step % config["images"]["every"] == 0 or done:
                 with progress.paused():
                     trainer.refuse_failure()
-                    draw(trainer, run, stop)
+                    draw_grid(trainer, run, stop)
             stopping = out_of_time or stop.signal is not None
             milestone = milestone_every and step % milestone_every == 0
             if step % config["checkpoint"]["every"] == 0 or milestone or done or stopping:
@@ -186,7 +186,7 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
         stop.obey()
 
 
-def draw(trainer: Trainer, run: Run, stop: Stop) -> None:
+def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
     """Draw a grid of samples, unless a signal comes: who stops us waits for a checkpoint, not for pictures."""
 
     class NoTime(Exception):
@@ -197,10 +197,12 @@ def draw(trainer: Trainer, run: Run, stop: Stop) -> None:
             raise NoTime
 
     with suppress(NoTime):
-        run.picture("samples", grid(trainer.sample_images(look)), trainer.step, picture(run.folder, trainer.step).name)
+        run.picture(
+            "samples", grid(trainer.sample_images(look)), trainer.step, grid_path(run.folder, trainer.step).name
+        )
 
 
-def picture(folder: Path, step: int) -> Path:
+def grid_path(folder: Path, step: int) -> Path:
     """The file that the grid of a step is written to."""
     return folder / IMAGES / grid_name(step)
 

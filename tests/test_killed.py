@@ -233,5 +233,5 @@ def test_a_name_is_a_run_or_a_sweep_and_never_both(tmp_path):
     assert diffuse("train", *TINY, "name=one", cwd=tmp_path).returncode == 0
     done = diffuse("train", *TINY, "-m", "name=one", "seed=1,2", cwd=tmp_path)
     assert done.returncode == 2
-    assert "outputs/one is a single run: a sweep needs another name=" in done.stderr
+    assert "outputs/one exists already and is a single run: a sweep needs another name=" in done.stderr
     assert not (tmp_path / "outputs/one/multirun.yaml").exists()

@@ -459,3 +459,16 @@ def test_milestones_are_saved_between_other_checkpoints():
     folder = trained("exp", "checkpoint.every=4", "checkpoint.milestone_every=5", "checkpoint.keep=1")
     kept = [path.name for path in checkpoint.all_in(folder / "checkpoints")]
     assert kept == ["step_00000005.milestone.pt", "step_00000006.pt"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: memory layout, running ahead, moving")
+def test_a_run_on_cuda_continues_there_and_on_the_processor():
+    options = ["device=cuda", "device.compile=false", "optim.decay=none"]
+    folder = trained("exp", *options)
+    trained("exp", *options, "steps=12")
+    trained("exp", "device=cpu", "optim.decay=none", "steps=18")
+    assert newest(folder)["step"] == 18
+    assert all(np.isfinite(line["loss"]) for line in metrics(folder))
+    with pytest.raises(UserError, match="step 1 is not a finite number"):
+        trained("exploded", *options, *EXPLODES)
+    assert not np.isfinite(replay("outputs/exploded/failure.pt").norm)

@@ -68,6 +68,7 @@ def test_under_nohup_a_closed_terminal_is_no_wish():
         signal.signal(signal.SIGHUP, previous)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_a_destructor_swallowed_is_not_lost():
     class Swallows:
         def __del__(self):
