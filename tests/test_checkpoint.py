@@ -91,6 +91,8 @@ def test_one_changed_bit_anywhere_is_seen(newest, tmp_path):
 def test_another_format_is_named(newest, tmp_path):
     write(tmp_path / "new.pt", 1, {**read(newest), "format": 99})
     assert "has format 99, and diffuse" in refusal(tmp_path / "new.pt")
+    write(tmp_path / "old.pt", 1, {**read(newest), "format": 1})
+    assert "has format 1, and diffuse" in refusal(tmp_path / "old.pt")
 
 
 def changed(newest: Path, tmp_path: Path, **config) -> Path:

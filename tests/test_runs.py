@@ -17,8 +17,9 @@ from diffuse.device import Device
 from diffuse.errors import Terminated, UsageError, UserError
 from diffuse.forecast import most_checkpoints
 from diffuse.job import Job
+from diffuse.progress import Progress
 from diffuse.replay import replay
-from diffuse.run import Run, held, read_record
+from diffuse.run import Run, held, read_record, write_record
 from diffuse.trainer import NotFinite, Trainer
 from tests.commands import TINY, config, job
 from tests.comparing import assert_runs_are_the_same, assert_same, metrics, newest
@@ -459,6 +460,66 @@ def test_milestones_are_saved_between_other_checkpoints():
     folder = trained("exp", "checkpoint.every=4", "checkpoint.milestone_every=5", "checkpoint.keep=1")
     kept = [path.name for path in checkpoint.all_in(folder / "checkpoints")]
     assert kept == ["step_00000005.milestone.pt", "step_00000006.pt"]
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
+def test_neither_loss_nor_gradient_may_be_infinite(loss, norm):
+    trainer = Trainer(config("train", *TINY))
+    trainer._watch(torch.ones(3), torch.tensor(1.0))
+    with pytest.raises(NotFinite):
+        trainer._watch(torch.tensor([1.0, loss, 1.0]), torch.tensor(norm))
+
+
+def test_after_a_failure_nothing_is_learned_even_from_finite_steps(monkeypatch):
+    monkeypatch.setattr(Device, "runs_ahead", True)
+    trainer = Trainer(config("train", *TINY))
+    passed_over = []
+    for loss in (1.0, np.nan, 1.0):
+        trainer._watch(torch.tensor([loss]), torch.tensor(1.0))
+        passed_over.append(float(trainer.optimizer.found_inf))
+    assert passed_over == [0.0, 1.0, 1.0]
+
+
+def test_the_disk_is_asked_for_what_is_still_to_come_where_the_run_is(monkeypatch):
+    usage, asked = namedtuple("usage", "total used free"), []
+
+    def disk_usage(path):
+        asked.append(Path(path))
+        return usage(10**9, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    free, flat = 10**8, ["optim.decay=none", "checkpoint.every=2"]
+    folder = trained("exp", *flat)
+    free = 2 * 484_000  # two are there already, and three are the most
+    trained("exp", *flat, "steps=8")
+    assert Path.cwd() / folder in asked
+    free = 100_000
+    with pytest.raises(UserError, match="the checkpoints need .* more"):
+        trained("exp", *flat, "steps=10")
+
+
+def test_steps_that_warm_up_are_left_out_of_the_speed(monkeypatch):
+    counted = []
+    monkeypatch.setattr(Progress, "count_from_here", lambda progress: counted.append(progress.done))
+    trained("exp", "steps=40")
+    assert counted == [5]
+
+
+def test_a_run_that_another_process_began_meanwhile_is_not_written_over(monkeypatch):
+    def somebody_is_faster(trainer, folder):
+        write_record(folder, config("train", *TINY, "name=exp", "seed=7"))
+
+    monkeypatch.setattr(train, "refuse_small_disk", somebody_is_faster)
+    with pytest.raises(UserError, match="outputs/exp was begun by another process just now"):
+        trained("exp")
+    assert read_record(Path("outputs/exp"))["seed"] == 7
+
+
+def test_the_last_picture_is_drawn_later_if_it_is_missing():
+    whole, parts = trained("whole", "images.every=4"), trained("parts", "images.every=4")
+    (parts / "images" / "step_00000006.png").unlink()
+    trained("parts", "images.every=4")
+    assert_runs_are_the_same(whole, parts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: memory layout, running ahead, moving")
