@@ -25,6 +25,10 @@ from tests.commands import TINY, config, job
 from tests.comparing import assert_runs_are_the_same, assert_same, metrics, newest
 
 
+# The first step makes weights of 1e30, on which the second cannot be computed.
+EXPLODES = ["optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"]
+
+
 @pytest.fixture(autouse=True)
 def in_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -249,16 +253,15 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypa
 
 
 def test_a_step_without_a_finite_loss_is_kept_and_can_be_done_again():
-    """The first step makes weights of 1e30, on which the second cannot be computed."""
     with pytest.raises(UserError, match=r"the loss or gradient of step 1 is not a finite number") as caught:
-        trained("exp", "optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0", "steps=50", "unet.dropout=0.2")
+        trained("exp", *EXPLODES, "steps=50", "unet.dropout=0.2")
     assert "outputs/exp/failure.pt" in str(caught.value)
     step = replay("outputs/exp/failure.pt")
     assert (step.step, len(step.losses)) == (1, 16)
     assert not (torch.isfinite(step.losses).all() and np.isfinite(step.norm))
     assert all(torch.isfinite(weight).all() for weight in step.net.parameters())
     with pytest.raises(UserError, match="step 1 is not a finite number"):
-        trained("exp", "optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0", "steps=50", "unet.dropout=0.2")
+        trained("exp", *EXPLODES, "steps=50", "unet.dropout=0.2")
 
 
 def test_a_replayed_step_is_the_step(tmp_path):
@@ -279,7 +282,7 @@ def test_a_replayed_step_is_the_step(tmp_path):
 def test_a_device_that_runs_ahead_keeps_the_weights_of_before(monkeypatch):
     """There a failure is noticed some steps later; until then nothing is learned from it."""
     monkeypatch.setattr(Device, "runs_ahead", True)
-    trainer = Trainer(config("train", *TINY, "optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"))
+    trainer = Trainer(config("train", *TINY, *EXPLODES))
     trainer.advance()
     before = {name: weight.clone() for name, weight in trainer.net.state_dict().items()}
     moments = trainer.optimizer.state_dict()["state"][0]["exp_avg"].clone()
@@ -392,15 +395,9 @@ def test_a_failure_that_is_noticed_late_is_never_saved(monkeypatch):
     """As on a device that runs ahead: metrics and checkpoints ask first."""
     monkeypatch.setattr(Device, "runs_ahead", True)
     with pytest.raises(UserError, match="step 1 is not a finite number"):
-        trained(
-            "exp", "optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0", "log.every=50", "checkpoint.every=4", "steps=9"
-        )
+        trained("exp", *EXPLODES, "log.every=50", "images.every=50", "checkpoint.every=4", "steps=9")
     assert not list(Path("outputs/exp").glob("checkpoints/*.pt"))
     assert read_failure(Path("outputs/exp"))["step"] == 1
-
-
-# The first step makes weights of 1e30, on which the second cannot be computed.
-EXPLODES = ["optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"]
 
 
 def read_failure(folder: Path) -> dict:
