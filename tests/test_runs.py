@@ -24,7 +24,6 @@ from diffuse.trainer import NotFinite, Trainer
 from tests.commands import TINY, config, job
 from tests.comparing import assert_runs_are_the_same, assert_same, metrics, newest
 
-
 # The first step makes weights of 1e30, on which the second cannot be computed.
 EXPLODES = ["optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"]
 
