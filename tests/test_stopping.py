@@ -19,6 +19,7 @@ def nothing_asked(monkeypatch):
 def test_at_once_means_at_once(number, error):
     with handled_by(at_once), pytest.raises(error):
         signal.raise_signal(number)
+    assert Asked.signal is None  # it was not lost, and the next command in this process is not to blame
 
 
 def test_exit_codes_are_those_of_a_shell():
