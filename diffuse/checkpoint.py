@@ -52,17 +52,21 @@ class Stored:
 def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
     """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
 
-    Where the step is a multiple of milestone_every, it is a milestone, which its name says: step_00001000.milestone.pt.
-    Those stay for good, whatever milestone_every is later, and are not counted.
+    A milestone has it in its name, step_00001000.milestone.pt: those stay, whatever milestone_every is later, and are
+    not counted.
     """
-    milestone = bool(milestone_every) and step % (milestone_every or 1) == 0
-    path = folder / f"step_{step:08d}{MILESTONE if milestone else ''}.pt"
+    path = folder / f"step_{step:08d}{MILESTONE if is_milestone(step, milestone_every) else ''}.pt"
     write(path, step, content)
     point_to(path)
     passing = [old for old in all_in(folder) if MILESTONE not in old.name]
     for old in passing[: max(0, len(passing) - keep)]:
         old.unlink()
     return path
+
+
+def is_milestone(step: int, milestone_every: int | None) -> bool:
+    """Whether the checkpoint of this step is kept for good."""
+    return milestone_every is not None and step % milestone_every == 0
 
 
 def point_to(newest: Path) -> None:

@@ -58,8 +58,8 @@ def cost_on_disk(trainer: Trainer, folder: Path) -> str:
 class Forecast:
     """Says once, from the first steps, how fast training goes, how long it will take and how much memory it needs."""
 
-    def __init__(self, trainer: Trainer, progress: Progress, steps: int):
-        self.trainer, self.progress, self.steps = trainer, progress, steps
+    def __init__(self, trainer: Trainer, progress: Progress):
+        self.trainer, self.progress, self.steps = trainer, progress, trainer.config["steps"]
         self.first, self.began = trainer.step, time.monotonic()
         self.warm = self.said = False
 

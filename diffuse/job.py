@@ -15,7 +15,7 @@ import torch
 
 import diffuse
 from diffuse.errors import Terminated, UserError
-from diffuse.files import checked_name, make_own_folder, write_whole
+from diffuse.files import checked_name, make_folder, make_own_folder, write_whole
 from diffuse.progress import logged_to
 
 
@@ -46,7 +46,7 @@ class Job:
             folder = make_own_folder(parent / now())
         elif folder.exists() and any(folder.iterdir()):
             raise UserError(f"{shown(folder)} exists already: choose another name=")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with self.logged(folder, log_name):
             yield folder
 

@@ -43,6 +43,13 @@ from diffuse.pictures import save_png
 from diffuse.schema import SCHEMAS, checked
 
 IMAGES, METRICS = "images", "metrics.jsonl"
+NAMED = 8  # keys that a message lists
+# What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
+# the same, wherever they lie now, is held against a hash in the checkpoint.
+FREE = (
+    *("steps", "max_hours", "log.", "images.", "checkpoint.", "device.", "trust"),
+    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad"),
+)
 
 
 class Run:
@@ -71,7 +78,7 @@ class Run:
         for _, line in _whole_lines(self._metrics)[-1:]:
             if line.pop("step") == step:
                 self._show_scalars(step, line)
-        if (path := self.folder / IMAGES / grid_name(step)).exists():
+        if (path := grid_path(self.folder, step)).exists():
             with Image.open(path) as image:
                 self._tensorboard.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
@@ -108,9 +115,9 @@ class Run:
         checkpoint.save(self.checkpoints, step, content, options["keep"], options["milestone_every"])
 
 
-def grid_name(step: int) -> str:
-    """The file in images/ that the samples of a step are written to."""
-    return f"step_{step:08d}.png"
+def grid_path(folder: Path, step: int) -> Path:
+    """The file that the grid of samples of a step is written to."""
+    return folder / IMAGES / f"step_{step:08d}.png"
 
 
 @contextmanager
@@ -216,15 +223,6 @@ def _whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
         if not line.endswith("\n"):
             found.pop()
     return found
-
-
-NAMED = 8
-# What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
-# the same, wherever they lie now, is held against a hash in the checkpoint.
-FREE = (
-    *("steps", "max_hours", "log.", "images.", "checkpoint.", "device.", "trust"),
-    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad"),
-)
 
 
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the images of a data set come from: torchvision's sets, CIFAR-10's binary files, folders, npz files."""
+"""Where the images of a data set come from: torchvision's sets, CIFAR-10's binary files, any image files."""
 
 import hashlib
 import inspect

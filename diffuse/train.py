@@ -15,10 +15,9 @@ from diffuse.job import Job, now, shown
 from diffuse.pictures import grid
 from diffuse.progress import Progress, log
 from diffuse.run import (
-    IMAGES,
     Run,
     as_yaml,
-    grid_name,
+    grid_path,
     held,
     is_run,
     last_loss,
@@ -145,14 +144,13 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
 
     A checkpoint comes after everything else that belongs to its step: what it does not know of will be done again.
     """
-    config, start = trainer.config, trainer.step
-    steps, milestone_every = config["steps"], config["checkpoint"]["milestone_every"]
+    config, start, steps = trainer.config, trainer.step, trainer.config["steps"]
     with (
         Run(folder, start) as run,
         Progress("train", steps, "step", start, config["batch_size"], "images") as progress,
         Stop() as stop,
     ):
-        forecast = Forecast(trainer, progress, steps)
+        forecast = Forecast(trainer, progress)
         if start == 0:
             run.text("config", as_yaml(config))
             run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
@@ -176,7 +174,7 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
                     trainer.refuse_failure()
                     draw_grid(trainer, run, stop)
             stopping = out_of_time or stop.signal is not None
-            milestone = milestone_every and step % milestone_every == 0
+            milestone = checkpoint.is_milestone(step, config["checkpoint"]["milestone_every"])
             if step % config["checkpoint"]["every"] == 0 or milestone or done or stopping:
                 with progress.paused():
                     trainer.refuse_failure()
@@ -197,14 +195,8 @@ def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
             raise NoTime
 
     with suppress(NoTime):
-        run.picture(
-            "samples", grid(trainer.sample_images(look)), trainer.step, grid_path(run.folder, trainer.step).name
-        )
-
-
-def grid_path(folder: Path, step: int) -> Path:
-    """The file that the grid of a step is written to."""
-    return folder / IMAGES / grid_name(step)
+        drawn = grid(trainer.sample_images(look))
+        run.picture("samples", drawn, trainer.step, grid_path(run.folder, trainer.step).name)
 
 
 def keep_failure(trainer: Trainer, folder: Path, step: int) -> UserError:

@@ -127,13 +127,11 @@ class NpzImages:
             raise UserError(
                 f"{path}: arr_0 must hold uint8 images [N, H, W, C], square, with 1 or 3 channels, not {dtype} {shape}"
             )
-        if self.labels is not None and (len(self.labels) != self.count or not self._labels_in_range()):
+        labels = np.zeros(self.count) if self.labels is None else self.labels
+        if len(labels) != self.count or labels.min() < 0 or labels.max() >= MOST_CLASSES:
             raise UserError(
                 f"{path}: arr_1 must hold a label from 0 to {MOST_CLASSES - 1} for each of {self.count:,} images"
             )
-
-    def _labels_in_range(self) -> bool:
-        return self.labels is not None and self.labels.min() >= 0 and self.labels.max() < MOST_CLASSES
 
     def _labels(self) -> np.ndarray:
         with np.load(self.path, allow_pickle=False) as arrays:

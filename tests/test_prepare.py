@@ -340,10 +340,6 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     assert large - small < 60
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-
-
 def test_a_folder_that_cannot_be_read_now_is_not_thrown_away(tmp_path):
     """A file system that is away for a moment is no damage."""
     prepared(hand_made(), tmp_path)
@@ -369,3 +365,7 @@ def test_a_script_without_a_guard_ends_instead_of_waiting_for_itself(tmp_path):
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
     assert done.returncode != 0
     assert "must do so below: if __name__ == '__main__':" in done.stderr
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
