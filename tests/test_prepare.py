@@ -359,7 +359,9 @@ def test_a_script_without_a_guard_ends_instead_of_waiting_for_itself(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
+        "from diffuse import imagefiles\n"
         "from diffuse.datasets import folder\n"
+        "imagefiles.processors = lambda: 2\n"  # on a machine with one, there would be no worker
         f"folder(Path({str(tmp_path)!r}), {str(tmp_path / 'photos')!r}).train\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
