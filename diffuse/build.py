@@ -5,6 +5,7 @@ import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import make_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import UsageError, UserError, did_you_mean
 from diffuse.images import Dataset, ImageKind
-from diffuse.schedules import Schedule
 from diffuse.unet import UNet
 
 Node = Mapping[str, Any]
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 # Where the members of each group are defined in this package.
 HOMES = {
-    "dataset": "diffuse.datasets",
-    "schedule": "diffuse.schedules",
-    "unet": "diffuse.unet",
-    "sampler": "diffuse.samplers",
-    "device": "diffuse.device",
+    "dataset": ("diffuse.datasets",),
+    "schedule": ("diffuse.schedules", "diffuse.paths"),
+    "prediction": ("diffuse.predictions",),
+    "loss": ("diffuse.losses",),
+    "weight": ("diffuse.weights",),
+    "times": ("diffuse.times",),
+    "unet": ("diffuse.unet",),
+    "sampler": ("diffuse.samplers",),
+    "device": ("diffuse.device",),
 }
 
 
@@ -44,6 +49,20 @@ def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> An
         raise UsageError(f"{group}.{error}") from error
 
 
+def bind(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> Callable[..., Any]:
+    """The function that node["_target_"] names, with the node's other keys as its keyword-only arguments, checked.
+
+    What comes before the keywords is the formula's variables, given at each call. Of `given`, the function gets those
+    that it asks for.
+    """
+    function = locate(node, group, trust)
+    keywords = [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind == KEYWORD]
+    variables = set(inspect.signature(function).parameters) - set(keywords)
+    options = {key: value for key, value in node.items() if key != "_target_"}
+    checked = checked_options(function, options, group, hidden=variables | set(given))
+    return partial(function, **checked, **{name: value for name, value in given.items() if name in keywords})
+
+
 def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
     """What a node's `_target_` names, imported; refused where it is neither ours nor trusted."""
     path = node.get("_target_") if isinstance(node, Mapping) else None
@@ -51,9 +70,10 @@ def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., A
         raise UsageError(f"{group} must be one of its options or a mapping with a _target_, not {node!r}")
     module, _, name = path.rpartition(".")
     package = module.partition(".")[0]
-    if module != HOMES[group] and package not in trust:
+    if module not in HOMES[group] and package not in trust:
+        homes = " or ".join(HOMES[group])
         raise UserError(
-            f"{group}._target_ is {path}, which is not defined in {HOMES[group]}, and building it runs its code.\n"
+            f"{group}._target_ is {path}, which is not defined in {homes}, and building it runs its code.\n"
             f"If you know where it comes from, add trust=[{package}]"
         )
     try:
@@ -99,16 +119,10 @@ def build_dataset(config: Node, trust: Sequence[str]) -> Dataset:
     return typing.cast(Dataset, build(config["dataset"], "dataset", trust, **given))
 
 
-def build_schedule(config: Node, trust: Sequence[str]) -> Schedule:
-    """The noise schedule of a training config."""
-    return typing.cast(Schedule, build(config["schedule"], "schedule", trust))
-
-
 def build_network(config: Node, kind: ImageKind, trust: Sequence[str]) -> UNet:
     """The untrained network of a training config, for images of this kind."""
-    if config["unet"].get("learned_variance"):
-        raise UsageError("unet.learned_variance=true needs a loss that trains the variance, and there is none")
-    sizes: dict[str, Any] = {"image_size": kind.side, "image_channels": kind.channels}
+    learned = config["variance"] == "learned"
+    sizes: dict[str, Any] = {"image_size": kind.side, "image_channels": kind.channels, "learned_variance": learned}
     if config["class_conditional"]:
         if not kind.classes:
             raise UsageError(f"class_conditional=true needs labels, and the data set {kind.name} has none")

@@ -19,14 +19,15 @@ import torch
 from torch import nn
 
 import diffuse
-from diffuse.build import build_network, build_schedule, checked_options
+from diffuse.build import build_network, checked_options
 from diffuse.errors import UserError
 from diffuse.files import link_whole, sha256, written_whole
+from diffuse.formulas import Formulas
 from diffuse.images import ImageKind
 from diffuse.progress import log
 from diffuse.schedules import Schedule
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"
 NEWEST, MILESTONE = "last.pt", ".milestone"
 NAME = re.compile(r"step_(\d+)(\.milestone)?\.pt")
@@ -226,8 +227,12 @@ class Trained:
     step: int
     config: dict[str, Any]
     kind: ImageKind
-    schedule: Schedule
+    formulas: Formulas
     net: nn.Module
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.formulas.schedule
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -247,7 +252,7 @@ class Trained:
 
 
 def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
-    """Rebuild schedule and network from the config stored in a checkpoint, with its EMA weights."""
+    """Rebuild formulas and network from the config stored in a checkpoint, with its EMA weights."""
     found = find(ckpt)
     content = found.content
     if "failure" in content:
@@ -255,8 +260,8 @@ def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
     with fitting(found.path):
         config, step = content["config"], int(content["step"])
         kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
-        schedule = build_schedule(config, trust)
+        formulas = Formulas.of(config, kind, trust)
         net = build_network(config, kind, trust)
         net.load_state_dict(content["ema"])
         data = dict(content["data_sha256"])
-    return Trained(found.path, found.sha256, data, step, config, kind, schedule, net.eval().requires_grad_(False))
+    return Trained(found.path, found.sha256, data, step, config, kind, formulas, net.eval().requires_grad_(False))

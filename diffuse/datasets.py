@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diffuse.errors import UserError, check_choice
 from diffuse.files import sha256, slug
@@ -61,8 +62,14 @@ def gaussian(
         shift, scale = columns
         return Split(shift + scale * normal)
 
-    kind = ImageKind("gaussian", len(mean), size, [], bounded=False)
-    return Dataset(kind, flip, lambda: {"train": draw("train", train_count), "test": draw("test", test_count)})
+    def log_density(images: torch.Tensor) -> torch.Tensor:
+        centre, scale = (torch.tensor(values, dtype=images.dtype).reshape(-1, 1, 1) for values in (mean, std))
+        return torch.distributions.Normal(centre, scale).log_prob(images).flatten(1).sum(1)
+
+    def load() -> dict[str, Split]:
+        return {"train": draw("train", train_count), "test": draw("test", test_count)}
+
+    return Dataset(ImageKind("gaussian", len(mean), size, [], bounded=False), flip, load, log_density)
 
 
 def mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:

@@ -1,41 +1,12 @@
-"""A denoiser: a network, the schedule it was trained on, and what its output means.
-
-Whatever a network predicts, one affine formula turns it into a guess of the clean image:
-
-    x0 = c_skip x_t + c_out net(c_in x_t, time input, y)
-
-A prediction type is a function (schedule, t) -> Coefficients, and nothing else in the package knows which one is used.
-"""
+"""A denoiser: a network, the schedule it was trained on, and what its output means -> everything believed about x0."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
+from diffuse.predictions import Coefficients, PredictionType, eps
 from diffuse.schedules import Schedule
-
-
-class Coefficients(NamedTuple):
-    """The four numbers that define a prediction type at time t (after Karras et al. 2022, equation 7)."""
-
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    time: Tensor
-
-
-PredictionType = Callable[[Schedule, Tensor], Coefficients]
-
-
-def eps(schedule: Schedule, t: Tensor) -> Coefficients:
-    """The network predicts the noise: x0 = (x_t - sigma eps) / alpha. Ho et al. 2020, section 3.2.
-
-    The time input is t - 1, the 0-based index of the level that published checkpoints use.
-    """
-    alpha, sigma = schedule.alpha_sigma(t)
-    return Coefficients(1 / alpha, -sigma / alpha, torch.ones_like(alpha), t - 1)
 
 
 @dataclass(frozen=True)
@@ -44,12 +15,20 @@ class Prediction:
 
     eps = (x_t - alpha x0) / sigma,   v = alpha eps - sigma x0,   score = -eps / sigma.
     Where x0 was clipped, the other three follow the clipped one. Shapes are those of x_t.
+
+    c_out      how far x0 moves when the network's output moves by 1
+    unclipped  x0 before it was clipped, which is what training is about
+    between    where the reverse variance lies between the smallest (0) and the largest (1) on a logarithmic scale, for
+               each pixel; None where the network does not learn it
     """
 
     x_t: Tensor
     alpha: Tensor
     sigma: Tensor
     x0: Tensor
+    c_out: Tensor
+    unclipped: Tensor
+    between: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:
@@ -63,55 +42,72 @@ class Prediction:
     def score(self) -> Tensor:
         return -self.eps / self.sigma
 
+    def with_x0_detached(self) -> "Prediction":
+        """The same, but training on it reaches the variance alone."""
+        return replace(self, x0=self.x0.detach())
+
 
 class Denoiser(nn.Module):
-    """net + schedule + prediction type -> Prediction(x0, eps, v, score).
+    """net + schedule + prediction type -> Prediction(x0, eps, v, score, variance).
 
-    net(x [b, C, H, W], time [b], y [b] or None) -> [b, C, H, W]; clip limits the guess of x0 to [-1, 1].
-    Times are one number for the whole batch or one for each image, in (0, T]. Broadcasting over the pixels happens
-    here and only here.
+    net(x [b, C, H, W], time [b], y [b] or None) -> [b, C, H, W], or [b, 2C, H, W] with learned_variance; clip limits
+    the guess of x0 to [-1, 1]. Times are one number for the whole batch or one for each image, in (0, T]. Broadcasting
+    over the pixels happens here and only here.
     """
 
     def __init__(
-        self, net: Callable[..., Tensor], schedule: Schedule, prediction: PredictionType = eps, clip: bool = False
+        self,
+        net: Callable[..., Tensor],
+        schedule: Schedule,
+        prediction: PredictionType = eps,
+        clip: bool = False,
+        learned_variance: bool = False,
     ):
         super().__init__()
-        self.net, self.schedule, self.prediction, self.clip = net, schedule, prediction, clip
+        self.net, self.schedule, self.prediction = net, schedule, prediction
+        self.clip, self.learned_variance = clip, learned_variance
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """The guess of x0 from x_t at time t, and with it eps, v and the score."""
         c_skip, c_out, _, _ = self.coefficients(x_t, t)
-        x0 = c_skip * x_t + c_out * self.output(x_t, t, y)
-        alpha, sigma = (per_image(value, x_t) for value in self.schedule.alpha_sigma(times_like(t, x_t)))
-        return Prediction(x_t, alpha, sigma, x0.clamp(-1, 1) if self.clip else x0)
+        alpha, sigma = self.alpha_sigma(x_t, t)
+        output = self.output(x_t, t, y)
+        output, between = self.split(output) if self.learned_variance else (output, None)
+        unclipped = c_skip * x_t + c_out * output
+        x0 = unclipped.clamp(-1, 1) if self.clip else unclipped
+        return Prediction(x_t, alpha, sigma, x0, c_out, unclipped, between)
+
+    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """What the network itself says, net(c_in x_t, time, y)."""
+        _, _, c_in, time = self.coefficients(x_t, t)
+        return self.net(c_in * x_t, time.flatten().to(x_t).expand(len(x_t)), y)
+
+    def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The two halves of the channels: the prediction, and the variance's place, which comes in [-1, 1].
+
+        Nichol and Dhariwal 2021, section 3.1, with the scale of their code.
+        """
+        prediction, variance = output.chunk(2, dim=1)
+        return prediction, (variance + 1) / 2
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma noise, a draw from q(x_t given x0): Ho et al. 2020, equation 4."""
-        alpha, sigma = (per_image(value, x0) for value in self.schedule.alpha_sigma(times_like(t, x0)))
+        alpha, sigma = self.alpha_sigma(x0, t)
         return alpha * x0 + sigma * noise
 
-    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """What the network itself says, net(c_in x_t, time input, y)."""
-        _, _, c_in, time = self.coefficients(x_t, t)
-        if time.ndim == 0:
-            time = torch.full((len(x_t),), time.item(), device=x_t.device)
-        return self.net(c_in * x_t, time.flatten().to(x_t), y)
+    def alpha_sigma(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The schedule's alpha and sigma, ready to multiply images like x."""
+        return self.schedule.alpha_sigma(per_image(t, x))
 
-    def target(self, x_t: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """What the network would have to say to be right: (x0 - c_skip x_t) / c_out."""
-        c_skip, c_out, _, _ = self.coefficients(x_t, t)
-        return (x0 - c_skip * x_t) / c_out
-
-    def coefficients(self, x_t: Tensor, t: Tensor) -> Coefficients:
-        """The prediction type's coefficients, ready to multiply images like x_t."""
-        return Coefficients(*(per_image(c, x_t) for c in self.prediction(self.schedule, times_like(t, x_t))))
+    def coefficients(self, x: Tensor, t: Tensor) -> Coefficients:
+        """The prediction type's coefficients, ready to multiply images like x."""
+        return self.prediction(self.schedule, per_image(t, x))
 
 
-def times_like(t: Tensor, x: Tensor) -> Tensor:
-    """One time for all images is a float64 number on the CPU; one for each follows the images' type and device."""
-    return t.cpu().double() if t.ndim == 0 else t.to(x)
+def per_image(t: Tensor, x: Tensor) -> Tensor:
+    """Times, ready for schedules whose numbers shall multiply images like x.
 
-
-def per_image(value: Tensor, x: Tensor) -> Tensor:
-    """[b] becomes [b, 1, 1, 1], so that it multiplies images; a single number multiplies them as it is."""
-    return value if value.ndim == 0 else value.reshape(-1, *[1] * (x.ndim - 1))
+    One time for all images is a float64 number on the CPU; one for each, [b], becomes [b, 1, 1, 1] in the images' type
+    and on their device.
+    """
+    return t.cpu().double() if t.ndim == 0 else t.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -47,8 +47,10 @@ class Device:
         """The network, on this device and in the memory layout its convolutions like best."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
-    def network(self, net: nn.Module, rows: int | None = None) -> Network:
+    def network(self, net: nn.Module, rows: int | None = None, float32: bool = False) -> Network:
         """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
+
+        float32 is for networks whose output is too delicate for less.
 
         Results differ in the last bits between batch sizes. Cut and padded to a fixed number of rows, an image's
         result depends on the image alone, whatever batch it came in.
@@ -56,7 +58,7 @@ class Device:
 
         def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
             x = x.to(memory_format=self.layout)
-            with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16):
+            with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16 and not float32):
                 return net(x, time, y).to(x.dtype)
 
         return call if rows is None else in_chunks(call, rows)

@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse.build import build, checked_options, locate
-from diffuse.checkpoint import Trained, load_trained
+from diffuse.build import bind, checked_options
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, pick
+from diffuse.formulas import Formulas
+from diffuse.grids import SPACINGS, time_grid
 from diffuse.images import ImageKind
 from diffuse.randomness import ImageNoise
-from diffuse.samplers import SPACINGS, VARIANCES, time_grid
 from diffuse.schedules import Schedule
+from diffuse.variances import Variance
 
 
 @dataclass(frozen=True)
@@ -29,51 +30,52 @@ class GridOptions:
 
 
 class Sampler:
-    """A sampler with its time grid and options, as the config group `sampler` describes it."""
+    """A sampler with its time grid and options, as the config group `sampler` describes it.
 
-    def __init__(self, node: Mapping[str, Any], schedule: Schedule, kind: ImageKind, trust: Sequence[str]):
-        function = locate(node, "sampler", trust)
-        common = {key: node.get(key) for key in GridOptions.__dataclass_fields__}
-        own = {key: value for key, value in node.items() if key not in common and key not in ("_target_", "variance")}
-        grid = GridOptions(**checked_options(GridOptions, common, "sampler"))
-        own = checked_options(function, own, "sampler")
-        if not 0 <= own.get("eta", 0) <= 1:
-            raise UsageError(f"sampler.eta must be between 0 and 1, not {own['eta']}")
-        if "variance" in node:
-            own["variance"] = pick(VARIANCES, "sampler.variance", node["variance"])
-        try:
-            self.times = time_grid(schedule, grid.steps, pick(SPACINGS, "sampler.spacing", grid.spacing))
-        except ValueError as error:
-            raise UsageError(f"sampler.{error}") from error
-        self.name = function.__name__
-        self.clip = kind.bounded if grid.clip is None else grid.clip
-        self.walk: Callable[..., Iterator[Tensor]] = partial(function, **own)
-        self.record = {**node, "steps": self.evaluations, "clip": self.clip}
-
-    @property
-    def evaluations(self) -> int:
-        """How often the network is called for each image."""
-        return len(self.times) - 1
-
-
-class Prepared:
-    """A trained network on its device, ready to be called: what sampling and scoring begin with.
-
-    chunk is the number of images of one network call; batch_size, the images in flight, is a multiple of it.
+    analytic makes the analytic variance for a grid; without it, that variance is refused.
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        self.device: Device = build(config["device"], "device", config["trust"])
-        self.trained: Trained = load_trained(config["ckpt"], config["trust"])
-        self.kind = self.trained.kind
-        self.conditional = bool(self.trained.config["class_conditional"])
-        self.chunk = self.device.rows(self.kind.side, config["batch_size"])
-        self.batch_size = -(-config["batch_size"] // self.chunk) * self.chunk
+    def __init__(
+        self,
+        node: Mapping[str, Any],
+        formulas: Formulas,
+        kind: ImageKind,
+        trust: Sequence[str],
+        analytic: Callable[[list[float]], Variance] | None = None,
+    ):
+        common = {key: node.get(key) for key in GridOptions.__dataclass_fields__}
+        own = {key: value for key, value in node.items() if key not in common and key != "variance"}
+        grid = GridOptions(**checked_options(GridOptions, common, "sampler"))
+        self.walk: Callable[..., Iterator[Tensor]] = bind(own, "sampler", trust)
+        if not 0 <= own.get("eta", 0) <= 1:
+            raise UsageError(f"sampler.eta must be between 0 and 1, not {own['eta']}")
+        try:
+            self.times = time_grid(formulas.schedule, grid.steps, pick(SPACINGS, "sampler.spacing", grid.spacing))
+            self.evaluations = evaluations(self.walk, formulas.schedule, self.times)
+        except ValueError as error:
+            raise UsageError(f"sampler.{error}") from error
+        self.name = self.walk.func.__name__  # type: ignore[attr-defined]
+        self.clip = kind.bounded if grid.clip is None else grid.clip
+        self.record = {**node, "steps": len(self.times) - 1, "clip": self.clip}
+        if "variance" in node:
+            estimated = analytic and partial(analytic, self.times.tolist())
+            variance = formulas.reverse_variance(node["variance"], "sampler.variance", estimated)
+            self.walk = partial(self.walk, variance=variance)
+            self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
 
-    def denoiser(self, clip: bool) -> Denoiser:
-        """The trained denoiser, its guesses of x0 clipped or not."""
-        net = self.device.network(self.device.place(self.trained.net), self.chunk)
-        return Denoiser(net, self.trained.schedule, clip=clip)
+
+def evaluations(walk: Callable[..., Iterator[Tensor]], schedule: Schedule, times: Tensor) -> int:
+    """How often a sampler calls the network for each image: counted on one that answers at once."""
+    calls = 0
+
+    def count(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return x
+
+    for _ in walk(Denoiser(count, schedule), torch.ones(1, 1, 1, 1), times):
+        pass
+    return calls
 
 
 def draw(

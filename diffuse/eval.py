@@ -3,27 +3,24 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from diffuse.build import build_dataset
-from diffuse.drawing import Prepared
-from diffuse.errors import UsageError, UserError, pick
+from diffuse.errors import UsageError
 from diffuse.files import write_json, write_whole
-from diffuse.images import ImageKind
 from diffuse.job import Job, shown
-from diffuse.likelihood import bits_per_dim, discretised_gaussian, gaussian_density, prior_term, reverse_terms
+from diffuse.likelihood import bits_per_dim
 from diffuse.pictures import plot_terms
-from diffuse.progress import Progress, duration, log
-from diffuse.randomness import ImageNoise, generator
-from diffuse.samplers import VARIANCES, time_grid
+from diffuse.prepared import Prepared
+from diffuse.progress import duration, log
+from diffuse.scores import BoundScore, Moments, OdeScore, TestImages
 
-AFFORDED_SECONDS = 120.0
+AFFORDED_SECONDS = 180.0
+# What the ODE is reckoned to cost where its solver chooses its steps: calls of the network, each with its derivative.
+EXPECTED_ODE_CALLS, COST_OF_A_DERIVATIVE = 400, 3
 
 
 class EvalJob(Prepared):
@@ -31,35 +28,31 @@ class EvalJob(Prepared):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
-        self.config = config
-        self.variance = pick(VARIANCES, "variance", config["variance"])
-        try:
-            self.times = time_grid(self.trained.schedule, config["levels"])
-        except ValueError as error:
-            raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        data = build_dataset(moved(self.trained.config, config), config["trust"])
-        refuse_other_kind(data.kind, self.kind)
-        self.test, self.data_sha256 = data.test, data.sha256
+        self.data_sha256 = self.data.sha256
         if self.data_sha256 != self.trained.data_sha256:
             log.warning(
-                f"the images of {data.kind.name} are not the ones of the training (their hash differs): "
+                f"the images of {self.data.kind.name} are not the ones of the training (their hash differs): "
                 "what is a test image now may have been trained on"
             )
-        self.clip = self.kind.bounded if config["clip"] is None else config["clip"]
-        self.decoder = discretised_gaussian if self.kind.bounded else gaussian_density
-        if config["n"] is not None and config["n"] > len(self.test.images):
+        if config["n"] is not None and config["n"] > len(self.data.test.images):
             raise UsageError(
-                f"n must be at most {len(self.test.images)}, the size of the test split, not {config['n']}"
+                f"n must be at most {len(self.data.test.images)}, the size of the test split, not {config['n']}"
             )
+        metrics = config["metrics"]
+        self.bound = BoundScore(self, config) if "bound" in metrics else None
+        self.ode = OdeScore(self, config) if "ode" in metrics else None
 
     @property
     def evaluations(self) -> int:
-        return len(self.times) - 1
+        """About how many calls of the network the scores of one image cost."""
+        of_ode = EXPECTED_ODE_CALLS * COST_OF_A_DERIVATIVE if self.ode else 0
+        return (self.bound.evaluations if self.bound else 0) + of_ode
 
     def images_per_second(self) -> float:
         """How many images a second the network takes, measured on one full call after another that warms up."""
-        denoiser, rows = self.denoiser(self.clip), np.arange(self.chunk) % len(self.test.images)
-        (x, _), t, y = self.batch(rows), torch.ones((), dtype=torch.float64), self.labels(rows)
+        images = TestImages(self, len(self.data.test.images), self.config["seed"])
+        x, y = images.batch(np.arange(self.chunk) % len(images.order))
+        denoiser, t = self.denoiser(clip=False), torch.ones((), dtype=torch.float64)
         for _ in range(2):
             self.device.synchronize()
             started = time.monotonic()
@@ -69,135 +62,118 @@ class EvalJob(Prepared):
         return self.chunk / (time.monotonic() - started)
 
     def afforded(self, images_per_second: float) -> int:
-        """n, or without it what takes about two minutes: at least one network call's worth, at most the test split."""
+        """n, or without it what takes about three minutes: at least one call of the network, at most the test split."""
         if self.config["n"] is not None:
             return int(self.config["n"])
         afforded = int(AFFORDED_SECONDS * images_per_second / self.evaluations) // self.chunk * self.chunk
-        return min(max(afforded, self.chunk), len(self.test.images))
-
-    def batch(self, rows: np.ndarray) -> tuple[Tensor, ImageNoise]:
-        """These rows of the test split in [-1, 1], each with noise of its own."""
-        x0 = self.kind.to_network(torch.from_numpy(self.test.images[rows])).to(self.device.torch)
-        return x0, ImageNoise(self.config["seed"], "eval", rows.tolist())
-
-    def labels(self, rows: np.ndarray) -> Tensor | None:
-        """The rows' classes, for a class-conditional network."""
-        if not self.conditional or self.test.labels is None:
-            return None
-        return torch.from_numpy(self.test.labels[rows]).to(self.device.torch)
-
-    def terms(self, n: int) -> np.ndarray:
-        """The bound of n images in bits/dim, [n, steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
-        order = generator(self.config["seed"], "test order").permutation(len(self.test.images))[:n]
-        levels = partial(reverse_terms, variance=self.variance, decoder=self.decoder)
-        denoiser, parts = self.denoiser(self.clip), []
-        with Progress("eval", n * self.evaluations, "evaluation") as progress:
-            for start in range(0, n, self.batch_size):
-                rows = order[start : start + self.batch_size]
-                x0, noise = self.batch(rows)
-                terms = [prior_term(self.trained.schedule, x0)]
-                for term in levels(denoiser, x0, self.times, noise, self.labels(rows)):
-                    terms.append(term)
-                    progress.advance(len(rows))
-                parts.append(bits_per_dim(torch.stack(terms, dim=1), self.kind.dimensions).cpu().double().numpy())
-        return np.concatenate(parts)
-
-
-def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
-    """Raise UserError where a data set is not what the network was trained on, whatever it is called now."""
-    for field in ("channels", "size", "pad", "classes"):
-        found, expected = getattr(now, field), getattr(then, field)
-        if found != expected:
-            found, expected = (str(value)[:60] for value in (found, expected))
-            raise UserError(
-                f"the images of {now.name} are not of the kind that the network was trained on: "
-                f"{field} is {found}, and was {expected}; see dataset.path and data_dir"
-            )
-
-
-def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The training config, with its data where this config says that they are now."""
-    places = {key: place for key, place in config["dataset"].items() if place is not None}
-    for key in places.keys() - trained["dataset"].keys():
-        raise UsageError(f"dataset.{key} is for runs on images of one's own, and this one was trained on other data")
-    data_dir = trained["data_dir"] if config["data_dir"] is None else config["data_dir"]
-    return {**trained, "data_dir": data_dir, "dataset": {**trained["dataset"], **places}}
+        return min(max(afforded, self.chunk), len(self.data.test.images))
 
 
 def run(config: Mapping[str, Any], job: Job) -> float:
-    """Compute the variational bound on the test split into a new folder of the run; returns it in bits/dim."""
+    """Score the run on the test split into a new folder of it; returns the first score, in bits/dim."""
     scoring = EvalJob(config)
     images_per_second = scoring.images_per_second()
     n = scoring.afforded(images_per_second)
     expected = -(-n // scoring.chunk) * scoring.chunk * scoring.evaluations / images_per_second
+    images = TestImages(scoring, n, config["seed"])
     with job.new_folder(scoring.trained.home / "eval", config["name"], "eval.log") as folder:
-        what = f"{n} of {len(scoring.test.images)} test images of {scoring.kind.name} at {scoring.evaluations} levels"
-        cost = f"{n * scoring.evaluations:,} network evaluations, about {duration(expected)} on {scoring.device}"
-        log.info(f"variational bound of {what}: {cost}")
+        what = f"{n} of {len(images.test.images)} test images of {scoring.kind.name}"
+        log.info(f"{what}: {' and '.join(config['metrics'])}, about {duration(expected)} on {scoring.device}")
+        found: dict[str, dict[str, Any]] = {}
+        facts: dict[str, Any] = {"bits_per_dim": found, "protocol": protocol(scoring, n), "seconds": {}}
         started = time.monotonic()
-        terms = scoring.terms(n)
-        seconds = time.monotonic() - started
-        bound = summary(terms)
-        if not np.isfinite(bound["total"]):
-            raise UserError("the bound is not a finite number: the network's answers are not, or the variances are 0")
-        table = by_level(scoring.times.tolist(), terms)
-        write_table(folder / "terms.csv", table)
-        title = f"{scoring.kind.name}: {bound['total']:.3f} bits/dim in all"
-        plot_terms(folder / "terms.png", table["t"][1:], table["bits_per_dim"][1:], title)
-        facts = {"bits_per_dim": bound, "protocol": protocol(scoring, n), "seconds": round(seconds, 3)}
-        write_json(folder / "eval.json", {**facts, **scoring.trained.provenance, "terms": table})
-        parts = f"L_T {bound['L_T']:.4f} + sum of L_{{t-1}} {bound['L_t_minus_1']:.4f} + L_0 {bound['L_0']:.4f}"
-        log.info(f"{bound['total']:.4f} +- {bound['standard_error']:.4f} bits/dim = {parts}")
-        log.info(f"written: {shown(folder / 'eval.json')}, terms.csv and terms.png beside it")
-    return bound["total"]
+        if scoring.bound:
+            totals, terms = scoring.bound.score(images)
+            found["bound"] = bound_in_parts(totals, terms)
+            facts["terms"] = by_level(scoring.bound.times.tolist(), terms)
+            write_table(folder / "terms.csv", facts["terms"])
+            title = f"{scoring.kind.name}: {totals.mean:.3f} bits/dim in all"
+            plot_terms(folder / "terms.png", facts["terms"]["t"][1:], facts["terms"]["bits_per_dim"][1:], title)
+            facts["seconds"]["bound"] = round(time.monotonic() - started, 3)
+        if scoring.ode:
+            between = time.monotonic()
+            totals, evaluations = scoring.ode.score(images)
+            found["ode"] = {**mean_and_error(totals), "network_evaluations": round(evaluations, 1)}
+            facts["seconds"]["ode"] = round(time.monotonic() - between, 3)
+        if scoring.data.log_density:
+            found["exact"] = mean_and_error(exact(scoring, images))
+        write_json(folder / "eval.json", {**facts, **scoring.trained.provenance})
+        for line in told(scoring, found):
+            log.info(line)
+        beside = ", terms.csv and terms.png beside it" if scoring.bound else ""
+        log.info(f"written: {shown(folder / 'eval.json')}{beside}")
+    return float(found[config["metrics"][0]]["total"])
 
 
-def summary(terms: np.ndarray) -> dict[str, float]:
-    """The bound and its three parts, the mean over images; the standard error is that of the total over images."""
-    totals = terms.sum(1)
-    return {
-        "total": float(totals.mean()),
-        "standard_error": float(totals.std(ddof=1) / np.sqrt(len(totals))),
-        "L_T": float(terms[:, 0].mean()),
-        "L_t_minus_1": float(terms[:, 1:-1].sum(1).mean()),
-        "L_0": float(terms[:, -1].mean()),
-    }
+def exact(scoring: EvalJob, images: TestImages) -> Moments:
+    """-log of the density that the data were drawn from, in bits/dim: what no model can beat on average."""
+    totals = Moments()
+    for x0, _, _ in images:
+        nats = -scoring.data.log_density(x0.cpu().double())  # type: ignore[misc]
+        totals.add(bits_per_dim(nats, scoring.kind.dimensions).numpy())
+    return totals
+
+
+def mean_and_error(totals: Moments) -> dict[str, float]:
+    """The mean over images and its standard error."""
+    return {"total": float(totals.mean), "standard_error": float(totals.standard_error)}
+
+
+def bound_in_parts(totals: Moments, terms: Moments) -> dict[str, float]:
+    """The bound and its three parts."""
+    parts = {"L_T": terms.mean[0], "L_t_minus_1": terms.mean[1:-1].sum(), "L_0": terms.mean[-1]}
+    return {**mean_and_error(totals), **{name: float(value) for name, value in parts.items()}}
+
+
+def told(scoring: EvalJob, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The scores side by side, a line for each."""
+    lines = []
+    for name, score in found.items():
+        how = ""
+        if name == "bound" and scoring.bound:
+            parts = f"L_T {score['L_T']:.4f} + sum of L_{{t-1}} {score['L_t_minus_1']:.4f} + L_0 {score['L_0']:.4f}"
+            how = f"{scoring.bound.evaluations} levels, {scoring.bound.facts['variance']}: {parts}"
+        elif name == "ode" and scoring.ode:
+            facts = scoring.ode.facts
+            effort = f"tolerance {facts['tolerance']:g}" if "tolerance" in facts else f"{facts['steps']} steps"
+            calls = f"{score['network_evaluations']:.0f} evaluations an image"
+            how = f"{facts['solver']}, {effort}, down to t = {facts['t_min']:g}: {calls}"
+        elif name == "exact":
+            how = "the density that the data were drawn from"
+        lines.append(f"{name:5} {score['total']:.4f} +- {score['standard_error']:.4f} bits/dim  ({how})")
+    return lines
 
 
 def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
-    """What the number depends on."""
-    config = scoring.config
+    """What the numbers depend on."""
+    config, kind = scoring.config, scoring.kind
+    scores = {"bound": scoring.bound, "ode": scoring.ode}
     return {
-        "dataset": scoring.kind.name,
+        "dataset": kind.name,
         "split": "test",
         "data_sha256": scoring.data_sha256["test"],
         "data_as_in_training": scoring.data_sha256 == scoring.trained.data_sha256,
         "n": n,
-        "n_in_split": len(scoring.test.images),
-        "dimensions": scoring.kind.dimensions,
-        "pad": scoring.kind.pad,
-        "n_chosen_by": "n=" if config["n"] is not None else "what takes about two minutes",
+        "n_in_split": len(scoring.data.test.images),
+        "dimensions": kind.dimensions,
+        "pad": kind.pad,
+        "n_chosen_by": "n=" if config["n"] is not None else "what takes about three minutes",
         "weights": "ema",
-        "levels": scoring.evaluations,
-        "draws_per_level": 1,
-        "variance": config["variance"],
-        "variance_of_last_step": "posterior variance of the step before it",
-        "clip": scoring.clip,
-        "decoder": scoring.decoder.__name__,
+        **{name: score.facts for name, score in scores.items() if score},
         "seed": config["seed"],
         "device": scoring.device.torch.type,
         "precision": "bfloat16" if scoring.device.bfloat16 else "float32",
     }
 
 
-def by_level(times: list[float], terms: np.ndarray) -> dict[str, list[Any]]:
+def by_level(times: list[float], terms: Moments) -> dict[str, list[Any]]:
     """Each term of the bound: its name, the step it is about (from t to s), mean and standard error over images."""
     return {
         "term": ["L_T", *["L_t_minus_1"] * (len(times) - 2), "L_0"],
         "t": [times[0], *times[:-1]],
         "s": [None, *times[1:]],
-        "bits_per_dim": terms.mean(0).tolist(),
-        "standard_error": (terms.std(0, ddof=1) / np.sqrt(len(terms))).tolist(),
+        "bits_per_dim": terms.mean.tolist(),
+        "standard_error": terms.standard_error.tolist(),
     }
 
 

@@ -5,7 +5,7 @@ from hydra.core.global_hydra import GlobalHydra
 USAGE = {
     "train": "fit a diffusion model to a data set, into outputs/<name>",
     "sample": "draw images from a trained run, into <run>/samples/<time>",
-    "eval": "variational bound of a trained run on the test split, into <run>/eval/<time>",
+    "eval": "likelihood of a trained run on the test split, by bound and ODE, into <run>/eval/<time>",
 }
 
 # The keys that people change. The README has the same table; a test holds both against the configs.
@@ -19,6 +19,9 @@ KEYS = {
         "steps": "steps of training",
         "batch_size": "images in a step",
         "class_conditional": "train on labels too",
+        "variance": "of the reverse steps: fixed_small, fixed_large, learned (by loss=hybrid or vlb) or analytic",
+        "schedule.levels": "how many noise levels a table of betas has",
+        "schedule.zero_terminal_snr": "rescale a table of betas so that its last level is pure noise",
         "optim.lr": "peak learning rate of AdamW",
         "optim.warmup": "steps of linear warm-up",
         "optim.decay": "none, linear or cosine, over the whole run",
@@ -38,11 +41,16 @@ KEYS = {
         "n": "how many images",
         "seed": "image i depends on (seed, i) alone",
         "batch_size": "images in flight at once; changes no image on a processor",
+        "data_dir": "where the training data are now, for variance=analytic (null: where they were)",
         "label": "the class to draw, for a class-conditional run (default all in turn)",
         "sampler.steps": "network evaluations for each image (null: every level)",
-        "sampler.spacing": "uniform, quadratic or log_snr",
+        "sampler.spacing": "uniform, to_zero, quadratic, log_snr or karras",
         "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
-        "sampler.variance": "ddpm: fixed_small or fixed_large",
+        "sampler.variance": "of ddpm's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
+        "sampler.corrector_steps": "predictor_corrector: Langevin steps at each level",
+        "sampler.snr": "predictor_corrector: size of a Langevin step",
+        "sampler.langevin_steps": "annealed_langevin: steps at each level",
+        "sampler.step_size": "annealed_langevin: size of a step, in units of the level's variance",
         "sampler.clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
         "name": "the folder's name under <run>/samples",
         "trust": "packages of your own whose code the checkpoint's config may name",
@@ -50,8 +58,15 @@ KEYS = {
     "eval": {
         "ckpt": "a run folder or a checkpoint file (required)",
         "n": "test images (null: what takes about two minutes)",
+        "metrics": "bound (variational) and ode (exact likelihood of the probability flow), in a list",
         "levels": "noise levels of the bound (null: every one)",
-        "variance": "of the reverse steps: fixed_small or fixed_large",
+        "variance": "of the bound's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
+        "ode.solver": "rk45 (chooses its steps), rk4 or heun",
+        "ode.tolerance": "rk45: relative and absolute error",
+        "ode.steps": "rk4, heun: how many, evenly spaced in log-SNR",
+        "ode.divergence": "hutchinson (estimated) or exact (one derivative a dimension)",
+        "ode.probes": "hutchinson: random probes for each image",
+        "ode.t_min": "where the flow begins (null: the smallest time trained at)",
         "clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
         "seed": "decides the images and the noise",
         "batch_size": "images in flight at once",
@@ -65,7 +80,10 @@ KEYS = {
 }
 
 GROUPS = {
-    "train": ("dataset", "schedule", "unet", "device", "sampler", "recipe"),
+    "train": (
+        *("method", "dataset", "schedule", "prediction", "loss", "weight", "times"),
+        *("unet", "device", "sampler", "recipe"),
+    ),
     "sample": ("sampler", "device"),
     "eval": ("device",),
 }

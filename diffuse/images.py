@@ -55,11 +55,13 @@ class Dataset:
     """A training and a test split; flip says whether a mirrored image is as good as the image.
 
     load makes both splits when one is first asked for, which may take a download: the kind is known before.
+    log_density, where data were drawn from a known one: images [n, C, size, size] -> [n] nats.
     """
 
     kind: ImageKind
     flip: bool
     load: Callable[[], Mapping[str, Split]]
+    log_density: Callable[[Tensor], Tensor] | None = None
 
     @cached_property
     def splits(self) -> Mapping[str, Split]:

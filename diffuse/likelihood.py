@@ -1,18 +1,19 @@
 """How likely the data is: the variational bound, term by term, in nats; bits per dimension at the edge."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffuse.denoiser import Denoiser
-from diffuse.samplers import Noise, Variance, fixed_large, fixed_small
+from diffuse.denoiser import Denoiser, Prediction
 from diffuse.schedules import Schedule
+from diffuse.variances import Step, Variance, fixed_large, reverse_steps
 
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,15 @@ class Bound:
 
 @torch.no_grad()
 def vlb(
-    denoiser: Denoiser,
-    x0: Tensor,
-    times: Tensor,
-    noise: Noise = torch.randn_like,
-    y: Tensor | None = None,
-    *,
-    variance: Variance = fixed_large,
-    decoder: Decoder | None = None,
+    denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Noise = torch.randn_like, y: Tensor | None = None, **how: Any
 ) -> Bound:
     """The bound of each image over a time grid, with one draw of x_t for every t.
 
-    x0 [b, C, H, W]; times as samplers take them; `decoder` is -log p(x0 given x at the last time), by default that of
-    8-bit images. Costs one network evaluation a step and image.
+    x0 [b, C, H, W]; times as samplers take them; `how` are the arguments of `reverse_term`. Costs one network
+    evaluation a step and image.
     """
-    steps = torch.stack(list(reverse_terms(denoiser, x0, times, noise, y, variance=variance, decoder=decoder)), dim=1)
-    return Bound(prior_term(denoiser.schedule, x0), steps[:, :-1], steps[:, -1])
+    terms = torch.stack(list(reverse_terms(denoiser, x0, reverse_steps(denoiser.schedule, times), noise, y, **how)), 1)
+    return Bound(prior_term(denoiser.schedule, x0), terms[:, :-1], terms[:, -1])
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
@@ -67,38 +61,38 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reverse_terms(
-    denoiser: Denoiser,
-    x0: Tensor,
-    times: Tensor,
-    noise: Noise = torch.randn_like,
-    y: Tensor | None = None,
-    *,
-    variance: Variance = fixed_large,
-    decoder: Decoder | None = None,
+    denoiser: Denoiser, x0: Tensor, steps: Sequence[Step], noise: Noise, y: Tensor | None = None, **how: Any
 ) -> Iterator[Tensor]:
     """The terms of `vlb` after the prior's, [b] nats each, as they are computed: L_{t-1} for every step, then L_0."""
-    decoder = decoder or discretised_gaussian
-    schedule = denoiser.schedule
-    variances = step_variances(schedule, times, variance)
-    for t, s, reverse_variance in zip(times[:-1], times[1:], variances, strict=True):
-        guess = denoiser(denoiser.diffuse(x0, t, noise(x0)), t, y).x0
-        if s > 0:
-            posterior = schedule.posterior(t, s)
-            between_means = posterior.of_x0 * (x0 - guess)
-            yield gaussian_kl(between_means, posterior.variance, reverse_variance).flatten(1).sum(1)
-        else:
-            yield decoder(x0, guess, reverse_variance)
+    for step in steps:
+        guess = denoiser(denoiser.diffuse(x0, step.t, noise(x0)), step.t, y)
+        yield reverse_term(step, guess, x0, **how)
 
 
-def step_variances(schedule: Schedule, times: Tensor, variance: Variance) -> Tensor:
-    """The reverse variance of every step [steps]; the step to 0 takes the posterior variance of the step before it.
+def reverse_term(
+    step: Step,
+    guess: Prediction,
+    x0: Tensor,
+    variance: Variance = fixed_large,
+    decoder: Decoder | None = None,
+) -> Tensor:
+    """What one step adds to the bound of each image, [b] nats: L_{t-1}, or L_0 where s = 0. Ho et al. 2020, equation 5.
 
-    fixed_small is 0 on the last step and fixed_large far too wide for 8-bit data, so both use the posterior
-    variance of the step before, as Ho et al. and Nichol and Dhariwal do. Where there is none, fixed_large stays.
+    L_{t-1} is the KL divergence of q(x_s given x_t, x0) from the reverse step, whose mean is the posterior's with the
+    guess in place of x0. `decoder` is -log p(x0 given the guess and the variance), by default that of 8-bit images.
     """
-    pairs = list(pairwise(times))
-    last = fixed_small(schedule, *pairs[-2]) if len(pairs) > 1 else fixed_large(schedule, *pairs[-1])
-    return torch.stack([variance(schedule, t, s) for t, s in pairs[:-1]] + [last])
+    decoder = decoder or discretised_gaussian
+    reverse_variance = variance(step, guess)
+    if step.s.ndim == 0 and step.s == 0:
+        return decoder(x0, guess.x0, reverse_variance)
+    between_means = step.posterior.of_x0 * (x0 - guess.x0)
+    kl = gaussian_kl(between_means, step.small, reverse_variance).flatten(1).sum(1)
+    if step.s.ndim == 0:
+        return kl
+    # Elsewhere the decoder is asked about a perfect guess: a gradient that overflows is not masked by a factor of 0.
+    last = step.s == 0
+    nats = decoder(x0, torch.where(last, guess.x0, x0), torch.where(last, reverse_variance, 1))
+    return torch.where(last.flatten(), nats, kl)
 
 
 def gaussian_kl(between_means: Tensor, variance: Tensor, other_variance: Tensor) -> Tensor:
@@ -116,18 +110,23 @@ def discretised_gaussian(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     Bins are 2/255 wide around the 256 values from -1 to 1; the two at the ends reach to infinity. In float64, and from
     the tail in which both edges lie, so that no probability is rounded to zero.
     """
-    x0_, mean_ = x0.cpu().double(), mean.cpu().double()
-    std = variance.cpu().double().sqrt()
-    lower = torch.where(x0_ < -0.999, -torch.inf, (x0_ - 1 / 255 - mean_) / std)
-    upper = torch.where(x0_ > 0.999, torch.inf, (x0_ + 1 / 255 - mean_) / std)
-    mirrored = x0_ > mean_
+    like = x0
+    x0, mean, std = wide(x0), wide(mean), wide(variance).sqrt()
+    lower = torch.where(x0 < -0.999, -torch.inf, (x0 - 1 / 255 - mean) / std)
+    upper = torch.where(x0 > 0.999, torch.inf, (x0 + 1 / 255 - mean) / std)
+    mirrored = x0 > mean
     near = torch.special.log_ndtr(torch.where(mirrored, -lower, upper))
     far = torch.special.log_ndtr(torch.where(mirrored, -upper, lower))
     log_probability = near + torch.log(-torch.expm1(far - near))
-    return -log_probability.flatten(1).sum(1).to(x0)
+    return -log_probability.flatten(1).sum(1).to(like)
 
 
 def gaussian_density(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """-log N(x0; mean, variance), [b] nats: the decoder of data that is not 8-bit."""
     density = 0.5 * (torch.log(2 * torch.pi * variance) + (x0 - mean).square() / variance)
     return density.flatten(1).sum(1)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float64, on its own device or, from Apple's MPS, which has none, on the processor."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

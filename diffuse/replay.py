@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from diffuse import checkpoint
-from diffuse.build import build, build_network, build_schedule
-from diffuse.denoiser import Denoiser
+from diffuse.build import build, build_network
 from diffuse.device import Device
 from diffuse.errors import UserError
+from diffuse.formulas import Formulas
 from diffuse.images import ImageKind
-from diffuse.losses import denoising_loss
 
 
 @dataclass(frozen=True)
@@ -37,15 +36,17 @@ def replay(failure: str | Path, trust: Sequence[str] = ()) -> Step:
         raise UserError(f"{failure} is a checkpoint; the file of a step that failed is called failure.pt")
     config, made_of = content["config"], content["failure"]
     device: Device = build(config["device"], "device", trust)
-    net = device.place(build_network(config, ImageKind(**content["kind"]), trust))
+    kind = ImageKind(**content["kind"])
+    net = device.place(build_network(config, kind, trust))
     net.load_state_dict(content["model"])
-    denoiser = Denoiser(device.network(net), build_schedule(config, trust))
-    x0, t, noise = (made_of[name].to(device.torch) for name in ("x0", "t", "noise"))
+    formulas = Formulas.of(config, kind, trust)
+    denoiser = formulas.denoiser(net, device)
+    x0, t, weights, noise = (made_of[name].to(device.torch) for name in ("x0", "t", "weights", "noise"))
     y = None if made_of["y"] is None else made_of["y"].to(device.torch)
     torch.set_rng_state(made_of["random"]["cpu"])
     if made_of["random"]["cuda"] is not None and device.torch.type == "cuda":
         torch.cuda.set_rng_state(made_of["random"]["cuda"])
-    losses = denoising_loss(denoiser, x0, t, noise, y)
-    losses.mean().backward()
+    losses = formulas.loss(denoiser, x0, t, noise, y)
+    (weights * losses).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), torch.inf)
     return Step(content["step"], losses.detach().cpu(), t.cpu(), float(norm), net)

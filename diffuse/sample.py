@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.drawing import Prepared, Sampler, draw, image_labels
+from diffuse.analytic import analytic
+from diffuse.drawing import Sampler, draw, image_labels
 from diffuse.errors import UsageError
 from diffuse.files import write_json, write_whole
 from diffuse.images import to_uint8
 from diffuse.job import Job, shown
 from diffuse.pictures import grid, save_png
+from diffuse.prepared import Prepared
 from diffuse.progress import Progress, duration, log
 
 GRID_IMAGES = 256
@@ -26,8 +28,8 @@ class SampleJob(Prepared):
 
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
-        self.config, label = config, config["label"]
-        self.sampler = Sampler(config["sampler"], self.trained.schedule, self.kind, config["trust"])
+        label, formulas = config["label"], self.trained.formulas
+        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
         if label is not None and not self.conditional:
             raise UsageError(f"label={label} needs a class-conditional network, and this one is not")
         if label is not None and not 0 <= label < len(self.kind.classes):

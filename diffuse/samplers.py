@@ -12,78 +12,9 @@ import torch
 from torch import Tensor
 
 from diffuse.denoiser import Denoiser
-from diffuse.schedules import Schedule
+from diffuse.variances import Variance, fixed_large, reverse_steps
 
 Noise = Callable[[Tensor], Tensor]
-Spacing = Callable[[Schedule, int], Tensor]
-Variance = Callable[[Schedule, Tensor, Tensor], Tensor]
-
-# ---------------------------------------------------------------------------------------------------- time grids
-
-
-def uniform(schedule: Schedule, steps: int) -> Tensor:
-    """Levels evenly spaced from T to 1, then 0: Nichol and Dhariwal 2021, section 4."""
-    return _grid(schedule, 1 + (schedule.T - 1) * _even(steps))
-
-
-def quadratic(schedule: Schedule, steps: int) -> Tensor:
-    """Levels denser near the data, 1 + (T - 1) u^2 for evenly spaced u: after Song et al. 2021 (DDIM), appendix D.2."""
-    return _grid(schedule, 1 + (schedule.T - 1) * _even(steps) ** 2)
-
-
-def log_snr(schedule: Schedule, steps: int) -> Tensor:
-    """Levels evenly spaced in log-SNR, as DPM-Solver does: Lu et al. 2022, section 3.3."""
-    ends = schedule.log_snr(torch.tensor([1.0, schedule.T], dtype=torch.float64))
-    return _grid(schedule, schedule.time(ends[0] + (ends[1] - ends[0]) * _even(steps)))
-
-
-SPACINGS: dict[str, Spacing] = {"uniform": uniform, "quadratic": quadratic, "log_snr": log_snr}
-
-
-def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform) -> Tensor:
-    """T = t_1 > t_2 > ... > t_steps > 0, as float64; every level where steps is None.
-
-    Raises ValueError where steps is not in 1 ... T.
-    """
-    steps = schedule.T if steps is None else steps
-    if not 1 <= steps <= schedule.T:
-        raise ValueError(f"steps must be between 1 and the schedule's {schedule.T} levels, not {steps}")
-    return spacing(schedule, steps)
-
-
-def _even(steps: int) -> Tensor:
-    """Evenly spaced from 0 to 1; a single step is 1, since every grid begins at T."""
-    return torch.linspace(1, 0, steps, dtype=torch.float64).flip(0)
-
-
-def _grid(schedule: Schedule, rising: Tensor) -> Tensor:
-    """Whole levels, no two alike, falling, with 0 at the end.
-
-    Rounding can make neighbours equal. What a level exceeds its rank by may only grow along the grid, and by T - steps
-    at the most; that spreads equal ones apart and leaves a grid without them as it is.
-    """
-    steps = len(rising)
-    rank = torch.arange(1, steps + 1, dtype=torch.float64)
-    excess = (rising.round() - rank).cummax(0).values.clamp(0, schedule.T - steps)
-    return torch.cat([(rank + excess).flip(0), rank.new_zeros(1)])
-
-
-# ------------------------------------------------------------------------------------------- reverse variances
-
-
-def fixed_small(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """The posterior's variance, beta-tilde: right where x0 is a single point. Ho et al. 2020, section 3.2."""
-    return schedule.posterior(t, s).variance
-
-
-def fixed_large(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """1 - alpha_bar_t / alpha_bar_s, which is beta_t for s = t - 1: right where x0 is N(0, I). Ho et al. 2020, 3.2."""
-    return schedule.transition_variance(t, s)
-
-
-VARIANCES: dict[str, Variance] = {"fixed_small": fixed_small, "fixed_large": fixed_large}
-
-# ---------------------------------------------------------------------------------------------------- samplers
 
 
 @torch.no_grad()
@@ -100,12 +31,11 @@ def ancestral(
 
     x [b, C, H, W] at times[0], y [b] labels or None; yields x at times[1], times[2], ... 0.
     """
-    schedule = denoiser.schedule
-    for t, s in pairwise(times):
-        posterior = schedule.posterior(t, s)
-        x = posterior.of_x_t * x + posterior.of_x0 * denoiser(x, t, y).x0
-        if s > 0:
-            x = x + variance(schedule, t, s).sqrt() * noise(x)
+    for step in reverse_steps(denoiser.schedule, times):
+        guess = denoiser(x, step.t, y)
+        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
+        if step.s > 0:
+            x = x + variance(step, guess).sqrt() * noise(x)
         yield x
 
 
@@ -134,3 +64,77 @@ def ddim(
         if eta > 0 and s > 0:
             x = x + variance.sqrt() * noise(x)
         yield x
+
+
+@torch.no_grad()
+def predictor_corrector(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: Variance = fixed_large,
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    noise: Noise = torch.randn_like,
+) -> Iterator[Tensor]:
+    """Langevin steps at each level, then the step of `ancestral`: Song et al. 2021 (SDE), algorithms 2 to 5.
+
+        corrector   x <- x + e score + sqrt(2 e) z,   e = 2 (alpha_t / alpha_s)^2 (snr ||z|| / ||score||)^2
+
+    The norms are those of each image (the paper's code takes their mean over the batch). Shapes as in `ancestral`.
+    """
+    _check_langevin("corrector_steps", corrector_steps, "snr", snr)
+    for step in reverse_steps(denoiser.schedule, times):
+        kept = (denoiser.schedule.alpha_sigma(step.t)[0] / denoiser.schedule.alpha_sigma(step.s)[0]) ** 2
+        for _ in range(corrector_steps):
+            score, z = denoiser(x, step.t, y).score, noise(x)
+            size = 2 * kept * (snr * _norm(z) / _norm(score)) ** 2
+            x = x + size * score + (2 * size).sqrt() * z
+        guess = denoiser(x, step.t, y)
+        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
+        if step.s > 0:
+            x = x + variance(step, guess).sqrt() * noise(x)
+        yield x
+
+
+@torch.no_grad()
+def annealed_langevin(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    langevin_steps: int = 5,
+    step_size: float = 0.062,
+    noise: Noise = torch.randn_like,
+) -> Iterator[Tensor]:
+    """Langevin dynamics at one noise level after the other: Song and Ermon 2019, algorithm 1; 2020 (NCSNv2).
+
+        x <- x + step_size sigma_t^2 score / 2 + sqrt(step_size) sigma_t z
+
+    step_size is the papers' epsilon / sigma_L^2 (0.062 is NCSNv2's for CIFAR-10; 0.2 with 100 steps NCSN's). Between
+    levels x / alpha stays, and the last thing is a step to the predicted x0. Shapes as in `ancestral`.
+    """
+    _check_langevin("langevin_steps", langevin_steps, "step_size", step_size)
+    schedule = denoiser.schedule
+    if schedule.alpha_sigma(times[0])[0] == 0:
+        raise ValueError("annealed_langevin divides by alpha, which is 0 at this schedule's last level: take another")
+    for t, s in pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, _) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        for _ in range(langevin_steps):
+            x = x - step_size / 2 * sigma_t * denoiser(x, t, y).eps + step_size**0.5 * sigma_t * noise(x)
+        x = alpha_s / alpha_t * x if s > 0 else denoiser(x, t, y).x0
+        yield x
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The length of each image as a vector, [b, 1, 1, 1]."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def _check_langevin(steps_name: str, steps: int, size_name: str, size: float) -> None:
+    if steps < 1:
+        raise ValueError(f"{steps_name} must be at least 1, not {steps}")
+    if not size > 0:
+        raise ValueError(f"{size_name} must be positive, not {size}")

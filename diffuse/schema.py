@@ -85,6 +85,11 @@ class TrainConfig:
     data_dir: str
     dataset: Any
     schedule: Any
+    prediction: Any
+    loss: Any
+    weight: Any
+    times: Any
+    variance: str
     unet: Any
     device: Any
     sampler: Any
@@ -117,6 +122,7 @@ class SampleConfig:
     n: int
     batch_size: int
     label: int | None
+    data_dir: str | None
     sampler: Any
     device: Any
     trust: list[str]
@@ -135,6 +141,28 @@ class Place:
 
 
 @dataclass
+class Ode:
+    solver: str
+    tolerance: float
+    steps: int
+    divergence: str
+    probes: int
+    t_min: float | None
+
+    def __post_init__(self) -> None:
+        _check(self.solver in SOLVERS, "ode.solver", f"one of {', '.join(SOLVERS)}", repr(self.solver))
+        _check(0 < self.tolerance < 1, "ode.tolerance", "between 0 and 1", self.tolerance)
+        _check(self.steps >= 1, "ode.steps", "at least 1", self.steps)
+        _check(self.divergence in DIVERGENCES, "ode.divergence", f"one of {', '.join(DIVERGENCES)}", self.divergence)
+        _check(self.probes >= 1, "ode.probes", "at least 1", self.probes)
+
+
+SOLVERS = ("rk45", "rk4", "heun")
+DIVERGENCES = ("hutchinson", "exact")
+METRICS = ("bound", "ode")
+
+
+@dataclass
 class EvalConfig:
     """`diffuse eval`."""
 
@@ -145,15 +173,19 @@ class EvalConfig:
     dataset: Place
     n: int | None
     batch_size: int
+    metrics: list[str]
     levels: int | None
-    variance: str
+    variance: str | None
     clip: bool | None
+    ode: Ode
     device: Any
     trust: list[str]
 
     def __post_init__(self) -> None:
         _check(self.ckpt != "", "ckpt", "a run folder or a checkpoint file", "empty")
         _check(self.n is None or self.n >= 2, "n", "at least 2 (a standard error needs them)", self.n)
+        known = bool(self.metrics) and set(self.metrics) <= set(METRICS)
+        _check(known, "metrics", f"a list of {', '.join(METRICS)}", self.metrics)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffuse import checkpoint
-from diffuse.errors import Terminated, UserError
+from diffuse.errors import Terminated, UsageError, UserError
 from diffuse.files import OUTPUTS, make_own_folder
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
 from diffuse.job import Job, now, shown
@@ -27,6 +27,7 @@ from diffuse.run import (
     refuse_lost_checkpoints,
     write_record,
 )
+from diffuse.schedules import betas_in
 from diffuse.stopping import Stop
 from diffuse.trainer import NotFinite, Trainer
 
@@ -39,7 +40,7 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
     Returns the loss reported last.
     """
     deadline = time.monotonic() + 3600 * (config["max_hours"] or math.inf)
-    asked = with_absolute_paths({**config, "resume": None})
+    asked = self_contained({**config, "resume": None})
     if config["resume"]:
         return resume(asked, Path(config["resume"]).expanduser(), job, deadline)
     folder = job.folder(OUTPUTS, config["name"])
@@ -90,14 +91,21 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             return introduce_and_train(trainer, folder, deadline)
 
 
-def with_absolute_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with the paths of the data made absolute, so that it means the same from any folder."""
+def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with paths made absolute and the betas of a file noted down, so that it means the same anywhere."""
 
     def absolute(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         paths = {key: values[key] for key in keys if isinstance(values.get(key), str)}
         return {**values, **{key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}}
 
-    return {**absolute(config, "data_dir"), "dataset": absolute(config["dataset"], "path", "test_path")}
+    schedule = absolute(config["schedule"], "path")
+    if schedule.get("path") is not None and schedule.get("values", False) is None:
+        try:
+            schedule["values"] = betas_in(schedule["path"])
+        except ValueError as error:
+            raise UsageError(f"schedule.{error}") from error
+    dataset = absolute(config["dataset"], "path", "test_path")
+    return {**absolute(config, "data_dir"), "dataset": dataset, "schedule": schedule}
 
 
 def set_damaged_aside(newest: Path) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.build import build, build_dataset, build_network, build_schedule
-from diffuse.denoiser import Denoiser
+from diffuse.build import build, build_dataset, build_network
 from diffuse.device import Device, send
 from diffuse.drawing import Sampler, draw, image_labels
 from diffuse.ema import EMA
 from diffuse.errors import UserError
+from diffuse.formulas import Formulas
 from diffuse.images import Dataset, to_float
-from diffuse.losses import denoising_loss, uniform_levels
 from diffuse.pictures import forward_process
 from diffuse.randomness import ImageNoise, generator, reseed
 
@@ -46,14 +45,16 @@ class Trainer:
         self.config, trust = config, config["trust"]
         self.device: Device = build(config["device"], "device", trust)
         self.data: Dataset = build_dataset(config, trust)
-        self.schedule = build_schedule(config, trust)
-        self.sampler = Sampler(config["sampler"], self.schedule, self.data.kind, trust)
+        self.formulas = Formulas.of(config, self.data.kind, trust)
+        self.schedule = self.formulas.schedule
+        self.sampler = Sampler(config["sampler"], self.formulas, self.data.kind, trust)
+        self.times = self.formulas.times.to(self.device.torch)
         reseed(config["seed"], "weights")
         self.net = self.device.place(build_network(config, self.data.kind, trust))
         self.ema = EMA(self.net, config["ema"]["decay"])
         if self.device.compiles:
             self.net.compile()
-        self.denoiser = Denoiser(self.device.network(self.net), self.schedule)
+        self.denoiser = self.formulas.denoiser(self.net, self.device)
         optim = config["optim"]
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(), lr=optim["lr"], weight_decay=optim["weight_decay"], fused=True
@@ -78,9 +79,9 @@ class Trainer:
         average of the weights goes on moving towards them meanwhile.
         """
         config = self.config
-        x0, y, t, noise = self.ingredients(self.step)
-        losses = denoising_loss(self.denoiser, x0, t, noise, y)
-        losses.mean().backward()
+        x0, y, t, weights, noise = self.ingredients(self.step)
+        losses = self.formulas.loss(self.denoiser, x0, t, noise, y)
+        (weights * losses).mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"])
         self._watch(losses, norm)
         for group in self.optimizer.param_groups:
@@ -88,7 +89,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.step)
-        self._add_up(losses.detach(), t, norm)
+        self.times.learn(t, losses.detach())
+        self._add_up(losses.detach(), t, weights, norm)
         self.step += 1
 
     def report(self) -> dict[str, float]:
@@ -104,11 +106,14 @@ class Trainer:
             "lr": self.optimizer.param_groups[0]["lr"],
         }
 
-    def ingredients(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """What a step is made of: images, labels, levels and noise. Leaves torch's generators ready for dropout."""
+    def ingredients(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """What a step is made of: images, labels, times, the weights of their losses, noise.
+
+        Leaves torch's generators ready for dropout.
+        """
         reseed(self.config["seed"], "train", step)
         x0, y = self._batch(step)
-        return x0, y, uniform_levels(len(x0), self.schedule.T, self.device.torch), torch.randn_like(x0)
+        return x0, y, *self.times.draw(len(x0), self.device.torch), torch.randn_like(x0)
 
     def refuse_failure(self) -> None:
         """Raise NotFinite if a step had a loss or gradient that is no finite number. Waits for the device."""
@@ -118,10 +123,11 @@ class Trainer:
 
     def failure(self, step: int) -> dict[str, Any]:
         """What a file needs for `replay` to do step `step` again, on the weights as they are now."""
-        x0, y, t, noise = self.ingredients(step)
+        x0, y, t, weights, noise = self.ingredients(step)
         cuda = torch.cuda.get_rng_state() if self.device.torch.type == "cuda" else None
         random = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        return {**self.state(), "failure": {"x0": x0, "y": y, "t": t, "noise": noise, "random": random}}
+        made_of = {"x0": x0, "y": y, "t": t, "weights": weights, "noise": noise, "random": random}
+        return {**self.state(), "failure": made_of}
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint must hold to continue from here, and to sample without the data set."""
@@ -133,6 +139,7 @@ class Trainer:
             "ema": self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
+            "times": self.times.state_dict(),
         }
 
     def load(self, content: Mapping[str, Any]) -> None:
@@ -157,6 +164,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
         self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
+        self.times.load_state_dict(content["times"])
         self.step = content["step"]
 
     @property
@@ -168,8 +176,9 @@ class Trainer:
     def sample_images(self, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Images from the EMA weights, from the same noise each time."""
         kind, count = self.data.kind, self.config["images"]["count"]
-        net = self.device.network(self.ema.net, self.device.rows(kind.side, count))
-        denoiser = Denoiser(net, self.schedule, clip=self.sampler.clip)
+        denoiser = self.formulas.denoiser(
+            self.ema.net, self.device, self.device.rows(kind.side, count), clip=self.sampler.clip
+        )
         labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
         return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels, each_step)
 
@@ -198,10 +207,10 @@ class Trainer:
         else:
             self.refuse_failure()
 
-    def _add_up(self, losses: Tensor, t: Tensor, norm: Tensor) -> None:
-        quartile = (t - 1) * QUARTILES // self.schedule.T
-        self.sums["loss"].index_add_(0, quartile, losses)
-        self.sums["images"].index_add_(0, quartile, torch.ones_like(losses))
+    def _add_up(self, losses: Tensor, t: Tensor, weights: Tensor, norm: Tensor) -> None:
+        quartile = ((t * QUARTILES / self.schedule.T).ceil() - 1).clamp(0, QUARTILES - 1).long()
+        self.sums["loss"].index_add_(0, quartile, weights * losses)
+        self.sums["images"].index_add_(0, quartile, weights)
         self.sums["grad_norm"] += norm
         self.sums["steps"] += 1
 

@@ -30,7 +30,7 @@ def main() -> None:
         f"the gradient's norm is {step.norm:.4g}"
     )
     for t, loss in sorted(zip(step.levels.tolist(), step.losses.tolist(), strict=True), key=lambda pair: pair[0]):
-        print(f"  t = {t:4d}   loss {loss:.6g}")
+        print(f"  t = {t:g}   loss {loss:.6g}")
     weights = dict(step.net.named_parameters())
     gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     for what, tensors in (("weights", weights), ("gradients", gradients)):

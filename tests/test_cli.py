@@ -45,7 +45,10 @@ def test_an_unknown_command_is_refused(tmp_path):
     ("words", "expected"),
     [
         ("shedule=cosine", "there is no key 'shedule' in diffuse train. Did you mean 'schedule'?"),
-        ("schedule=cosin", "schedule must be one of cosine, linear, not 'cosin'. Did you mean 'cosine'?"),
+        (
+            "times=unifrom",
+            "times must be one of importance, log_normal, uniform, not 'unifrom'. Did you mean 'uniform'?",
+        ),
         ("dataset=digit", "mnist, npz, svhn, not 'digit'. Did you mean 'digits'?"),
         ("dataset=folder", "dataset.path is required: diffuse train dataset.path=..."),
         ("resume=", "resume must be a run folder, not empty"),
@@ -100,7 +103,10 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ("sampler.steps=2000", "sampler.steps must be between 1 and the schedule's 1000 levels, not 2000"),
         ("name=../elsewhere", "name must be made of letters"),
         ("name=.", "name must be made of letters"),
-        ("unet.learned_variance=true", "unet.learned_variance=true needs a loss that trains the variance"),
+        (
+            "variance=learned",
+            "loss=simple does not train a variance, so variance=learned needs",
+        ),
         ("schedule._target_=os.system", "schedule._target_ is os.system, which is not defined in diffuse.schedules"),
     ],
 )
@@ -160,8 +166,9 @@ def test_train_sample_and_eval_from_an_unrelated_folder(tmp_path):
 
     done = diffuse("eval", f"ckpt={run}", "n=4", "levels=5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "20 network evaluations, about" in done.stdout.splitlines()[0]
-    assert "bits/dim = L_T" in done.stdout
+    assert "4 of 359 test images of digits: bound and ode, about" in done.stdout.splitlines()[0]
+    assert "bits/dim  (5 levels, fixed_large: L_T" in done.stdout
+    assert "bits/dim  (rk45, tolerance 1e-05, down to t = 1:" in done.stdout
     assert json.loads((next((run / "eval").iterdir()) / "eval.json").read_text())["protocol"]["n"] == 4
 
     done = diffuse("train", f"resume={run}", cwd=tmp_path)

@@ -8,14 +8,14 @@ import torch
 from omegaconf.errors import MissingMandatoryValue
 
 from diffuse.app import CONFIGS
-from diffuse.build import build, build_dataset, build_network, build_schedule
+from diffuse.build import build, build_dataset, build_network
 from diffuse.device import Device
 from diffuse.errors import UsageError
+from diffuse.formulas import Formulas
 from diffuse.help import GROUPS, KEYS
 from diffuse.images import ImageKind
 from diffuse.run import flat
 from diffuse.sample import Sampler
-from diffuse.schedules import linear
 from tests.commands import config
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -53,10 +53,70 @@ def test_cifar10_alone_is_the_papers_run():
     assert typed["unet"] == config("train", "unet=base")["unet"]
 
 
-@pytest.mark.parametrize("schedule", options("schedule"))
-def test_every_schedule_builds(schedule):
-    typed = config("train", f"schedule={schedule}")
-    assert build_schedule(typed, []).T == typed["schedule"]["levels"] == 1000
+BYTES = ImageKind("any", 1, 8, [], bounded=True)
+# What an option needs beside it: a choice that goes with it.
+COMPANY = {
+    ("schedule", "betas"): ["schedule.values=[0.1,0.2]"],
+    ("schedule", "flow"): ["prediction=flow"],
+    ("times", "log_normal"): ["schedule=ve"],
+}
+
+
+@pytest.mark.parametrize("group", ["schedule", "prediction", "loss", "weight", "times", "method"])
+def test_every_option_of_the_mathematics_builds(group):
+    for option in options(group):
+        typed = config("train", f"{group}={option}", *COMPANY.get((group, option), []))
+        levels = 2 if option == "betas" else 1000
+        assert levels == Formulas.of(typed, BYTES, []).schedule.T
+
+
+def test_methods_are_what_their_papers_chose():
+    """And anything typed wins."""
+
+    def chosen(*words: str) -> list[str]:
+        typed = config("train", *words)
+        names = [typed[group]["_target_"].rpartition(".")[2] for group in ("schedule", "prediction", "loss", "times")]
+        return [*names, typed["variance"]]
+
+    assert chosen() == chosen("method=ddpm") == ["linear", "eps", "simple", "Uniform", "fixed_large"]
+    assert chosen("method=improved_ddpm") == ["cosine", "eps", "hybrid", "Uniform", "learned"]
+    assert chosen("method=score_sde") == ["VP", "eps", "simple", "Uniform", "fixed_large"]
+    assert chosen("method=ncsn") == ["VE", "eps", "simple", "Uniform", "fixed_large"]
+    assert chosen("method=edm") == ["VE", "edm", "simple", "LogNormal", "fixed_large"]
+    assert chosen("method=flow") == ["Flow", "flow", "simple", "Uniform", "fixed_large"]
+    assert chosen("method=edm", "schedule=vp")[0] == "VP"
+    assert config("train", "method=edm")["schedule"]["sigma_max"] == 80.0
+    assert config("train", "loss=hybrid")["variance"] == "learned"
+    assert config("train", "loss=vlb", "variance=fixed_small")["variance"] == "fixed_small"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["variance=learned"], "loss=simple does not train a variance"),
+        (["loss=hybrid", "variance=fixed_small"], "loss=hybrid trains the variance"),
+        (["loss=vlb", "variance=analytic"], "analytic is estimated afterwards"),
+        (["loss=vlb", "weight=p2"], "weight has no part in loss=vlb"),
+        (["schedule=vp", "loss=hybrid"], "about steps between levels, and this schedule has none"),
+        (["schedule=ve", "loss=vlb", "variance=fixed_large"], "about steps between levels"),
+        (["schedule.zero_terminal_snr=true"], "prediction=eps says nothing of x0 at the last level"),
+        (["schedule=flow"], "prediction=eps says nothing of x0 at the last level"),
+        (["schedule=flow", "prediction=edm"], "prediction=edm says nothing of x0 at the last level"),
+        (["schedule=vp", "prediction=mean"], "this schedule has no levels"),
+        (["method=flow", "variance=analytic"], "variance=analytic follows from E"),
+        (["schedule=vp", "times=importance"], "times.importance remembers the losses of levels"),
+        (["times=log_normal"], "times.log_normal draws real times"),
+        (["variance=fixed"], "variance must be one of fixed_small, fixed_large, learned, analytic, not 'fixed'"),
+        (["loss=hybrid", "loss.vlb_weight=0"], "loss.vlb_weight must be positive"),
+        (["weight=min_snr", "weight.gamma=-1"], "weight.gamma must be positive"),
+        (["prediction=edm", "prediction.sigma_data=0"], "prediction.sigma_data must be positive"),
+        (["schedule=betas"], "schedule.path must be a file"),
+        (["schedule=betas", "schedule.path=nowhere.txt"], "schedule.path is nowhere.txt"),
+    ],
+)
+def test_impossible_combinations_are_refused_in_words(words, message):
+    with pytest.raises(UsageError, match=message):
+        Formulas.of(config("train", *words), BYTES, [])
 
 
 @pytest.mark.parametrize("unet", options("unet"))
@@ -77,9 +137,8 @@ def test_base_is_the_papers_network():
 
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_sampler_builds(sampler):
-    kind = ImageKind("any", 1, 8, [], bounded=True)
     node = config("sample", "ckpt=x", f"sampler={sampler}")["sampler"]
-    assert Sampler(node, linear(), kind, []).clip
+    assert Sampler(node, Formulas.of(config("train"), BYTES, []), BYTES, []).clip
 
 
 @pytest.mark.parametrize("device", options("device"))
@@ -99,12 +158,18 @@ def test_what_is_typed_wins_over_the_recipe():
     assert config("train", "recipe=gaussian")["steps"] == config("train", "dataset=gaussian")["steps"]
 
 
+# Options of train's groups that have keys of their own which help lists.
+WITH_KEYS = [("loss", "hybrid"), ("weight", "min_snr")]
+
+
 @pytest.mark.parametrize("command", KEYS)
 def test_the_keys_that_help_lists_exist(command):
     required = [] if command == "train" else ["ckpt=x"]
     known = set(flat(config(command, *required)))
     for sampler in options("sampler") if command == "sample" else []:
         known |= set(flat(config(command, *required, f"sampler={sampler}")))
+    for group, option in WITH_KEYS if command == "train" else []:
+        known |= set(flat(config(command, f"{group}={option}")))
     assert set(KEYS[command]) <= known
     assert set(GROUPS[command]) <= {path.name for path in CONFIGS.iterdir()}
 
@@ -147,7 +212,7 @@ def test_configs_hold_values_for_every_constructor_argument():
 
     from diffuse.unet import UNet
 
-    given_by_the_program = {"self", "image_size", "image_channels", "num_classes"}
+    given_by_the_program = {"self", "image_size", "image_channels", "num_classes", "learned_variance"}
     arguments = set(inspect.signature(UNet.__init__).parameters) - given_by_the_program
     for unet in options("unet"):
         assert set(config("train", f"unet={unet}")["unet"]) == arguments | {"_target_"}

@@ -54,8 +54,8 @@ def test_where_every_checkpoint_is_damaged_it_does_not_begin_again():
 def test_a_checkpoint_of_a_newer_version_is_named():
     folder = trained("exp")
     path = checkpoint.all_in(folder / "checkpoints")[-1]
-    checkpoint.write(path, 6, {**checkpoint.read(path), "format": 3, "program": "diffuse 9.9"})
-    with pytest.raises(UserError, match=r"has format 3, and diffuse .* reads format 2; it was written by diffuse 9\.9"):
+    checkpoint.write(path, 6, {**checkpoint.read(path), "format": 9, "program": "diffuse 9.9"})
+    with pytest.raises(UserError, match=r"has format 9, and diffuse .* reads format 3; it was written by diffuse 9\.9"):
         trained("exp")
 
 

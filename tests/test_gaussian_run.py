@@ -8,10 +8,10 @@ import torch
 
 from diffuse import eval as evaluation
 from diffuse import train
-from diffuse.likelihood import step_variances
+from diffuse.grids import time_grid
 from diffuse.oracles import Gaussian
-from diffuse.samplers import fixed_small, time_grid
 from diffuse.schedules import linear
+from diffuse.variances import reverse_steps
 from tests.commands import config, job
 from tests.conftest import MEAN, STD, column
 
@@ -21,12 +21,10 @@ def test_a_trained_network_comes_close_to_the_best_bound(tmp_path, monkeypatch):
     """The best denoiser's bound is a closed form; a network of a minute's training is above it, and not by much."""
     monkeypatch.chdir(tmp_path)
     train.run(config("train", "dataset=gaussian", "name=g", "images.every=1000"), job())
-    typed = config("eval", "ckpt=outputs/g", "name=e", "n=128", "levels=100", "variance=fixed_small")
+    typed = config("eval", "ckpt=outputs/g", "name=e", "n=128", "levels=100", "variance=fixed_small", "metrics=[bound]")
     found = evaluation.run(typed, job())
-    error = json.loads((tmp_path / "outputs/g/eval/e/eval.json").read_text())["bits_per_dim"]["standard_error"]
-    times = time_grid(linear(), 100)
-    terms = Gaussian(column(MEAN), column(STD)).bound_terms(
-        linear(), times, step_variances(linear(), times, fixed_small)
-    )
+    error = json.loads((tmp_path / "outputs/g/eval/e/eval.json").read_text())["bits_per_dim"]["bound"]["standard_error"]
+    steps = reverse_steps(linear(), time_grid(linear(), 100))
+    terms = Gaussian(column(MEAN), column(STD)).bound_terms(linear(), steps, [step.small for step in steps])
     best = torch.mean(terms.sum(0)).item() / math.log(2)
     assert best - 3 * error < found < best + 0.3

@@ -9,23 +9,62 @@ from scipy.integrate import trapezoid
 from scipy.stats import norm
 
 from diffuse.denoiser import Denoiser
+from diffuse.grids import time_grid
 from diffuse.likelihood import (
+    Bound,
     bits_per_dim,
     discretised_gaussian,
     gaussian_density,
     gaussian_kl,
     prior_term,
-    step_variances,
+    reverse_term,
     vlb,
 )
-from diffuse.oracles import Gaussian
-from diffuse.samplers import fixed_large, fixed_small, time_grid
+from diffuse.oracles import Gaussian, GaussianDenoiser
+from diffuse.paths import VE
 from diffuse.schedules import Schedule, linear
+from diffuse.variances import Analytic, Variance, fixed_large, fixed_small, learned, reverse_step, reverse_steps
 from tests.conftest import MEAN, STD
+from tests.test_oracles import PATHS, Path, on_every_path, table
+
+BETWEEN = (0.2, 0.5, 0.9)
+VARIANCES = ["fixed_small", "fixed_large", "analytic", "learned"]
+SHORT = [1000, 870, 533, 210, 60, 9, 1]
 
 
-def exact_expectation(gaussian: Gaussian, schedule: Schedule, times, variance):
-    """The mean of the bound over data and noise, without chance.
+class KnowsTheVariance(GaussianDenoiser):
+    """A network that has learned the Gaussian, and says the same place for the variance of a channel always."""
+
+    def __init__(self, data: Gaussian, path: Path):
+        super().__init__(data, path.schedule, path.prediction)
+        self.learned_variance = True
+
+    def output(self, x_t, t, y=None):
+        place = 2 * torch.tensor(BETWEEN, dtype=torch.float64).reshape(3, 1, 1) - 1
+        return torch.cat([super().output(x_t, t, y), place.expand_as(x_t)], 1)
+
+
+def on(schedule: Schedule) -> Path:
+    """A path with a table of its own."""
+    return PATHS["linear"]._replace(schedule=schedule, alpha_sigma=table(schedule))
+
+
+def best(path: Path, levels: list[int]) -> Analytic:
+    """The analytic variance, from E ||eps||^2 / d in closed form: sigma^2 over the variance of x_t."""
+    found = {}
+    for t in levels:
+        alpha, sigma = path.alpha_sigma(t)
+        found[float(t)] = float(np.mean([sigma**2 / (alpha**2 * std**2 + sigma**2) for std in STD]))
+    return Analytic(path.schedule, found, largest=None)
+
+
+def variance_called(name: str, path: Path, levels: list[int]) -> Variance:
+    fixed = {"fixed_small": fixed_small, "fixed_large": fixed_large, "learned": learned}
+    return fixed[name] if name in fixed else best(path, levels)
+
+
+def exact_expectation(gaussian: Gaussian, path: Path, levels: list[int], variance: Variance) -> Bound:
+    """Bounds whose mean is that over data and noise, without chance.
 
     With Gaussian data and decoder every term is quadratic in x0 and in the noise, so the points mean +- std with noise
     +-1, all four equally likely, have the same expectation as the distributions: their moments up to the second agree.
@@ -33,57 +72,133 @@ def exact_expectation(gaussian: Gaussian, schedule: Schedule, times, variance):
     signs = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
     x0 = gaussian.mean + gaussian.std * signs[:, 0].reshape(-1, 1, 1, 1)
     noise = signs[:, 1].reshape(-1, 1, 1, 1).expand_as(x0)
-    return vlb(
-        gaussian.denoiser(schedule), x0, times, lambda _: noise, variance=variance, decoder=gaussian_density
-    )  # fmt: skip
+    times = torch.tensor([*levels, 0], dtype=torch.float64)
+    denoiser = KnowsTheVariance(gaussian, path)
+    return vlb(denoiser, x0, times, lambda _: noise, variance=variance, decoder=gaussian_density)
 
 
-def closed_form(schedule, levels: list[int], variance: str) -> list[float]:
-    """E of L_T, L_{t-1} ..., L_0 for the Gaussian in nats, from alpha_bar alone and in plain Python."""
-    alpha_bar = schedule.alpha_bar.tolist()
-    first, *_ = levels
-    terms = [sum(0.5 * (alpha_bar[first] * (m**2 + s**2) - alpha_bar[first] - math.log(1 - alpha_bar[first]))
-                 for m, s in zip(MEAN, STD, strict=True))]  # fmt: skip
-    tilde = {}
+def closed_form(path: Path, levels: list[int], variance: str) -> list[float]:
+    """E of L_T, L_{t-1} ..., L_0 for the Gaussian in nats, from alpha and sigma alone and in plain Python."""
+    alpha_T, sigma_T = path.alpha_sigma(path.schedule.T)
+    terms = [0.0]
+    for m, std in zip(MEAN, STD, strict=True):
+        ratio = sigma_T**2 / path.prior_std**2
+        terms[0] += 0.5 * (ratio - 1 - math.log(ratio) + alpha_T**2 * (m**2 + std**2) / path.prior_std**2)
+    before = None
     for t, s in zip(levels, [*levels[1:], 0], strict=True):
-        beta = 1 - alpha_bar[t] / alpha_bar[s]
-        tilde[t] = beta * (1 - alpha_bar[s]) / (1 - alpha_bar[t])
-        if s == 0:
-            reverse = tilde[levels[-2]]
-        else:
-            reverse = tilde[t] if variance == "fixed_small" else beta
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(t), path.alpha_sigma(s)
+        beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+        tilde = beta * sigma_s**2 / sigma_t**2
+        small = tilde if s else (before or beta)
+        of_x0 = alpha_s * beta / sigma_t**2
+        errors = [of_x0**2 * (std * sigma_t) ** 2 / ((alpha_t * std) ** 2 + sigma_t**2) for std in STD]
+        reverses = {
+            "fixed_small": [small] * 3,
+            "fixed_large": [beta if s else small] * 3,
+            "analytic": [tilde + sum(errors) / 3] * 3,
+            "learned": [small * (beta / small) ** between for between in BETWEEN],
+        }[variance]
         term = 0.0
-        for std in STD:
-            uncertainty = std**2 * (1 - alpha_bar[t]) / (alpha_bar[t] * std**2 + 1 - alpha_bar[t])
-            error = alpha_bar[s] * beta**2 / (1 - alpha_bar[t]) ** 2 * uncertainty
+        for error, reverse in zip(errors, reverses, strict=True):
             if s == 0:
                 term += 0.5 * math.log(2 * math.pi * reverse) + 0.5 * error / reverse
             else:
-                term += 0.5 * (math.log(reverse / tilde[t]) + (tilde[t] + error) / reverse - 1)
+                term += 0.5 * (math.log(reverse / tilde) + (tilde + error) / reverse - 1)
         terms.append(term)
+        before = tilde
     return terms
 
 
-@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
-@pytest.mark.parametrize("steps", [None, 10, 2])
-def test_the_bound_of_the_gaussian_is_its_closed_form(gaussian, schedule, variance, steps):
-    times = time_grid(schedule, steps)
-    found = exact_expectation(gaussian, schedule, times, variance)
-    terms = [found.prior.mean(), *found.terms.mean(0), found.reconstruction.mean()]
-    expected = closed_form(schedule, [int(t) for t in times[:-1]], variance.__name__)
-    np.testing.assert_allclose(terms, expected, rtol=1e-6)
+def as_list(bound: Bound) -> list[float]:
+    return [term.item() for term in (bound.prior.mean(), *bound.terms.mean(0), bound.reconstruction.mean())]
+
+
+@on_every_path
+@pytest.mark.parametrize("levels", [SHORT, [1000, 1], [1000]], ids=len)
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_bound_of_the_gaussian_is_its_closed_form(gaussian: Gaussian, path: Path, levels, variance: str):
+    if variance == "analytic" and path.forgets:
+        levels = [990, *levels[1:]]  # eps says nothing of x0 at pure noise, where the analytic variance is refused
+    found = exact_expectation(gaussian, path, levels, variance_called(variance, path, levels))
+    expected = closed_form(path, levels, variance)
+    np.testing.assert_allclose(as_list(found), expected, rtol=1e-6, atol=1e-12)
     assert found.total.mean().item() == pytest.approx(sum(expected), rel=1e-6)
-    library = gaussian.bound_terms(schedule, times, step_variances(schedule, times, variance)).sum((1, 2, 3))
-    np.testing.assert_allclose(library, expected, rtol=1e-6)
 
 
-def test_the_bound_never_beats_the_entropy(gaussian: Gaussian, schedule: Schedule):
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_the_bound_over_every_level_is_its_closed_form(gaussian: Gaussian, variance: str):
+    path = on(linear(30))
+    levels = list(range(30, 0, -1))
+    found = exact_expectation(gaussian, path, levels, variance_called(variance, path, levels))
+    np.testing.assert_allclose(as_list(found), closed_form(path, levels, variance), rtol=1e-6)
+
+
+@on_every_path
+@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
+def test_the_oracles_bound_is_the_closed_form(gaussian: Gaussian, path: Path, variance: Variance):
+    """What `eval` of a Gaussian is compared with."""
+    steps = reverse_steps(path.schedule, torch.tensor([*SHORT, 0]).double())
+    nothing = GaussianDenoiser(gaussian, path.schedule, path.prediction)(gaussian.mean[None], torch.tensor(500.0))
+    terms = gaussian.bound_terms(path.schedule, steps, [variance(step, nothing) for step in steps])
+    assert terms.shape == (len(SHORT) + 1, 3, 1, 1)
+    expected = closed_form(path, SHORT, variance.__name__)
+    np.testing.assert_allclose(terms.sum((1, 2, 3)), expected, rtol=1e-6, atol=1e-12)
+
+
+@on_every_path
+def test_no_variance_beats_the_analytic_one(gaussian: Gaussian, path: Path):
+    """Of all that are the same for every pixel, in any term: neither the papers' two nor its own neighbours."""
+    levels = [990, *SHORT[1:]]
+    analytic = best(path, levels)
+    optimum = np.array(as_list(exact_expectation(gaussian, path, levels, analytic)))[1:]
+    others = [fixed_small, fixed_large, *(lambda step, guess, c=c: c * analytic(step, guess) for c in (0.99, 1.01))]
+    for other in others:
+        found = np.array(as_list(exact_expectation(gaussian, path, levels, other)))[1:]
+        assert (optimum < found - 1e-12).all()
+
+
+def test_the_bound_never_beats_the_entropy(gaussian: Gaussian):
     """E of -log p(x0) is at least the entropy of the data, and more levels come closer to it."""
     entropy = sum(0.5 * math.log(2 * math.pi * math.e * s**2) for s in STD)
-    totals = [
-        exact_expectation(gaussian, schedule, time_grid(schedule, n), fixed_small).total.mean() for n in (50, 1000)
-    ]
-    assert entropy < totals[1] < totals[0]
+    for name in ("linear", "cosine"):
+        grids = [[int(t) for t in time_grid(PATHS[name].schedule, n)[:-1]] for n in (20, 100)]
+        coarse, fine = (exact_expectation(gaussian, PATHS[name], grid, fixed_small).total.mean() for grid in grids)
+        assert entropy < fine < coarse
+
+
+def test_a_batch_of_times_takes_each_images_own_term(gaussian: Gaussian):
+    """As a loss draws them: L_0 for the image at level 1, the KL divergence for the others."""
+    schedule, levels = linear(20), [20, 1, 7, 2]
+    denoiser = KnowsTheVariance(gaussian, on(schedule))
+    x0 = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3, 1, 1)
+    x_t = 0.9 * x0 + 0.1
+    t = torch.tensor(levels, dtype=torch.float64)
+    for variance in (fixed_small, fixed_large, learned):
+        for decoder in (None, gaussian_density):
+            column = t.reshape(4, 1, 1, 1)
+            step = reverse_step(schedule, column, column - 1, torch.clamp(column + 1, max=20))
+            together = reverse_term(step, denoiser(x_t, t), x0, variance, decoder)
+            for row, level in enumerate(t):
+                alone = reverse_step(schedule, level, level - 1, torch.clamp(level + 1, max=20))
+                one = slice(row, row + 1)
+                expected = reverse_term(alone, denoiser(x_t[one], level), x0[one], variance, decoder)
+                assert together[row].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_the_bound_costs_one_evaluation_a_step_and_passes_labels_on():
+    """And its L_T stands apart from the terms, whose last is the decoder's."""
+    asked, y = [], torch.tensor([1, 2])
+
+    def net(x, time, label):
+        asked.append((time[0].item(), label))
+        return x
+
+    found = vlb(
+        Denoiser(net, linear()), torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.tensor([9.0, 4, 1, 0]), y=y
+    )
+    assert [time for time, _ in asked] == [8, 3, 0]
+    assert all(label is y for _, label in asked)
+    assert (found.prior.shape, found.terms.shape, found.reconstruction.shape) == ((2,), (2, 2), (2,))
 
 
 def test_kl_of_two_gaussians_by_integration():
@@ -103,13 +218,11 @@ def test_prior_term_is_the_kl_to_the_standard_normal():
     np.testing.assert_allclose(prior_term(linear(), x0), expected, rtol=1e-6)
 
 
-def test_the_last_step_takes_the_variance_of_the_step_before(schedule: Schedule):
-    times = torch.tensor([1000.0, 400.0, 7.0, 0.0], dtype=torch.float64)
-    for variance in (fixed_small, fixed_large):
-        found = step_variances(schedule, times, variance)
-        assert found[-1] == schedule.posterior(times[1], times[2]).variance
-        assert found[0] == variance(schedule, times[0], times[1])
-    assert step_variances(schedule, torch.tensor([1000.0, 0.0]).double(), fixed_small)[0] > 0
+def test_prior_term_where_the_prior_is_wide():
+    """On the variance-exploding path the prior has x_T's own spread, and the term what is left of the mean."""
+    x0 = torch.tensor([0.5, -1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
+    expected = [0.5 * (x / 100) ** 2 for x in (0.5, -1.0)]
+    np.testing.assert_allclose(prior_term(VE(0.02, 100), x0), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("std", [1e-3, 0.01, 0.3, 3.0])
@@ -137,6 +250,17 @@ def test_far_tails_of_the_decoder_are_finite_and_right():
         expected, rel=1e-6
     )
     assert discretised_gaussian(x0, -mean, torch.tensor(std**2)).isfinite()
+
+
+@pytest.mark.parametrize("decoder", [discretised_gaussian, gaussian_density])
+def test_an_image_costs_the_sum_of_its_pixels(decoder):
+    """Each with a mean, and if need be a variance, of its own; images apart."""
+    x0 = torch.tensor([[-1.0, 3 / 255, 0.2], [1.0, -0.4, 1 / 255]], dtype=torch.float64).reshape(2, 3, 1, 1)
+    mean, variance = 0.9 * x0.flip(1), torch.tensor([0.01, 0.2, 3.0], dtype=torch.float64).reshape(1, 3, 1, 1)
+    for image, found in enumerate(decoder(x0, mean, variance)):
+        pixels = [(slice(image, image + 1), slice(c, c + 1)) for c in range(3)]
+        alone = [decoder(x0[at], mean[at], variance[:, at[1]]).item() for at in pixels]
+        assert found.item() == pytest.approx(sum(alone), rel=1e-12)
 
 
 def test_bits_per_dim_counts_dimensions_and_twos():

@@ -14,9 +14,11 @@ from diffuse.checkpoint import load_trained, read
 from diffuse.denoiser import Denoiser
 from diffuse.errors import UsageError, UserError
 from diffuse.files import sha256
+from diffuse.grids import SPACINGS, time_grid
 from diffuse.images import to_uint8
 from diffuse.randomness import ImageNoise
-from diffuse.samplers import SPACINGS, ancestral, ddim, fixed_large, fixed_small, time_grid
+from diffuse.samplers import ancestral, ddim
+from diffuse.variances import fixed_large, fixed_small
 from tests.commands import config, job
 
 FAST = ["device=cpu", "device.precision=float32", "sampler=ddim", "sampler.steps=3"]

@@ -1,19 +1,27 @@
-"""Samplers against exact maps and moments, a measured order, and diffusers' schedulers."""
+"""Samplers against exact maps and moments, a measured order, and the papers' algorithms written out a second time.
+
+`test_samplers_diffusers.py` holds whole trajectories against another implementation, `test_samplers_moments.py` what
+needs many steps or many samples.
+"""
 
 import math
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
+from diffuse import predictions
 from diffuse.denoiser import Denoiser
 from diffuse.oracles import Gaussian
-from diffuse.samplers import SPACINGS, ancestral, ddim, fixed_large, fixed_small, time_grid
-from diffuse.schedules import Schedule, cosine, linear
+from diffuse.paths import VE, Flow
+from diffuse.samplers import ancestral, annealed_langevin, ddim, predictor_corrector
+from diffuse.schedules import Schedule, linear
+from diffuse.variances import fixed_large, fixed_small, learned
 from tests.conftest import MEAN, STD
+from tests.test_oracles import Path, on_every_path
 
 LEVELS = [1000, 870, 533, 210, 60, 9, 1]
 COARSE = torch.tensor([*LEVELS, 0], dtype=torch.float64)
@@ -24,79 +32,92 @@ def last(steps) -> Tensor:
     return x
 
 
-def alpha_bars(schedule: Schedule) -> list[float]:
-    return [1.0, *np.cumprod(1 - schedule.beta[1:].numpy()).tolist()]
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def scale_of_ddim(alpha_bar_t: float, alpha_bar_s: float, std: float) -> float:
+def scale_of_ddim(t: tuple[float, float], s: tuple[float, float], std: float) -> float:
     """By what a DDIM step of the exact denoiser multiplies x - alpha mean, when eta is 0."""
-    signal = math.sqrt(alpha_bar_s * alpha_bar_t) * std**2
-    return (signal + math.sqrt((1 - alpha_bar_s) * (1 - alpha_bar_t))) / (alpha_bar_t * std**2 + 1 - alpha_bar_t)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = t, s
+    return (alpha_s * alpha_t * std**2 + sigma_s * sigma_t) / ((alpha_t * std) ** 2 + sigma_t**2)
 
 
-def test_ddim_of_the_gaussian_is_its_exact_product(gaussian: Gaussian, schedule: Schedule):
+@on_every_path
+def test_ddim_of_the_gaussian_is_its_exact_product(gaussian: Gaussian, path: Path):
     """Each step is affine, so seven coarse steps are a product of seven factors."""
-    x = torch.randn(16, 3, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = last(ddim(gaussian.denoiser(schedule), x, COARSE))
-    table = alpha_bars(schedule)
+    x = numbers(0, 16, 3, 2, 2)
+
+    def noise(x: Tensor) -> Tensor:
+        raise AssertionError("a deterministic sampler draws nothing")
+
+    found = last(ddim(gaussian.denoiser(path.schedule, path.prediction), x, COARSE, noise=noise))
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
-        factor = math.prod(scale_of_ddim(table[t], table[s], std) for t, s in pairwise([*LEVELS, 0]))
-        expected = mean + factor * (x[:, channel] - math.sqrt(table[1000]) * mean)
+        levels = pairwise(path.alpha_sigma(t) for t in [*LEVELS, 0])
+        factor = math.prod(scale_of_ddim(t, s, std) for t, s in levels)
+        expected = mean + factor * (x[:, channel] - path.alpha_sigma(1000)[0] * mean)
         torch.testing.assert_close(found[:, channel], expected, rtol=1e-10, atol=1e-10)
 
 
+def moments_of(sample: Callable[..., Iterator[Tensor]], draws: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance [C] of what a sampler makes of x_T from N(0, 1), without chance.
+
+    With the exact denoiser the result is affine in x_T and in every step's noise: a row of zeros gives the mean, and a
+    row with 1 in a single place, one row for each, that place's coefficient.
+    """
+    rows, count = draws + 2, 0
+
+    def noise(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        z = torch.zeros_like(x)
+        z[count + 1] = 1
+        return z
+
+    start = torch.zeros(rows, 3, 1, 1, dtype=torch.float64)
+    start[1] = 1
+    found = last(sample(start, noise=noise)).flatten(1)
+    assert count == draws
+    return found[0], ((found[1:] - found[0]) ** 2).sum(0)
+
+
+@on_every_path
 @pytest.mark.parametrize(
     ("sampler", "options"),
     [
         (ancestral, {"variance": fixed_small}),
         (ancestral, {"variance": fixed_large}),
+        (ancestral, {}),
         (ddim, {"eta": 0.7}),
         (ddim, {"eta": 1.0}),
     ],
 )
-def test_stochastic_samplers_have_the_exact_moments(gaussian: Gaussian, schedule: Schedule, sampler, options):
-    """Mean and variance of the result, read from the coefficients of x_T and of every step's noise.
-
-    With the exact denoiser the result is affine in them: feeding 0 gives the mean, feeding 1 in one place its
-    coefficient. The expected ones follow the papers' steps for a Gaussian, written out below.
-    """
-    denoiser, places = gaussian.denoiser(schedule), len(LEVELS)
-
-    def result(one_at: int | None) -> Tensor:
-        count = 0
-
-        def noise(x: Tensor) -> Tensor:
-            nonlocal count
-            count += 1
-            return torch.full_like(x, float(count == one_at))
-
-        start = torch.full((1, 3, 1, 1), float(one_at == 0), dtype=torch.float64)
-        return last(sampler(denoiser, start, COARSE, noise=noise, **options)).flatten()
-
-    mean = result(None)
-    variance = sum((result(place) - mean) ** 2 for place in range(places))
+def test_stochastic_samplers_have_the_exact_moments(gaussian: Gaussian, path: Path, sampler, options):
+    """Those of the papers' steps, written out below; no noise is drawn on the step to 0."""
+    denoiser = gaussian.denoiser(path.schedule, path.prediction)
+    mean, variance = moments_of(lambda x, noise: sampler(denoiser, x, COARSE, noise=noise, **options), len(LEVELS) - 1)
     for channel, (m, std) in enumerate(zip(MEAN, STD, strict=True)):
-        expected = moments(alpha_bars(schedule), m, std, sampler, options)
+        expected = moments(path, m, std, sampler, options)
         np.testing.assert_allclose([mean[channel], variance[channel]], expected, rtol=1e-9)
 
 
-def moments(table: list[float], m: float, std: float, sampler, options: dict) -> tuple[float, float]:
+def moments(path: Path, m: float, std: float, sampler, options: dict) -> tuple[float, float]:
     """Mean and variance of x_0 when x_T is N(0, 1), carried through the papers' steps one after the other."""
     mean, variance = 0.0, 1.0
     for t, s in pairwise([*LEVELS, 0]):
-        ab_t, ab_s = table[t], table[s]
-        beta = 1 - ab_t / ab_s
-        tilde = (1 - ab_s) / (1 - ab_t) * beta
-        gain = math.sqrt(ab_t) * std**2 / (ab_t * std**2 + 1 - ab_t)  # E[x0 given x_t] = offset + gain x_t
-        offset = m - gain * math.sqrt(ab_t) * m
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(t), path.alpha_sigma(s)
+        kept = alpha_t / alpha_s
+        beta = sigma_t**2 - kept**2 * sigma_s**2
+        tilde = sigma_s**2 / sigma_t**2 * beta
+        gain = alpha_t * std**2 / ((alpha_t * std) ** 2 + sigma_t**2)  # E[x0 given x_t] = offset + gain x_t
+        offset = m - gain * alpha_t * m
         if sampler is ancestral:  # Ho et al. 2020, equation 7
-            of_x0 = math.sqrt(ab_s) * beta / (1 - ab_t)
-            of_x_t = math.sqrt(1 - beta) * (1 - ab_s) / (1 - ab_t)
-            added = beta if options["variance"] is fixed_large else tilde
+            of_x0 = alpha_s * beta / sigma_t**2
+            of_x_t = kept * sigma_s**2 / sigma_t**2
+            added = tilde if options.get("variance") is fixed_small else beta
         else:  # Song et al. 2021, equation 12
             added = options["eta"] ** 2 * tilde
-            direction = math.sqrt(1 - ab_s - added) / math.sqrt(1 - ab_t)
-            of_x0 = math.sqrt(ab_s) - direction * math.sqrt(ab_t)
+            direction = math.sqrt(sigma_s**2 - added) / sigma_t
+            of_x0 = alpha_s - direction * alpha_t
             of_x_t = direction
         scale = of_x_t + of_x0 * gain
         mean = scale * mean + of_x0 * offset
@@ -104,13 +125,26 @@ def moments(table: list[float], m: float, std: float, sampler, options: dict) ->
     return mean, variance
 
 
-def test_ancestral_sampling_draws_the_data(gaussian: Gaussian, schedule: Schedule):
-    """With every level, the samples have the mean and spread of the data themselves."""
-    torch.manual_seed(0)
-    x = torch.randn(4000, 3, 1, 1, dtype=torch.float64)
-    found = last(ancestral(gaussian.denoiser(schedule), x, time_grid(schedule, None), variance=fixed_small))
-    np.testing.assert_allclose(found.mean(0).flatten(), MEAN, atol=0.08)
-    np.testing.assert_allclose(found.std(0).flatten(), STD, rtol=0.05)
+@pytest.mark.parametrize("sampler", [ancestral, predictor_corrector])
+def test_a_learned_variance_is_each_pixels_own(sampler):
+    """The noise of one step is added with the geometric mean of small and large where the network says so."""
+    place = torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64).reshape(1, 3, 1, 1)
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        return torch.cat([0.3 * x, place.expand_as(x)], 1)
+
+    denoiser, x = Denoiser(net, linear(), learned_variance=True), numbers(1, 2, 3, 2, 2)
+    z = numbers(2, 2, 3, 2, 2)
+
+    def first(last_draw: Tensor) -> Tensor:
+        draws = iter([z, last_draw] if sampler is predictor_corrector else [last_draw])
+        return next(sampler(denoiser, x, COARSE, variance=learned, noise=lambda _: next(draws)))
+
+    alpha_bar = linear().alpha_bar
+    beta = 1 - alpha_bar[1000] / alpha_bar[870]
+    tilde = beta * (1 - alpha_bar[870]) / (1 - alpha_bar[1000])
+    added = torch.stack([tilde, beta, (tilde * beta).sqrt()]).sqrt().reshape(3, 1, 1)
+    torch.testing.assert_close(first(z) - first(0 * z), added * z, rtol=1e-9, atol=1e-9)
 
 
 def test_ddim_converges_with_order_one(gaussian: Gaussian, schedule: Schedule):
@@ -131,103 +165,201 @@ def test_ddim_converges_with_order_one(gaussian: Gaussian, schedule: Schedule):
     assert all(0.9 < order < 1.1 for order in orders), orders
 
 
-def test_eta_one_is_ancestral_with_the_small_variance(gaussian: Gaussian, schedule: Schedule):
-    x, z = torch.randn(2, 8, 3, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    by_ddim = ddim(gaussian.denoiser(schedule), x, COARSE, eta=1.0, noise=lambda _: z)
-    by_ddpm = ancestral(gaussian.denoiser(schedule), x, COARSE, variance=fixed_small, noise=lambda _: z)
+@on_every_path
+def test_eta_one_is_ancestral_with_the_small_variance(gaussian: Gaussian, path: Path):
+    x, z = numbers(3, 2, 8, 3, 1, 1)
+    denoiser = gaussian.denoiser(path.schedule, path.prediction)
+    by_ddim = ddim(denoiser, x, COARSE, eta=1.0, noise=lambda _: z)
+    by_ddpm = ancestral(denoiser, x, COARSE, variance=fixed_small, noise=lambda _: z)
     for ours, theirs in zip(by_ddim, by_ddpm, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-class Wavy(torch.nn.Module):
-    """A smooth network in general position, whose guesses of x0 leave [-1, 1] now and then."""
+@pytest.mark.parametrize("prediction", [predictions.flow, predictions.v])
+def test_ddim_on_the_straight_path_is_eulers_method(prediction):
+    """dx / du = eps - x0, from u = 1 to 0, with the velocity that the network says or that its v means."""
 
-    def forward(self, x, time, y=None):
-        return 0.8 * torch.sin(1.7 * x + 0.3) + 0.1 * torch.cos(time / 100).reshape(-1, 1, 1, 1) + 0.2 * x
+    def net(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.sin(1.7 * x + 0.3) + torch.cos(time / 300).reshape(-1, 1, 1, 1)
 
-
-def their_scheduler(kind, schedule: Schedule, levels: list[int], **options):
-    """A diffusers scheduler in float64, with our tables, on our grid (their timesteps count from 0)."""
-    scheduler = kind(num_train_timesteps=1000, clip_sample=True, clip_sample_range=1.0, **options)
-    scheduler.alphas_cumprod = torch.cumprod(1 - schedule.beta[1:], 0)
-    scheduler.alphas = 1 - schedule.beta[1:]
-    scheduler.betas = schedule.beta[1:]
-    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
-    scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    scheduler.num_inference_steps = len(levels)
-    scheduler.timesteps = torch.tensor([level - 1 for level in levels])
-    return scheduler
-
-
-@pytest.mark.parametrize("variance", [fixed_small, fixed_large])
-def test_ddpm_trajectory_equals_diffusers(schedule: Schedule, variance):
-    levels = list(range(1000, 0, -1))
-    theirs = their_scheduler(DDPMScheduler, schedule, levels, variance_type=variance.__name__)
-    denoiser = Denoiser(Wavy(), schedule, clip=True)
-    start = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    ours_noise, their_noise = (torch.Generator().manual_seed(6) for _ in range(2))
-
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, dtype=x.dtype, generator=ours_noise)
-
+    start, times = numbers(4, 2, 3, 2, 2), [1000, 930, 700.5, 350, 100, 0.7, 0]
     x = start
-    for level, ours in zip(
-        levels, ancestral(denoiser, start, time_grid(schedule, None), variance=variance, noise=noise), strict=True
-    ):
-        output = Wavy()(x, torch.full((2,), level - 1.0, dtype=torch.float64))
-        x = theirs.step(output, level - 1, x, generator=their_noise).prev_sample
+    grid = torch.tensor(times, dtype=torch.float64)
+    for found, (t, s) in zip(ddim(Denoiser(net, Flow(), prediction), start, grid), pairwise(times), strict=True):
+        u, output = t / 1000, net(x, torch.tensor([t - 1, t - 1]).double())
+        if prediction is predictions.v:  # x = (1 - u) x0 + u eps and v = (1 - u) eps - u x0, solved for eps - x0
+            output = ((2 * u - 1) * x + output) / ((1 - u) ** 2 + u**2)
+        x = x + (s - t) / 1000 * output
+        torch.testing.assert_close(found, x, rtol=1e-11, atol=1e-11)
+
+
+# --------------------------------------------------------------------------------------------------------- Langevin
+
+
+def says(x: Tensor) -> Tensor:
+    """The eps of a network in general position that no distribution stands behind."""
+    return torch.tanh(0.7 * x + 0.2) + 0.3 * x
+
+
+class Says(torch.nn.Module):
+    """`says`, counting how often it was asked, and told every label."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.labels = 0, []
+
+    def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        self.asked += 1
+        self.labels.append(y)
+        return says(x)
+
+
+def replayed(seed: int) -> Callable[[Tensor], Tensor]:
+    """The same noise for whoever draws in the same order."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda x: torch.randn(x.shape, dtype=x.dtype, generator=generator)
+
+
+def corrected(x: Tensor, score: Callable[[Tensor], Tensor], z: Tensor, r: float, alpha: float) -> Tensor:
+    """Lines "corrector" of Song et al. 2021 (SDE), algorithms 4 (alpha = 1) and 5, one image after the other."""
+    images = []
+    for image, g, noise in zip(x, score(x), z, strict=True):
+        size = 2 * alpha * (r * noise.square().sum().sqrt() / g.square().sum().sqrt()) ** 2
+        images.append(image + size * g + torch.sqrt(2 * size) * noise)
+    return torch.stack(images)
+
+
+@pytest.mark.parametrize("corrector_steps", [1, 2])
+def test_predictor_corrector_on_levels_is_algorithm_5(corrector_steps: int):
+    """alpha_i = 1 - beta_i from the table; the predictor is the ancestral step of equation 4."""
+    schedule, r = linear(5, 0.05, 0.4), 0.3
+    x = x_T = numbers(5, 3, 2, 2, 2) * torch.tensor([1.0, 0.2, 3.0], dtype=torch.float64).reshape(3, 1, 1, 1)
+    beta = schedule.beta.tolist()
+    noise = replayed(7)
+    found = predictor_corrector(
+        Denoiser(Says(), schedule),
+        x_T,
+        torch.arange(5, -1, -1).double(),
+        corrector_steps=corrector_steps,
+        snr=r,
+        noise=replayed(7),
+    )
+    for i, ours in zip(range(5, 0, -1), found, strict=True):
+        left = math.prod(1 - b for b in beta[1 : i + 1])
+
+        def score(x: Tensor, left=left) -> Tensor:
+            return -says(x) / math.sqrt(1 - left)
+
+        for _ in range(corrector_steps):
+            x = corrected(x, score, noise(x), r, 1 - beta[i])
+        x = (x + beta[i] * score(x)) / math.sqrt(1 - beta[i])
+        if i > 1:
+            x = x + math.sqrt(beta[i]) * noise(x)
         torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_ddim_trajectory_equals_diffusers(schedule: Schedule, eta: float):
-    """On their grid of 50 levels, 20 apart, which ends at level 1."""
-    levels = list(range(981, 0, -20))
-    theirs = their_scheduler(DDIMScheduler, schedule, levels)
-    denoiser = Denoiser(Wavy(), schedule, clip=True)
-    start = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    ours_noise, their_noise = (torch.Generator().manual_seed(6) for _ in range(2))
+@pytest.mark.parametrize("corrector_steps", [1, 3])
+def test_predictor_corrector_where_variance_explodes_is_algorithm_4(corrector_steps: int):
+    """By default with its own predictor, which adds all of sigma_t^2 - sigma_s^2, and signal-to-noise 0.16."""
+    times = [1000, 700, 300, 20, 1, 0]
+    sigmas = [0.02 * 5000 ** ((t - 1) / 999) if t else 0.0 for t in times]
+    x = x_T = 100 * numbers(6, 3, 2, 2, 2) * torch.tensor([1.0, 0.2, 3.0], dtype=torch.float64).reshape(3, 1, 1, 1)
+    denoiser, noise = Denoiser(Says(), VE()), replayed(8)
+    options = {} if corrector_steps == 1 else {"corrector_steps": corrector_steps}
+    found = predictor_corrector(denoiser, x_T, torch.tensor(times).double(), noise=replayed(8), **options)
+    for (sigma, following), ours in zip(pairwise(sigmas), found, strict=True):
 
-    def noise(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, dtype=x.dtype, generator=ours_noise)
+        def score(x: Tensor, sigma=sigma) -> Tensor:
+            return -says(x / math.sqrt(1 + sigma**2)) / sigma
 
-    grid = torch.tensor([*levels, 0], dtype=torch.float64)
-    x = start
-    for level, ours in zip(levels, ddim(denoiser, start, grid, eta=eta, noise=noise), strict=True):
-        output = Wavy()(x, torch.full((2,), level - 1.0, dtype=torch.float64))
-        z = torch.randn(x.shape, dtype=x.dtype, generator=their_noise) if eta and level > 1 else torch.zeros_like(x)
-        x = theirs.step(output, level - 1, x, eta=eta, use_clipped_model_output=True, variance_noise=z).prev_sample
+        for _ in range(corrector_steps):
+            x = corrected(x, score, noise(x), 0.16, 1.0)
+        x = x + (sigma**2 - following**2) * score(x)
+        if following > 0:
+            x = x + math.sqrt(sigma**2 - following**2) * noise(x)
         torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS)
-@pytest.mark.parametrize("make", [linear, cosine])
-@pytest.mark.parametrize("levels", [1, 4, 1000])
-def test_grids_fall_from_T_to_zero_over_whole_levels(spacing, make, levels):
-    schedule = make(levels)
-    for steps in {1, 2, 3, 10, 50, 300, levels - 1, levels} & set(range(1, levels + 1)):
-        times = time_grid(schedule, steps, spacing)
-        assert len(times) == steps + 1
-        assert times[0] == levels
-        assert times[-1] == 0
-        assert (times.diff() < 0).all()
-        assert (times == times.round()).all()
+@pytest.mark.parametrize("sampler", [ancestral, ddim])
+def test_every_level_costs_one_evaluation(sampler):
+    net, y = Says(), torch.tensor([1, 2])
+    last(sampler(Denoiser(net, linear()), numbers(1, 2, 1, 2, 2), COARSE, y))
+    assert net.asked == len(LEVELS)
+    assert all(label is y for label in net.labels)
 
 
-def test_all_levels_are_every_level():
-    assert time_grid(linear(), None).tolist() == list(range(1000, -1, -1))
+def test_every_level_costs_the_correctors_evaluations_and_one():
+    net, y = Says(), torch.tensor([1, 2])
+    last(predictor_corrector(Denoiser(net, linear()), numbers(1, 2, 1, 2, 2), COARSE, y, corrector_steps=3))
+    assert net.asked == len(LEVELS) * (3 + 1)
+    assert all(label is y for label in net.labels)
 
 
-def test_spacings_are_what_they_are_called():
-    """Five levels from 1000 to 1: 1 + 999 u and 1 + 999 u^2 for u in quarters, rounded, and even steps in log-SNR."""
-    grids = {name: time_grid(linear(), 5, spacing).tolist() for name, spacing in SPACINGS.items()}
-    assert grids["uniform"] == [1000, 750, 500, 251, 1, 0]
-    assert grids["quadratic"] == [1000, 563, 251, 63, 1, 0]
-    steps = linear().log_snr(torch.tensor(grids["log_snr"][:-1], dtype=torch.float64)).diff()
-    assert steps.max() / steps.min() < 1.05
+def test_annealed_langevin_is_algorithm_1():
+    """Song and Ermon 2019, where alpha_i = epsilon sigma_i^2 / sigma_L^2; then their later step to the predicted x0."""
+    times, epsilon = [1000, 700, 300, 20, 1, 0], 3e-5
+    sigmas = [0.02 * 5000 ** ((t - 1) / 999) for t in times[:-1]]
+    x = x_T = 100 * numbers(9, 3, 2, 2, 2)
+    noise, options = replayed(3), {"langevin_steps": 3, "step_size": epsilon / sigmas[-1] ** 2}
+    denoiser, grid = Denoiser(Says(), VE()), torch.tensor(times).double()
+    found = annealed_langevin(denoiser, x_T, grid, noise=replayed(3), **options)
+    for sigma, ours in zip(sigmas, found, strict=True):
+
+        def score(x: Tensor, sigma=sigma) -> Tensor:
+            return -says(x / math.sqrt(1 + sigma**2)) / sigma
+
+        alpha_i = epsilon * sigma**2 / sigmas[-1] ** 2
+        for _ in range(3):
+            x = x + alpha_i / 2 * score(x) + math.sqrt(alpha_i) * noise(x)
+        if sigma == sigmas[-1]:
+            x = x + sigma**2 * score(x)
+        torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_impossible_numbers_of_steps_are_refused(steps):
-    with pytest.raises(ValueError, match="^steps must be between 1 and the schedule's 1000 levels"):
-        time_grid(linear(), steps)
+def test_annealed_langevin_keeps_x_over_alpha_between_levels():
+    """On any path it is algorithm 1 for y = x / alpha, whose noise is rho: here with nothing said by the network."""
+    times = [1000, 533, 9, 0]
+    alpha = [linear().alpha_bar[t].sqrt() for t in times]
+    rho = [(1 / a**2 - 1).sqrt() for a in alpha]
+    y = numbers(2, 2, 1, 2, 2)
+    noise = replayed(4)
+    denoiser = Denoiser(lambda x, time, label: 0.3 + 0 * x, linear())
+    found = annealed_langevin(denoiser, alpha[0] * y, torch.tensor(times).double(), noise=replayed(4))
+    for level, ours in enumerate(found):
+        for _ in range(5):
+            score = -0.3 / rho[level]
+            y = y + 0.062 * rho[level] ** 2 / 2 * score + math.sqrt(0.062) * rho[level] * noise(y)
+        if level == 2:
+            y = y - rho[level] * 0.3
+        torch.testing.assert_close(ours, alpha[level + 1] * y, rtol=1e-9, atol=1e-9)
+
+
+def test_annealed_langevin_lands_on_what_is_predicted_and_counts_its_calls():
+    """With clipping it shows: x0 has left [-1, 1] and come back."""
+    net, y = Says(), torch.tensor([1, 2])
+    denoiser = Denoiser(net, linear(), clip=True)
+    found = last(annealed_langevin(denoiser, 9 * numbers(1, 2, 1, 2, 2), COARSE, y, langevin_steps=4))
+    assert net.asked == len(LEVELS) * 4 + 1
+    assert all(label is y for label in net.labels)
+    assert found.abs().max() == 1
+
+
+def test_annealed_langevin_refuses_paths_that_end_in_pure_noise():
+    for schedule, prediction in ((Flow(), predictions.flow), (linear(zero_terminal_snr=True), predictions.v)):
+        with pytest.raises(ValueError, match="divides by alpha, which is 0"):
+            next(annealed_langevin(Denoiser(Says(), schedule, prediction), numbers(1, 2, 1, 2, 2), COARSE))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "message"),
+    [
+        (predictor_corrector, {"corrector_steps": 0}, "^corrector_steps must be at least 1, not 0"),
+        (predictor_corrector, {"snr": 0.0}, "^snr must be positive"),
+        (predictor_corrector, {"snr": math.nan}, "^snr must be positive"),
+        (annealed_langevin, {"langevin_steps": 0}, "^langevin_steps must be at least 1, not 0"),
+        (annealed_langevin, {"step_size": -0.1}, "^step_size must be positive, not -0.1"),
+    ],
+)
+def test_impossible_settings_are_refused(sampler, options, message: str):
+    with pytest.raises(ValueError, match=message):
+        next(sampler(Denoiser(Says(), linear()), numbers(1, 2, 1, 2, 2), COARSE, **options))

@@ -145,7 +145,7 @@ def test_a_checkpoint_holds_plain_values_only():
     content = torch.load(trained("name=exp") / "checkpoints" / "last.pt", weights_only=True)
     assert content["config"]["unet"]["channel_mult"] == [1, 1]
     assert type(content["config"]["unet"]) is dict
-    assert content["format"] == 2
+    assert content["format"] == 3
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved():
@@ -167,14 +167,18 @@ def test_training_learns():
 def test_losses_are_reported_by_quartile_of_t():
     """Levels 1-250, 251-500, 501-750 and 751-1000, each with the mean of its own losses."""
     trainer = Trainer(config("train", *TINY))
-    trainer._add_up(torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([1, 250, 251, 1000]), torch.tensor(2.0))
-    trainer._add_up(torch.tensor([8.0]), torch.tensor([751]), torch.tensor(4.0))
+
+    def add_up(losses: list[float], t: list[int], norm: float) -> None:
+        trainer._add_up(torch.tensor(losses), torch.tensor(t), torch.ones(len(t)), torch.tensor(norm))
+
+    add_up([1.0, 3.0, 5.0, 7.0], [1, 250, 251, 1000], 2.0)
+    add_up([8.0], [751], 4.0)
     values = trainer.report()
     quartiles = {number: values.get(f"loss_t_quartile/{number}") for number in range(1, 5)}
     assert quartiles == {1: 2.0, 2: 5.0, 3: None, 4: 7.5}
     assert values["loss"] == pytest.approx(24 / 5)
     assert values["grad_norm"] == 3.0
-    trainer._add_up(torch.tensor([1.0]), torch.tensor([600]), torch.tensor(1.0))
+    add_up([1.0], [600], 1.0)
     assert trainer.report()["loss"] == 1.0
 
 

@@ -1,0 +1,158 @@
+"""The formulas of a run, built from its config and held against each other: what is trained, and how it is read.
+
+Schedule, prediction, loss, weight, times and reverse variance are chosen one by one; what cannot work together is
+refused here, by the names of the keys.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffuse import losses, predictions
+from diffuse.build import bind, build
+from diffuse.denoiser import Denoiser
+from diffuse.device import Device
+from diffuse.errors import UsageError, check_choice
+from diffuse.images import ImageKind
+from diffuse.likelihood import Decoder, discretised_gaussian, gaussian_density
+from diffuse.schedules import Schedule
+from diffuse.times import Uniform
+from diffuse.variances import FIXED, VARIANCES, Variance, learned
+
+Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@contextmanager
+def about(group: str) -> Iterator[None]:
+    """A formula's ValueError, which begins with the name of its option, becomes a message about that key."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"{group}.{error}") from error
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """What a config says about the mathematics, as objects.
+
+    variance is the name of the reverse variance that sampling and the bound take unless told otherwise.
+    """
+
+    schedule: Schedule
+    prediction: predictions.PredictionType
+    loss: Loss
+    times: Uniform
+    decoder: Decoder
+    variance: str
+    needs_float32: bool
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], kind: ImageKind, trust: Sequence[str]) -> "Formulas":
+        """Built and checked; UsageError where a choice is impossible, alone or with another."""
+        try:
+            check_choice("variance", config["variance"], VARIANCES)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        schedule: Schedule = build(config["schedule"], "schedule", trust)
+        prediction = bind(config["prediction"], "prediction", trust)
+        times: Uniform = build(config["times"], "times", trust, schedule=schedule)
+        decoder = discretised_gaussian if kind.bounded else gaussian_density
+        weight = bind(config["weight"], "weight", trust)
+        with about("weight"):
+            weight(torch.ones(()), torch.ones(()))
+        given: dict[str, Any] = {"weight": weight, "decoder": decoder}
+        if config["variance"] != "analytic":  # which is estimated when there is a network, so no loss knows it
+            given["variance"] = learned if config["variance"] == "learned" else FIXED[config["variance"]]
+        loss = bind(config["loss"], "loss", trust, **given)
+        needs_float32 = prediction.func in predictions.NEED_FLOAT32  # type: ignore[attr-defined]
+        formulas = cls(schedule, prediction, loss, times, decoder, config["variance"], needs_float32)
+        formulas.refuse_what_cannot_work(config)
+        return formulas
+
+    def denoiser(self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False) -> Denoiser:
+        """The network, on a device and `rows` images at a time, as a denoiser."""
+        function = device.network(net, rows, float32=self.needs_float32)
+        return Denoiser(function, self.schedule, self.prediction, clip, learned_variance=self.variance == "learned")
+
+    def reverse_variance(self, name: str | None, key: str, estimated: Callable[[], Variance] | None = None) -> Variance:
+        """The reverse variance of that name, or the run's own; `estimated` makes the analytic one.
+
+        Raises UsageError, about `key`, where the run cannot have it.
+        """
+        name = self.variance if name is None else name
+        try:
+            check_choice(key, name, VARIANCES)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if name == "learned" and self.variance != "learned":
+            raise UsageError(f"{key}=learned needs a run trained with variance=learned; this one has {self.variance}")
+        if name == "analytic":
+            self.refuse_analytic_at_pure_noise(key)
+            if estimated is None:
+                raise UsageError(f"{key}=analytic is estimated when training is done: set another {key} for its grids")
+            return estimated()
+        return learned if name == "learned" else FIXED[name]
+
+    def refuse_what_cannot_work(self, config: Mapping[str, Any]) -> None:
+        """Raise UsageError where two choices exclude each other."""
+        function = self.loss.func  # type: ignore[attr-defined]
+        trains_variance = function in (losses.vlb, losses.hybrid)
+        name, variance = function.__name__, self.variance
+        if variance == "learned" and function is losses.simple:
+            raise UsageError("loss=simple does not train a variance, so variance=learned needs loss=hybrid or loss=vlb")
+        if variance != "learned" and function is losses.hybrid:
+            raise UsageError(
+                f"loss=hybrid trains the variance by L_vlb, and variance={variance} has nothing to train: "
+                "set variance=learned, or loss=simple"
+            )
+        if variance == "analytic" and function is losses.vlb:
+            raise UsageError("loss=vlb needs a variance while it trains, and variance=analytic is estimated afterwards")
+        if function is losses.vlb and config["weight"]["_target_"] != "diffuse.weights.simple":
+            raise UsageError("weight has no part in loss=vlb, whose terms have the weights of the bound; leave it out")
+        if not self.schedule.discrete and (trains_variance or variance == "learned"):
+            raise UsageError(
+                f"loss={name} with variance={variance} is about steps between levels, and this schedule has none: "
+                "choose schedule=linear, cosine, ... or loss=simple with a fixed variance"
+            )
+        self.refuse_undefined_prediction()
+        self.try_loss()
+        if variance == "analytic":
+            self.refuse_analytic_at_pure_noise("variance")
+
+    def refuse_undefined_prediction(self) -> None:
+        """Raise UsageError where x0 cannot be told from the network's output at some level."""
+        name = self.prediction.func.__name__  # type: ignore[attr-defined]
+        if self.prediction.func is predictions.mean and not self.schedule.discrete:  # type: ignore[attr-defined]
+            raise UsageError(
+                "prediction=mean is the mean of a step from t to t - 1, and this schedule has no levels: "
+                "choose schedule=linear, cosine, ... or another prediction"
+            )
+        with about("prediction"):
+            last = self.prediction(self.schedule, torch.tensor(float(self.schedule.T), dtype=torch.float64))
+        if not all(bool(torch.isfinite(number)) for number in last):
+            raise UsageError(
+                f"prediction={name} says nothing of x0 at the last level of this schedule, where alpha is 0: choose "
+                "prediction=v, x0 or flow, or another schedule (schedule.zero_terminal_snr=false)"
+            )
+
+    def try_loss(self) -> None:
+        """Raise UsageError where the loss refuses one of its options: on an image of one pixel."""
+        pixel = torch.zeros(1, 1, 1, 1)
+        channels = 2 if self.variance == "learned" else 1
+        denoiser = Denoiser(
+            lambda x, time, y: torch.zeros(1, channels, 1, 1), self.schedule, self.prediction, False, channels == 2
+        )
+        with about("loss"):
+            self.loss(denoiser, pixel, torch.ones(1), pixel, None)
+
+    def refuse_analytic_at_pure_noise(self, key: str) -> None:
+        """Raise UsageError where the estimate from eps divides by alpha = 0."""
+        if self.schedule.alpha_sigma(torch.tensor(float(self.schedule.T), dtype=torch.float64))[0] == 0:
+            raise UsageError(
+                f"{key}=analytic follows from E ||eps||^2, which says nothing of x0 at the last level of this "
+                f"schedule, where alpha is 0: choose {key}=fixed_small or fixed_large, or another schedule"
+            )

@@ -1,0 +1,71 @@
+"""A trained network made ready to be called, and the data it was trained on: what sampling and scoring begin with."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.build import build, build_dataset
+from diffuse.checkpoint import Trained, load_trained
+from diffuse.denoiser import Denoiser
+from diffuse.device import Device
+from diffuse.errors import UsageError, UserError
+from diffuse.images import Dataset, ImageKind
+from diffuse.prepare import Split
+
+
+class Prepared:
+    """A trained network on its device.
+
+    chunk is the number of images of one network call; batch_size, the images in flight, is a multiple of it.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        self.config = config
+        self.device: Device = build(config["device"], "device", config["trust"])
+        self.trained: Trained = load_trained(config["ckpt"], config["trust"])
+        self.kind = self.trained.kind
+        self.conditional = bool(self.trained.config["class_conditional"])
+        self.chunk = self.device.rows(self.kind.side, config["batch_size"])
+        self.batch_size = -(-config["batch_size"] // self.chunk) * self.chunk
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set of the training, where this config says that it is now."""
+        data = build_dataset(moved(self.trained.config, self.config), self.config["trust"])
+        refuse_other_kind(data.kind, self.kind)
+        return data
+
+    def denoiser(self, clip: bool) -> Denoiser:
+        """The trained denoiser, its guesses of x0 clipped or not."""
+        return self.trained.formulas.denoiser(self.device.place(self.trained.net), self.device, self.chunk, clip)
+
+    def labels(self, split: Split, rows: np.ndarray) -> Tensor | None:
+        """The classes of these rows of a split, for a class-conditional network."""
+        if not self.conditional or split.labels is None:
+            return None
+        return torch.from_numpy(split.labels[rows]).to(self.device.torch)
+
+
+def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
+    """Raise UserError where a data set is not what the network was trained on, whatever it is called now."""
+    for field in ("channels", "size", "pad", "classes"):
+        found, expected = getattr(now, field), getattr(then, field)
+        if found != expected:
+            found, expected = (str(value)[:60] for value in (found, expected))
+            raise UserError(
+                f"the images of {now.name} are not of the kind that the network was trained on: "
+                f"{field} is {found}, and was {expected}; see dataset.path and data_dir"
+            )
+
+
+def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The training config, with its data where this config says that they are now."""
+    places = {key: place for key, place in config.get("dataset", {}).items() if place is not None}
+    for key in places.keys() - trained["dataset"].keys():
+        raise UsageError(f"dataset.{key} is for runs on images of one's own, and this one was trained on other data")
+    data_dir = trained["data_dir"] if config["data_dir"] is None else config["data_dir"]
+    return {**trained, "data_dir": data_dir, "dataset": {**trained["dataset"], **places}}

@@ -1,0 +1,179 @@
+"""The scores of `diffuse eval`: the bound and the exact likelihood over a test split, streamed through memory."""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse import ode
+from diffuse.analytic import analytic
+from diffuse.errors import UsageError, UserError
+from diffuse.grids import time_grid
+from diffuse.likelihood import bits_per_dim, prior_term, reverse_terms
+from diffuse.prepared import Prepared
+from diffuse.progress import Progress
+from diffuse.randomness import ImageNoise, generator
+from diffuse.variances import FIXED, reverse_steps
+
+BIN = 2 / 255  # the distance between two values of an 8-bit pixel in [-1, 1]
+
+
+class Moments:
+    """Mean and standard error of rows that come one after another: Welford 1962.
+
+    What is kept does not grow with the number of rows, and what comes out does not depend on how they are batched.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Rows [b, ...]."""
+        for row in rows:
+            self.count += 1
+            apart = row - self.mean
+            self.mean = self.mean + apart / self.count
+            self.squares = self.squares + apart * (row - self.mean)
+
+    @property
+    def standard_error(self) -> Any:
+        return np.sqrt(self.squares / (self.count - 1) / self.count)
+
+
+class TestImages:
+    """The test images that are scored: in an order that the seed decides, each with randomness of its own."""
+
+    __test__ = False  # the name is no invitation to pytest
+
+    def __init__(self, prepared: Prepared, n: int, seed: int):
+        self.prepared, self.seed, self.test = prepared, seed, prepared.data.test
+        self.order = generator(seed, "test order").permutation(len(self.test.images))[:n]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, np.ndarray]]:
+        """(images in [-1, 1], labels, their rows in the split) of one batch after the other."""
+        for start in range(0, len(self.order), self.prepared.batch_size):
+            rows = self.order[start : start + self.prepared.batch_size]
+            yield *self.batch(rows), rows
+
+    def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """These rows of the split, as the network sees them, and their labels."""
+        x0 = self.prepared.kind.to_network(torch.from_numpy(self.test.images[rows]))
+        return x0.to(self.prepared.device.torch), self.prepared.labels(self.test, rows)
+
+    def noise(self, purpose: str, rows: np.ndarray) -> ImageNoise:
+        """Noise for these images, a stream for each."""
+        return ImageNoise(self.seed, purpose, rows.tolist())
+
+
+class BoundScore:
+    """The variational bound over a grid of `levels` levels."""
+
+    def __init__(self, prepared: Prepared, config: Mapping[str, Any]):
+        self.prepared, formulas = prepared, prepared.trained.formulas
+        try:
+            self.times = time_grid(formulas.schedule, config["levels"])
+        except ValueError as error:
+            raise UsageError(str(error).replace("steps", "levels", 1)) from error
+        estimated = partial(analytic, prepared, self.times.tolist())
+        self.variance = formulas.reverse_variance(config["variance"], "variance", estimated)
+        self.clip = prepared.kind.bounded if config["clip"] is None else config["clip"]
+        name = formulas.variance if config["variance"] is None else config["variance"]
+        self.facts = {
+            "levels": self.evaluations,
+            "draws_per_level": 1,
+            "variance": name,
+            **({"variance_of_last_step": "posterior variance of the step before it"} if name in FIXED else {}),
+            "clip": self.clip,
+            "decoder": formulas.decoder.__name__,
+        }
+
+    @property
+    def evaluations(self) -> int:
+        return len(self.times) - 1
+
+    def score(self, images: TestImages) -> tuple[Moments, Moments]:
+        """In bits/dim, the whole bound and its terms [steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
+        formulas, dims = self.prepared.trained.formulas, self.prepared.kind.dimensions
+        denoiser, steps = self.prepared.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
+        levels = partial(reverse_terms, denoiser, variance=self.variance, decoder=formulas.decoder)
+        totals, terms = Moments(), Moments()
+        with Progress("bound", len(images.order) * self.evaluations, "evaluation") as progress:
+            for x0, y, rows in images:
+                found = [prior_term(formulas.schedule, x0)]
+                for term in levels(x0=x0, steps=steps, noise=images.noise("eval", rows), y=y):
+                    found.append(term)
+                    progress.advance(len(rows))
+                bits = bits_per_dim(torch.stack(found, dim=1).double(), dims).cpu().numpy()
+                totals.add(bits.sum(1))
+                terms.add(bits)
+        if not np.isfinite(totals.mean):
+            raise UserError("the bound is not a finite number: the network's answers are not, or a variance is 0")
+        return totals, terms
+
+
+class OdeScore:
+    """The exact log-likelihood by the probability-flow ODE, of 8-bit images with uniform dequantisation.
+
+    log P(x) >= E log p(x + u) + D log(2 / 255) with u uniform over the bin of x, 2 / 255 wide: Theis et al. 2016.
+    """
+
+    def __init__(self, prepared: Prepared, config: Mapping[str, Any]):
+        self.prepared, options = prepared, config["ode"]
+        self.options, schedule = options, prepared.trained.schedule
+        self.t_min = schedule.t_min if options["t_min"] is None else options["t_min"]
+        if not 0 < self.t_min < schedule.T:
+            raise UsageError(f"ode.t_min must be between 0 and {schedule.T}, both excluded, not {self.t_min}")
+        self.solver = {"rk45": ode.rk45(options["tolerance"]), "rk4": ode.rk4, "heun": ode.heun}[options["solver"]]
+        adaptive = options["solver"] == "rk45"
+        self.facts = {
+            "solver": options["solver"],
+            **({"tolerance": options["tolerance"]} if adaptive else {"steps": options["steps"]}),
+            "t_min": self.t_min,
+            "divergence": options["divergence"],
+            **({"probes": options["probes"]} if options["divergence"] == "hutchinson" else {}),
+            "dequantisation": "uniform, one draw an image" if prepared.kind.bounded else "none",
+            "clip": False,
+        }
+
+    def score(self, images: TestImages) -> tuple[Moments, float]:
+        """In bits/dim, and the mean number of evaluations of the network and its derivative for each image."""
+        totals, evaluations = Moments(), 0
+        with Progress("ode", len(images.order), "image") as progress:
+            for x0, y, rows in images:
+                nats, calls = self.nats(x0, y, images, rows)
+                totals.add(bits_per_dim(nats.double(), self.prepared.kind.dimensions).cpu().numpy())
+                evaluations += calls * len(rows)
+                progress.advance(len(rows))
+        if not np.isfinite(totals.mean):
+            raise UserError("the ODE's likelihood is not a finite number: the network's answers are not")
+        return totals, evaluations / totals.count
+
+    def nats(self, x0: Tensor, y: Tensor | None, images: TestImages, rows: np.ndarray) -> tuple[Tensor, int]:
+        """-log P of each image, [b], the mean over probes, and the number of evaluations."""
+        offset = 0.0
+        if self.prepared.kind.bounded:
+            uniform = torch.special.ndtr(images.noise("dequantise", rows)(x0)) - 0.5
+            x0, offset = x0 + BIN * uniform, x0[0].numel() * math.log(BIN)
+        probes = images.noise("hutchinson", rows)
+        denoiser, found, calls = self.prepared.denoiser(clip=False), [], 0
+        for _ in range(self.options["probes"] if self.options["divergence"] == "hutchinson" else 1):
+            signs = torch.where(probes(x0) < 0, -1.0, 1.0)
+            divergence = ode.exact if self.options["divergence"] == "exact" else ode.hutchinson(signs)
+            solved = ode.log_likelihood(
+                denoiser,
+                x0,
+                y,
+                solver=self.solver,
+                divergence=divergence,
+                t_min=self.t_min,
+                steps=self.options["steps"],
+            )
+            found.append(-solved.log_density - offset)
+            calls += solved.evaluations
+        return torch.stack(found).mean(0), calls

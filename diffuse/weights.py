@@ -1,0 +1,33 @@
+"""What an error of x0 weighs at each noise level, as a function of the signal-to-noise ratio and the prediction type.
+
+A weight is a function (snr, c_out) -> w of the loss w ||x0 - guess of x0||^2. The network's own error is that of x0
+divided by c_out, so every weight is also one of the network's loss: w c_out^2.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+Weight = Callable[[Tensor, Tensor], Tensor]
+
+
+def simple(snr: Tensor, c_out: Tensor) -> Tensor:
+    """1 / c_out^2: errors of the network's output count alike. For eps, L_simple of Ho et al. 2020, equation 14."""
+    return 1 / c_out**2
+
+
+def snr(snr: Tensor, c_out: Tensor) -> Tensor:
+    """snr: L_simple of prediction of eps, whatever the network predicts. Salimans and Ho 2022, section 4."""
+    return snr
+
+
+def min_snr(snr: Tensor, c_out: Tensor, *, gamma: float = 5.0) -> Tensor:
+    """min(snr, gamma), so that nearly clean images do not take all: Hang et al. 2023, section 3.4."""
+    if not gamma > 0:
+        raise ValueError(f"gamma must be positive, not {gamma}")
+    return snr.clamp(max=gamma)
+
+
+def p2(snr: Tensor, c_out: Tensor) -> Tensor:
+    """snr / (1 + snr), which favours noisy images: Choi et al. 2022, equation 8 with k = gamma = 1."""
+    return snr / (1 + snr)

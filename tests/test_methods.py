@@ -1,0 +1,268 @@
+"""The commands with each method, loss, prediction and reverse variance: trained, continued, sampled and scored."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffuse import eval as evaluation
+from diffuse import sample, train
+from diffuse.checkpoint import load_trained, read
+from diffuse.datasets import digits
+from diffuse.errors import UsageError, UserError
+from diffuse.images import to_float
+from diffuse.randomness import ImageNoise, generator
+from diffuse.schedules import TableSchedule, linear
+from tests.commands import TINY, config, job
+from tests.comparing import assert_same, newest
+
+FAST = ["device=cpu", "device.precision=float32"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def hybrid_run(tmp_path_factory) -> Path:
+    """A finished training with a learned variance."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("hybrid"))
+        return trained("name=hybrid", "loss=hybrid", "steps=20").absolute()
+
+
+def trained(*overrides: str) -> Path:
+    train.run(config("train", *TINY, *overrides), job())
+    name = next(word.partition("=")[2] for word in overrides if word.startswith("name="))
+    return Path("outputs") / name
+
+
+def sampled(run: Path, *overrides: str) -> np.ndarray:
+    options = ["name=s", "n=3", "sampler.steps=4", *FAST, *overrides]
+    sample.run(config("sample", f"ckpt={run}", *options), job())
+    name = next(word.partition("=")[2] for word in reversed(options) if word.startswith("name="))
+    return np.load(run / "samples" / name / "samples.npz")["arr_0"]
+
+
+def scored(run: Path, *overrides: str) -> dict:
+    name = f"e{len(list(run.glob('eval/*')))}"
+    evaluation.run(config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", *FAST, *overrides), job())
+    return json.loads((run / "eval" / name / "eval.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=improved_ddpm"],
+        ["method=score_sde"],
+        ["method=ncsn"],
+        ["method=edm"],
+        ["method=flow"],
+        ["prediction=mean", "device.precision=bfloat16"],
+        ["prediction=v", "schedule.zero_terminal_snr=true", "weight=min_snr"],
+        ["prediction=x0", "weight=p2", "loss=hybrid"],
+        ["loss=vlb", "times=importance", "times.history=1"],
+        ["loss=vlb", "variance=fixed_small", "dataset=gaussian", "dataset.train_count=64"],
+    ],
+    ids=lambda words: "-".join(words).replace("=", "_"),
+)
+def test_every_method_is_trained_sampled_and_scored(words):
+    """From one end to the other, with finite numbers and images that are not all alike."""
+    run = trained("name=r", *words)
+    losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(loss) for loss in losses)
+    drawn = sampled(run, "sampler=ddpm").astype(float)
+    assert np.isfinite(drawn).all()
+    assert drawn.std() > 0
+    bits = scored(run, "ode.solver=heun", "ode.steps=4")["bits_per_dim"]
+    assert math.isfinite(bits["bound"]["total"])
+    assert math.isfinite(bits["ode"]["total"])
+
+
+@pytest.mark.parametrize("sampler", ["predictor_corrector", "annealed_langevin"])
+def test_langevin_samplers_count_their_evaluations(tiny_run, sampler):
+    sampled(tiny_run, f"name={sampler}", f"sampler={sampler}")
+    facts = json.loads((tiny_run / "samples" / sampler / "samples.json").read_text())
+    assert facts["sampler"]["steps"] == 4
+    assert facts["network_evaluations"] == {"predictor_corrector": 4 * 2, "annealed_langevin": 4 * 5 + 1}[sampler]
+
+
+def test_langevin_dynamics_does_not_start_where_alpha_is_zero():
+    run = trained("name=r", "method=flow")
+    with pytest.raises(UsageError, match="sampler.annealed_langevin divides by alpha"):
+        sampled(run, "sampler=annealed_langevin")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["loss=hybrid", "times=importance", "times.history=2", "schedule.levels=4"], ["method=edm"]],
+    ids=["importance", "edm"],
+)
+def test_a_resumed_run_is_the_same_to_the_last_bit(words):
+    """What the levels' losses were is part of what a checkpoint must remember."""
+    options = [*words, "optim.decay=none", "batch_size=16"]
+    whole = trained("name=whole", "steps=9", *options)
+    parts = trained("name=parts", "steps=5", *options)
+    trained("name=parts", "steps=9", *options)
+    assert_same(newest(whole), newest(parts))
+    if "times=importance" in words:
+        assert (newest(whole)["times"]["seen"][1:] >= 2).all()
+
+
+def test_betas_of_a_file_are_noted_down(tmp_path):
+    """The checkpoint needs no file any more, and the record means the same from any folder."""
+    betas = np.linspace(0.01, 0.3, 20)
+    np.savetxt("betas.txt", betas)
+    run = trained("name=r", "schedule=betas", "schedule.path=betas.txt")
+    Path("betas.txt").unlink()
+    schedule = load_trained(str(run), []).schedule
+    assert isinstance(schedule, TableSchedule)
+    np.testing.assert_allclose(schedule.beta[1:], betas, rtol=1e-12)
+    with pytest.raises(UsageError, match=r"schedule.path is .*betas.txt, where no list of numbers can be read"):
+        trained("name=r", "schedule=betas", "schedule.path=betas.txt")
+
+
+def test_a_run_samples_and_scores_with_its_own_variance(hybrid_run, tiny_run):
+    assert scored(hybrid_run, "metrics=[bound]")["protocol"]["bound"]["variance"] == "learned"
+    assert scored(tiny_run, "metrics=[bound]")["protocol"]["bound"]["variance"] == "fixed_large"
+    own, other = (sampled(hybrid_run, f"name={name}", "sampler=ddpm", *words)
+                  for name, words in (("own", []), ("other", ["sampler.variance=fixed_large"])))  # fmt: skip
+    assert (own != other).any()
+    facts = json.loads((hybrid_run / "samples/own/samples.json").read_text())
+    assert facts["sampler"]["variance"] == "learned"
+
+
+@pytest.mark.parametrize("command", ["sample", "eval"])
+def test_a_network_that_learned_no_variance_has_none(tiny_run, command):
+    with pytest.raises(
+        UsageError, match="variance=learned needs a run trained with variance=learned; this one has fixed"
+    ):
+        if command == "sample":
+            sampled(tiny_run, "sampler=ddpm", "sampler.variance=learned")
+        else:
+            scored(tiny_run, "variance=learned")
+
+
+def test_the_analytic_variance_is_estimated_once_from_the_training_images(tiny_run):
+    """In the run folder, named by the checkpoint, level by level; the core's formula in a few lines beside it."""
+    scored(tiny_run, "metrics=[bound]", "variance=analytic", "levels=3")
+    (path,) = (tiny_run / "analytic").iterdir()
+    trained = load_trained(str(tiny_run), [])
+    assert path.stem == trained.sha256[:16]
+    known = json.loads(path.read_text())["eps_squared"]
+    assert set(known) == {"1000.0", "500.0", "1.0"} or set(known) == {"1000.0", "501.0", "1.0"}
+    rows = np.sort(generator("analytic", "1000.0").permutation(1438)[:256])
+    x0 = to_float(torch.from_numpy(digits().train.images[rows]))
+    noise = ImageNoise(0, "analytic 1000.0", rows.tolist())(x0)
+    alpha, sigma = linear().alpha_sigma(torch.tensor(1000.0).double())
+    eps = trained.net(alpha * x0 + sigma * noise, torch.full((256,), 999.0), None)
+    assert known["1000.0"] == pytest.approx(eps.square().mean().item(), rel=1e-5)
+    path.write_text(path.read_text().replace(str(known["1.0"]), "0.125"))
+    scored(tiny_run, "metrics=[bound]", "variance=analytic", "levels=2")
+    assert json.loads(path.read_text())["eps_squared"]["1.0"] == 0.125, "what is known was estimated again"
+    before = path.read_text()
+    sampled(tiny_run, "name=analytic", "sampler=ddpm", "sampler.variance=analytic", "sampler.steps=3")
+    assert path.read_text() == before
+
+
+def test_sampling_needs_the_training_images_only_for_what_is_not_known(tmp_path):
+    data = Path("data")
+    data.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(data / "mine.npz", images)
+    run = trained(
+        "name=r", "dataset=npz", f"dataset.path={data}/mine.npz", "unet=tiny", f"data_dir={tmp_path}/d", *TINY
+    )
+    options = ["sampler=ddpm", "sampler.variance=analytic"]
+    sampled(run, "name=a", *options)
+    (data / "mine.npz").unlink()
+    sampled(run, "name=b", *options)
+    with pytest.raises(UserError, match="mine.npz"):
+        sampled(run, "name=c", *options, "sampler.steps=5")
+
+
+def test_the_analytic_variance_is_no_choice_for_the_grids_of_a_training():
+    with pytest.raises(UsageError, match="analytic is estimated when training is done"):
+        trained("name=r", "variance=analytic", "sampler=ddpm")
+    run = trained("name=ok", "variance=analytic")
+    assert scored(run, "metrics=[bound]")["protocol"]["bound"]["variance"] == "analytic"
+
+
+def test_the_mean_is_predicted_in_float32():
+    """An error of the mean is an error of x0 some thousands of times as large."""
+    run = trained("name=r", "prediction=mean", "device.precision=bfloat16")
+    one, other = (newest(trained(f"name={name}", "prediction=mean", f"device.precision={precision}"))
+                  for name, precision in (("a", "bfloat16"), ("b", "float32")))  # fmt: skip
+    assert_same(one["model"], other["model"])
+    assert read(run / "checkpoints/last.pt")["config"]["device"]["precision"] == "bfloat16"
+
+
+def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
+    """-log N(x; mean, std) of the test images in bits/dim; the ODE with its exact divergence and its estimate agree."""
+    scores = [
+        scored(gaussian_run, "ode.solver=rk4", "ode.steps=16", *words)["bits_per_dim"]
+        for words in (["ode.divergence=exact", "n=2"], ["ode.probes=400", "n=2", "metrics=[ode]"])
+    ]
+    assert set(scores[0]) == {"bound", "ode", "exact"}
+    typed = load_trained(str(gaussian_run), []).config["dataset"]
+    mean, std = (np.array(typed[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    rows = generator(0, "test order").permutation(typed["test_count"])[:2]
+    normal = generator("gaussian", "test").standard_normal((typed["test_count"], 3, 8, 8), dtype=np.float32)[rows]
+    nats = (0.5 * normal.astype(float) ** 2 + np.log(std) + 0.5 * np.log(2 * np.pi)).sum((1, 2, 3))
+    bits = nats / normal[0].size / np.log(2)
+    assert (mean.shape, scores[0]["exact"]["total"]) == ((3, 1, 1), pytest.approx(bits.mean(), rel=1e-4))
+    assert scores[1]["ode"]["total"] == pytest.approx(scores[0]["ode"]["total"], abs=0.05)
+
+
+def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
+    """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
+    job_ = evaluation.EvalJob(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
+    seen = []
+
+    def density(denoiser, x0, *_, **__):
+        seen.append(x0)
+        return type("Solved", (), {"log_density": torch.zeros(len(x0)), "evaluations": 1})
+
+    images = evaluation.TestImages(job_, 2, 0)
+    x0, y = images.batch(images.order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("diffuse.ode.log_likelihood", density)
+        nats, _ = job_.ode.nats(x0, y, images, images.order)
+    assert nats.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
+    offset = ((seen[0] - x0) * 127.5).abs()
+    assert offset.max() <= 0.5
+    assert offset.mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_the_memory_of_a_score_does_not_grow_with_the_images():
+    """Running moments against numpy, and nothing kept that has a row for each image."""
+    rows = generator(0, "rows").standard_normal((1000, 7)) + 100
+    together, apart = evaluation.Moments(), evaluation.Moments()
+    together.add(rows)
+    for part in np.array_split(rows, 13):
+        apart.add(part)
+    np.testing.assert_allclose(together.mean, rows.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(together.standard_error, rows.std(0, ddof=1) / math.sqrt(1000), rtol=1e-9)
+    assert (apart.mean == together.mean).all()
+    assert all(np.size(value) <= 7 for value in vars(apart).values())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["metrics=[fid]"], "metrics must be a list of bound, ode"),
+        (["metrics=[]"], "metrics must be a list of bound, ode"),
+        (["ode.t_min=0"], "ode.t_min must be between 0 and 1000"),
+        (["ode.solver=euler"], "ode.solver must be one of rk45, rk4, heun"),
+        (["ode.tolerance=0"], "ode.tolerance must be between 0 and 1"),
+        (["ode.probes=0"], "ode.probes must be at least 1"),
+        (["ode.divergence=trace"], "ode.divergence must be one of hutchinson, exact"),
+    ],
+)
+def test_impossible_scores_are_refused(tiny_run, words, message):
+    with pytest.raises(UsageError, match=message):
+        scored(tiny_run, *words)

@@ -1,0 +1,202 @@
+"""The exact likelihood against the Gaussian's flow, divergences against traces, solvers against their orders."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from diffuse import predictions
+from diffuse.denoiser import Denoiser
+from diffuse.ode import exact, heun, hutchinson, log_likelihood, rk4, rk45
+from diffuse.oracles import Gaussian
+from diffuse.schedules import linear
+from tests.test_oracles import PATHS, X0, Path, on_every_path
+
+SIGNS = torch.tensor([[1, -1, 1], [-1, -1, 1]], dtype=torch.float64).reshape(2, 3, 1, 1)
+DIVERGENCES = {"exact": exact, "hutchinson": hutchinson(SIGNS)}
+
+
+def expected_density(gaussian: Gaussian, path: Path, t_min: float | None = None) -> tuple[Tensor, Tensor]:
+    """log N(x_T; 0, prior_std^2) + log |det dx_T / dx0| along the Gaussian's own flow, and x_T."""
+    x_T, log_det = gaussian.flow(X0, path.schedule, path.schedule.t_min if t_min is None else t_min)
+    prior = torch.distributions.Normal(0.0, torch.tensor(path.prior_std).double())
+    return prior.log_prob(x_T).sum((1, 2, 3)) + log_det, x_T
+
+
+@on_every_path
+@pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
+def test_the_density_of_the_gaussian_is_that_of_its_flow(gaussian: Gaussian, path: Path, divergence):
+    """The Jacobian is diagonal, so one probe of signs has no error either."""
+    denoiser = gaussian.denoiser(path.schedule, path.prediction)
+    found = log_likelihood(denoiser, X0, solver=rk45(1e-7), divergence=divergence)
+    density, x_T = expected_density(gaussian, path)
+    torch.testing.assert_close(found.log_density, density, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.noise, x_T, rtol=1e-5, atol=1e-5)
+
+
+@on_every_path
+def test_t_min_is_where_the_path_begins(gaussian: Gaussian, path: Path):
+    """Not at the schedule's own, whose density is another."""
+    denoiser = gaussian.denoiser(path.schedule, path.prediction)
+    found = log_likelihood(denoiser, X0, solver=rk45(1e-7), divergence=DIVERGENCES["hutchinson"], t_min=200)
+    density, _ = expected_density(gaussian, path, 200)
+    torch.testing.assert_close(found.log_density, density, rtol=0, atol=1e-5)
+    assert ((density - expected_density(gaussian, path)[0]).abs() > 0.1).all()
+
+
+def test_the_density_is_nearly_that_of_the_data(gaussian: Gaussian):
+    """Off by the noise at t_min, a hundredth against a spread of a tenth, and by what x_T keeps of the image.
+
+    Both are under 0.05 nats for every one of 200 draws.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x0 = gaussian.mean + gaussian.std * torch.randn(200, 3, 1, 1, dtype=torch.float64, generator=generator)
+    found = log_likelihood(gaussian.denoiser(linear()), x0, solver=rk4, divergence=exact, steps=64).log_density
+    gap = (found - gaussian.log_density(x0)).abs()
+    assert 0 < gap.max() < 0.05
+
+
+@pytest.mark.parametrize("solver", [heun, rk4])
+def test_images_of_a_batch_do_not_touch_each_other(gaussian: Gaussian, solver):
+    denoiser = gaussian.denoiser(linear())
+    together = log_likelihood(denoiser, X0, solver=solver, divergence=exact, steps=12)
+    for row in range(2):
+        alone = log_likelihood(denoiser, X0[row : row + 1], solver=solver, divergence=exact, steps=12)
+        torch.testing.assert_close(alone.log_density[0], together.log_density[row], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone.noise[0], together.noise[row], rtol=1e-12, atol=1e-12)
+
+
+class Counting(torch.nn.Module):
+    """A network that finds half of x_t to be noise, and remembers each time and label it was asked with."""
+
+    def __init__(self):
+        super().__init__()
+        self.times, self.labels = [], []
+
+    def forward(self, x, time, y=None):
+        self.times.append(time[0].item())
+        self.labels.append(y)
+        return x / 2
+
+
+@pytest.mark.parametrize(("solver", "calls"), [(heun, 14), (rk4, 28), (rk45(1e-3), None)], ids=["heun", "rk4", "rk45"])
+def test_evaluations_are_counted_and_labels_passed_on(solver, calls):
+    net, y = Counting(), torch.tensor([3, 1])
+    with torch.no_grad():  # as evaluation runs; the divergence needs its own derivatives all the same
+        found = log_likelihood(Denoiser(net, linear()), X0, y, solver=solver, divergence=exact, steps=7)
+    assert len(net.times) == found.evaluations
+    assert calls is None or calls == found.evaluations
+    assert all(labels is y for labels in net.labels)
+    assert min(net.times) == pytest.approx(0)
+    assert calls is None or max(net.times) == pytest.approx(999)
+    assert not found.log_density.requires_grad
+    assert not found.noise.requires_grad
+
+
+def test_steps_are_evenly_spaced_in_log_snr():
+    net = Counting()
+    log_likelihood(Denoiser(net, linear()), X0, solver=heun, divergence=exact, steps=7)
+    starts = torch.tensor(net.times[::2], dtype=torch.float64) + 1
+    ends = linear().log_snr(torch.tensor([1.0, 1000.0]).double())
+    torch.testing.assert_close(
+        linear().log_snr(starts), torch.linspace(*ends.tolist(), 8).double()[:-1], atol=1e-4, rtol=0
+    )
+
+
+def test_before_pure_noise_the_last_step_begins_at_log_snr_minus_16():
+    """From there to T is a step of e^-8, a third of a thousandth of a quarter turn."""
+    schedule, net = PATHS["flow"].schedule, Counting()
+    log_likelihood(Denoiser(net, schedule, predictions.flow), X0, solver=heun, divergence=exact, steps=4)
+    starts = torch.tensor(net.times[::2], dtype=torch.float64) + 1
+    first = float(schedule.log_snr(torch.tensor(schedule.t_min).double()))
+    expected = [first + share * (-16 - first) for share in (0, 1 / 4, 2 / 4, 3 / 4)]
+    np.testing.assert_allclose(schedule.log_snr(starts), expected, atol=1e-3)
+    assert net.times[-1] == pytest.approx(999)
+
+
+# ------------------------------------------------------------------------------------------------------ divergences
+
+MIXING = torch.tensor([[0.7, -1.2, 0.4], [0.3, 0.1, 2.0], [-0.9, 1.6, -0.5]], dtype=torch.float64)
+
+
+def mixed(z: Tensor) -> Tensor:
+    """A field whose Jacobian is full: component i is the sum of MIXING[i, j] sin(z_j)."""
+    return torch.einsum("ij,bjhw->bihw", MIXING, torch.sin(z))
+
+
+def trace_of_mixed(z: Tensor) -> Tensor:
+    return (MIXING.diagonal() * torch.cos(z.flatten(1))).sum(1)
+
+
+def test_the_exact_divergence_is_the_trace():
+    z = X0.clone().requires_grad_()
+    torch.testing.assert_close(exact(mixed(z), z), trace_of_mixed(X0), rtol=1e-12, atol=1e-12)
+
+
+def test_probes_of_signs_have_the_trace_as_their_mean():
+    """Over all 2^3 of them, exactly; a single one is off, since this Jacobian is not diagonal."""
+    products = []
+    for signs in itertools.product([-1.0, 1.0], repeat=3):
+        z = X0.clone().requires_grad_()
+        probe = torch.tensor(signs, dtype=torch.float64).reshape(1, 3, 1, 1).expand(2, 3, 1, 1)
+        products.append(hutchinson(probe)(mixed(z), z))
+    torch.testing.assert_close(torch.stack(products).mean(0), trace_of_mixed(X0), rtol=1e-12, atol=1e-12)
+    assert all((product - trace_of_mixed(X0)).abs().max() > 0.1 for product in products)
+
+
+def test_a_probe_is_each_images_own():
+    """probe^T J probe, with J written out."""
+    z = X0.clone().requires_grad_()
+    probe = torch.tensor([[0.3, -2.0, 1.1], [1.0, 0.4, -0.7]], dtype=torch.float64)
+    jacobian = MIXING * torch.cos(X0.flatten(1))[:, None, :]
+    expected = torch.einsum("bi,bij,bj->b", probe, jacobian, probe)
+    torch.testing.assert_close(hutchinson(probe.reshape(2, 3, 1, 1))(mixed(z), z), expected, rtol=1e-12, atol=1e-12)
+
+
+# ---------------------------------------------------------------------------------------------------------- solvers
+
+
+def swinging(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
+    """z' = z cos(phi), whose solution is z exp(sin(phi)), and as if it were the divergence the sum of z'."""
+    return z * math.cos(phi), z.flatten(1).sum(1) * math.cos(phi)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(heun, 2), (rk4, 4)])
+def test_solvers_have_their_order(solver, order: int):
+    """In z and in the log-density, over uneven steps."""
+    z = torch.tensor([[0.4, -0.3], [1.1, 0.2]], dtype=torch.float64).reshape(2, 2, 1, 1)
+    true = z * math.exp(math.sin(1.5) - math.sin(0.2))
+    errors = []
+    for steps in (16, 32, 64):
+        even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        found, total, _ = solver(swinging, z, 0.2 + even + 0.3 * even**2)
+        gain = (true - z).flatten(1).sum(1)
+        errors.append(((found - true).abs().max().item(), (total - gain).abs().max().item()))
+    for coarse, fine in itertools.pairwise(errors):
+        orders = [math.log2(before / after) for before, after in zip(coarse, fine, strict=True)]
+        assert all(order - 0.2 < measured < order + 0.2 for measured in orders), orders
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])
+def test_rk45_reaches_its_tolerance(gaussian: Gaussian, tolerance: float):
+    """Errors of single steps add up, to some times what each may be; more is asked for by more evaluations."""
+    path = PATHS["cosine"]
+    denoiser, divergence = gaussian.denoiser(path.schedule), DIVERGENCES["hutchinson"]
+    found, sloppy = (
+        log_likelihood(denoiser, X0, solver=rk45(at), divergence=divergence) for at in (tolerance, 30 * tolerance)
+    )
+    density, _ = expected_density(gaussian, path)
+    assert (found.log_density - density).abs().max() < 10 * tolerance
+    assert (found.log_density - density).abs().max() > tolerance / 1000
+    assert found.evaluations > sloppy.evaluations
+
+
+def test_rk45_says_when_it_cannot():
+    """z' = z^2 is infinite at 1 when it begins with 1 at 0."""
+    z = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    ends = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    with pytest.raises(ArithmeticError, match="could not be solved to the tolerance"):
+        rk45(1e-6)(lambda phi, z: (z**2, z.flatten(1).sum(1)), z, ends)
