@@ -227,7 +227,7 @@ def betas_in(path: str | Path) -> list[float]:
         else:
             listed = file.read_text().replace(",", " ").split()
         return [float(beta) for beta in listed]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"path is {path}, where no list of numbers can be read: {error}") from error
 
 
