@@ -69,18 +69,17 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """The guess of x0 from x_t at time t, and with it eps, v and the score."""
-        c_skip, c_out, _, _ = self.coefficients(x_t, t)
+        coefficients = self.coefficients(x_t, t)
         alpha, sigma = self.alpha_sigma(x_t, t)
-        output = self.output(x_t, t, y)
+        output = self.output(x_t, t, y, coefficients)
         output, between = self.split(output) if self.learned_variance else (output, None)
-        unclipped = c_skip * x_t + c_out * output
+        unclipped = coefficients.c_skip * x_t + coefficients.c_out * output
         x0 = unclipped.clamp(-1, 1) if self.clip else unclipped
-        return Prediction(x_t, alpha, sigma, x0, c_out, unclipped, between)
+        return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, unclipped, between)
 
-    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """What the network itself says, net(c_in x_t, time, y)."""
-        _, _, c_in, time = self.coefficients(x_t, t)
-        return self.net(c_in * x_t, time.flatten().to(x_t).expand(len(x_t)), y)
+        return self.net(coefficients.c_in * x_t, coefficients.time.flatten().to(x_t).expand(len(x_t)), y)
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
         """The two halves of the channels: the prediction, and the variance's place, which comes in [-1, 1].

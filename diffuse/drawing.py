@@ -12,11 +12,10 @@ from diffuse.build import bind, checked_options
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, pick
-from diffuse.formulas import Formulas
+from diffuse.formulas import Formulas, about
 from diffuse.grids import SPACINGS, time_grid
 from diffuse.images import ImageKind
 from diffuse.randomness import ImageNoise
-from diffuse.schedules import Schedule
 from diffuse.variances import Variance
 
 
@@ -51,7 +50,6 @@ class Sampler:
             raise UsageError(f"sampler.eta must be between 0 and 1, not {own['eta']}")
         try:
             self.times = time_grid(formulas.schedule, grid.steps, pick(SPACINGS, "sampler.spacing", grid.spacing))
-            self.evaluations = evaluations(self.walk, formulas.schedule, self.times)
         except ValueError as error:
             raise UsageError(f"sampler.{error}") from error
         self.name = self.walk.func.__name__  # type: ignore[attr-defined]
@@ -62,18 +60,20 @@ class Sampler:
             variance = formulas.reverse_variance(node["variance"], "sampler.variance", estimated)
             self.walk = partial(self.walk, variance=variance)
             self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
+        with about("sampler"):
+            self.evaluations = evaluations(self.walk, formulas, self.times)
 
 
-def evaluations(walk: Callable[..., Iterator[Tensor]], schedule: Schedule, times: Tensor) -> int:
+def evaluations(walk: Callable[..., Iterator[Tensor]], formulas: Formulas, times: Tensor) -> int:
     """How often a sampler calls the network for each image: counted on one that answers at once."""
     calls = 0
 
     def count(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
         nonlocal calls
         calls += 1
-        return x
+        return torch.cat([x, x], dim=1) if formulas.variance == "learned" else x
 
-    for _ in walk(Denoiser(count, schedule), torch.ones(1, 1, 1, 1), times):
+    for _ in walk(formulas.denoiser_of(count), torch.ones(1, 1, 1, 1), times):
         pass
     return calls
 

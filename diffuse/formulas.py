@@ -75,7 +75,10 @@ class Formulas:
 
     def denoiser(self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False) -> Denoiser:
         """The network, on a device and `rows` images at a time, as a denoiser."""
-        function = device.network(net, rows, float32=self.needs_float32)
+        return self.denoiser_of(device.network(net, rows, float32=self.needs_float32), clip)
+
+    def denoiser_of(self, function: Callable[..., Tensor], clip: bool = False) -> Denoiser:
+        """The same of a function that is called as a network is."""
         return Denoiser(function, self.schedule, self.prediction, clip, learned_variance=self.variance == "learned")
 
     def reverse_variance(self, name: str | None, key: str, estimated: Callable[[], Variance] | None = None) -> Variance:
@@ -141,13 +144,9 @@ class Formulas:
 
     def try_loss(self) -> None:
         """Raise UsageError where the loss refuses one of its options: on an image of one pixel."""
-        pixel = torch.zeros(1, 1, 1, 1)
-        channels = 2 if self.variance == "learned" else 1
-        denoiser = Denoiser(
-            lambda x, time, y: torch.zeros(1, channels, 1, 1), self.schedule, self.prediction, False, channels == 2
-        )
+        pixel, said = torch.zeros(1, 1, 1, 1), torch.zeros(1, 2 if self.variance == "learned" else 1, 1, 1)
         with about("loss"):
-            self.loss(denoiser, pixel, torch.ones(1), pixel, None)
+            self.loss(self.denoiser_of(lambda x, time, y: said), pixel, torch.ones(1), pixel, None)
 
     def refuse_analytic_at_pure_noise(self, key: str) -> None:
         """Raise UsageError where the estimate from eps divides by alpha = 0."""

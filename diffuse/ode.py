@@ -31,7 +31,9 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class OdeLikelihood:
-    """log_density [b] of each image in nats; the noise it flows to; evaluations of the network with its derivative."""
+    """log_density [b] of each image, in nats and float64 on the processor; the noise that it flows to; how often the
+    network was called, each time with its derivative.
+    """
 
     log_density: Tensor
     noise: Tensor
@@ -68,7 +70,7 @@ def log_likelihood(
     prior = -0.5 * ((x_T / schedule.prior_std).square() + math.log(2 * math.pi * schedule.prior_std**2))
     # log |det|: of x_T by z_T, of z_T by z at t_min, of that z by x0
     log_det = change + dims * (torch.log(alpha * start) - torch.log(end))
-    return OdeLikelihood(prior.flatten(1).sum(1) + log_det, x_T, evaluations)
+    return OdeLikelihood(prior.flatten(1).sum(1).cpu().double() + log_det, x_T, evaluations)
 
 
 def scale(schedule: Schedule, t: Tensor) -> Tensor:
@@ -89,7 +91,7 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
 
 
 def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
-    """dz / dphi and its divergence, as the denoiser has it."""
+    """dz / dphi, and its divergence as float64 on the processor, as the denoiser has them."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergenc
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             velocity = denoiser(z * size, t, y).v / size
-            return velocity.detach(), divergence(velocity, z).detach()
+            return velocity.detach(), divergence(velocity, z).detach().cpu().double()
 
     return field
 
@@ -134,7 +136,7 @@ def hutchinson(probe: Tensor) -> Divergence:
 
 def heun(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
     """Heun's method, order 2: two evaluations a step."""
-    total = z.new_zeros(len(z), dtype=torch.float64)
+    total = torch.zeros(len(z), dtype=torch.float64)
     for start, end in _steps(phi):
         h = end - start
         k1, d1 = field(start, z)
@@ -145,7 +147,7 @@ def heun(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def rk4(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
     """The classical Runge-Kutta method, order 4: four evaluations a step."""
-    total = z.new_zeros(len(z), dtype=torch.float64)
+    total = torch.zeros(len(z), dtype=torch.float64)
     for start, end in _steps(phi):
         h, middle = end - start, (start + end) / 2
         k1, d1 = field(start, z)
@@ -179,7 +181,7 @@ def rk45(tolerance: float = 1e-5) -> Solver:
         if not found.success:
             raise ArithmeticError(f"the ODE could not be solved to the tolerance: {found.message}")
         end = torch.from_numpy(found.y[:, -1])
-        return end[:count].to(z).reshape(z.shape), end[count:].to(z.device), int(found.nfev)
+        return end[:count].to(z).reshape(z.shape), end[count:], int(found.nfev)
 
     return solve
 

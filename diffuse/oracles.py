@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffuse.denoiser import Denoiser, per_image
-from diffuse.predictions import PredictionType, eps
+from diffuse.denoiser import Denoiser
+from diffuse.predictions import Coefficients, PredictionType, eps
 from diffuse.schedules import Schedule
 from diffuse.variances import Step
 
@@ -72,8 +72,7 @@ class GaussianDenoiser(Denoiser):
         super().__init__(nn.Identity(), schedule, prediction)
         self.data = data
 
-    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """What the network has to say to be right: (E[x0 given x_t] - c_skip x_t) / c_out."""
-        c_skip, c_out, _, _ = self.coefficients(x_t, t)
-        x0 = self.data.posterior_mean(x_t, *self.schedule.alpha_sigma(per_image(t, x_t)))
-        return (x0 - c_skip * x_t) / c_out
+        x0 = self.data.posterior_mean(x_t, *self.alpha_sigma(x_t, t))
+        return (x0 - coefficients.c_skip * x_t) / coefficients.c_out

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse.denoiser import Denoiser
-from diffuse.variances import Variance, fixed_large, reverse_steps
+from diffuse.variances import Analytic, Variance, fixed_large, reverse_steps
 
 Noise = Callable[[Tensor], Tensor]
 
@@ -125,6 +125,38 @@ def annealed_langevin(
         for _ in range(langevin_steps):
             x = x - step_size / 2 * sigma_t * denoiser(x, t, y).eps + step_size**0.5 * sigma_t * noise(x)
         x = alpha_s / alpha_t * x if s > 0 else denoiser(x, t, y).x0
+        yield x
+
+
+@torch.no_grad()
+def analytic_ddim(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: Analytic,
+    eta: float = 0.0,
+    noise: Noise = torch.randn_like,
+) -> Iterator[Tensor]:
+    """`ddim`, with the noise that makes up for what is not known of x0: Bao et al. 2022 (Analytic-DPM), theorem 1.
+
+        x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v + c^2 E Var[x0 given x_t]) z,   v = eta^2 posterior variance
+
+    with c = alpha_s - sqrt(sigma_s^2 - v) alpha_t / sigma_t, by which an error of x0 reaches x_s. Shapes as there.
+    """
+    if not isinstance(variance, Analytic):
+        raise ValueError("variance must be analytic for analytic_ddim; for a fixed one take ddim or ddpm")
+    schedule = denoiser.schedule
+    for t, s in pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        chosen = eta**2 * schedule.posterior(t, s).variance
+        kept = (sigma_s**2 - chosen).sqrt()
+        guess = denoiser(x, t, y)
+        x = alpha_s * guess.x0 + kept * guess.eps
+        if s > 0:
+            of_error = alpha_s - kept * alpha_t / sigma_t
+            x = x + (chosen + of_error**2 * variance.uncertainty(t)).sqrt() * noise(x)
         yield x
 
 

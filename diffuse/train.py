@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse import checkpoint
-from diffuse.errors import Terminated, UsageError, UserError
+from diffuse.errors import Terminated, UserError
 from diffuse.files import OUTPUTS, make_own_folder
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
+from diffuse.formulas import about
 from diffuse.job import Job, now, shown
 from diffuse.pictures import grid
 from diffuse.progress import Progress, log
@@ -100,10 +101,8 @@ def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
 
     schedule = absolute(config["schedule"], "path")
     if schedule.get("path") is not None and schedule.get("values", False) is None:
-        try:
+        with about("schedule"):
             schedule["values"] = betas_in(schedule["path"])
-        except ValueError as error:
-            raise UsageError(f"schedule.{error}") from error
     dataset = absolute(config["dataset"], "path", "test_path")
     return {**absolute(config, "data_dir"), "dataset": dataset, "schedule": schedule}
 

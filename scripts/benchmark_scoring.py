@@ -43,7 +43,7 @@ def main() -> None:
     denoiser = Denoiser(device.network(device.place(net), rows), linear(), clip=True)
     steps = reverse_steps(linear(), time_grid(linear(), arguments.levels))
     alone = partial(seconds_alone, denoiser, device, rows, arguments.images * arguments.levels)
-    alone()
+    seconds_of_bound(denoiser, device, rows, steps[-2:], rows)
     before = alone()
     bound = seconds_of_bound(denoiser, device, rows, steps, arguments.images)
     after, memory = alone(), device.peak_memory()

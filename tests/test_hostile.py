@@ -11,7 +11,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from diffuse import train
+from diffuse import help, train
 from diffuse.app import main
 from diffuse.checkpoint import load_trained, read, write
 from diffuse.errors import UserError
@@ -41,7 +41,7 @@ FLAGS = [
     "-x",
     "-cn x",
 ]
-GROUPS = ["dataset", "schedule", "unet", "device", "sampler", "recipe"]
+GROUPS = help.GROUPS["train"]
 # What keeps a line that is in order short, and its memory small.
 SMALL = [*TINY, "steps=1", "dataset=digits", "max_hours=0.0005"]
 

@@ -17,11 +17,11 @@ from diffuse import predictions
 from diffuse.denoiser import Denoiser
 from diffuse.oracles import Gaussian
 from diffuse.paths import VE, Flow
-from diffuse.samplers import ancestral, annealed_langevin, ddim, predictor_corrector
+from diffuse.samplers import analytic_ddim, ancestral, annealed_langevin, ddim, predictor_corrector
 from diffuse.schedules import Schedule, linear
-from diffuse.variances import fixed_large, fixed_small, learned
+from diffuse.variances import Analytic, fixed_large, fixed_small, learned
 from tests.conftest import MEAN, STD
-from tests.test_oracles import Path, on_every_path
+from tests.test_oracles import PATHS, Path, on_every_path
 
 LEVELS = [1000, 870, 533, 210, 60, 9, 1]
 COARSE = torch.tensor([*LEVELS, 0], dtype=torch.float64)
@@ -123,6 +123,39 @@ def moments(path: Path, m: float, std: float, sampler, options: dict) -> tuple[f
         mean = scale * mean + of_x0 * offset
         variance = scale**2 * variance + (added if s else 0)
     return mean, variance
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS.values() if not path.forgets])
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_analytic_ddim_keeps_the_marginals_at_any_number_of_steps(path: Path, eta: float):
+    """Bao et al. 2022: with one standard deviation for all pixels, x_s is N(alpha_s m, alpha_s^2 std^2 + sigma_s^2)."""
+    m, std = 0.3, 0.7
+    data = Gaussian(*torch.tensor([m, std], dtype=torch.float64).reshape(2, 1, 1, 1))
+    spread = {t: (path.alpha_sigma(t)[0] * std) ** 2 + path.alpha_sigma(t)[1] ** 2 for t in [*LEVELS, 0]}
+    eps_squared = {float(t): path.alpha_sigma(t)[1] ** 2 / spread[t] for t in LEVELS}
+    variance = Analytic(path.schedule, eps_squared, largest=None)
+    count = 0
+
+    def noise(x: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        z = torch.zeros_like(x)
+        z[count + 1] = 1
+        return z
+
+    start = torch.full((len(LEVELS) + 1, 1, 1, 1), path.alpha_sigma(1000)[0] * m, dtype=torch.float64)
+    start[1] += math.sqrt(spread[1000])
+    denoiser = data.denoiser(path.schedule, path.prediction)
+    *steps, _ = analytic_ddim(denoiser, start, COARSE, variance=variance, eta=eta, noise=noise)
+    for s, x in zip(LEVELS[1:], steps, strict=True):
+        row = x.flatten()
+        assert row[0].item() == pytest.approx(path.alpha_sigma(s)[0] * m, rel=1e-8)
+        assert ((row[1:] - row[0]) ** 2).sum().item() == pytest.approx(spread[s], rel=1e-7)
+
+
+def test_analytic_ddim_needs_the_analytic_variance(gaussian: Gaussian):
+    with pytest.raises(ValueError, match="^variance must be analytic"):
+        last(analytic_ddim(gaussian.denoiser(linear()), numbers(0, 2, 3, 1, 1), COARSE, variance=fixed_small))
 
 
 @pytest.mark.parametrize("sampler", [ancestral, predictor_corrector])
