@@ -166,6 +166,9 @@ def run_command(command: str, typed: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads what we print, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what shells say of a process that SIGPIPE ended
     except Terminated as stop:
         with suppress(OSError):  # the terminal may be gone
             print("terminated", file=sys.stderr)

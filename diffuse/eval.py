@@ -19,8 +19,6 @@ from diffuse.progress import duration, log
 from diffuse.scores import BoundScore, Moments, OdeScore, TestImages
 
 AFFORDED_SECONDS = 180.0
-# What the ODE is reckoned to cost where its solver chooses its steps: calls of the network, each with its derivative.
-EXPECTED_ODE_CALLS, COST_OF_A_DERIVATIVE = 400, 3
 
 
 class EvalJob(Prepared):
@@ -45,8 +43,7 @@ class EvalJob(Prepared):
     @property
     def evaluations(self) -> int:
         """About how many calls of the network the scores of one image cost."""
-        of_ode = EXPECTED_ODE_CALLS * COST_OF_A_DERIVATIVE if self.ode else 0
-        return (self.bound.evaluations if self.bound else 0) + of_ode
+        return sum(score.evaluations for score in (self.bound, self.ode) if score)
 
     def images_per_second(self) -> float:
         """How many images a second the network takes, measured on one full call after another that warms up."""

@@ -135,9 +135,10 @@ def _dotted(schema: type, prefix: str) -> Iterator[str]:
 def keys_of_options(command: str, configs: str) -> dict[str, list[str]]:
     """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
     keys: dict[str, list[str]] = {}
-    for group in GROUPS[command]:
+    for group in sorted({*GROUPS[command]} - {"recipe", "method"}):  # those set keys of others
         for path in sorted(Path(configs, group).glob("*.yaml")):
-            for name in map(str, OmegaConf.load(path) if group != "recipe" else ()):
+            content = OmegaConf.load(path)
+            for name in map(str, content.get(group, content)):
                 keys.setdefault(f"{group}.{name}", []).append(path.stem)
     return keys
 

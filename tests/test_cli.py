@@ -1,6 +1,7 @@
 """The command line from outside, as a user types it: exit codes, messages, files."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("optim.lrr=1", "there is no key 'optim.lrr' in diffuse train. Did you mean 'optim.lr'?"),
         ("schedule.bta_end=0.1", "Did you mean 'schedule.beta_end'?"),
         ("sampler=ddim sampler.etaa=1", "Did you mean 'sampler.eta'?"),
-        ("sampler=ddpm sampler.eta=1", "sampler.eta is a key of sampler=ddim only"),
+        ("sampler=ddpm sampler.eta=1", "sampler.eta is a key of sampler=analytic_ddim and sampler=ddim only"),
         ("+foo=1", "there is no key 'foo'"),
         ("+optim.foo=1", "there is no key 'optim.foo'"),
         ("optim.lr=abc", "optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
@@ -305,3 +306,13 @@ def test_a_sweep_says_which_of_its_jobs_failed(tmp_path):
     done = diffuse("train", *TINY, "-m", "unet.dropout=2.0,0.0,3.0", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: 2 of the sweep's jobs failed: 0, 2"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`diffuse train --help | head`: the pipe is closed before a word was written."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "diffuse", "train", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (141, "")
