@@ -138,7 +138,7 @@ def keys_of_options(command: str, configs: str) -> dict[str, list[str]]:
     for group in sorted({*GROUPS[command]} - {"recipe", "method"}):  # those set keys of others
         for path in sorted(Path(configs, group).glob("*.yaml")):
             content = OmegaConf.load(path)
-            for name in map(str, content.get(group, content)):
+            for name in map(str, OmegaConf.select(content, group) or content):
                 keys.setdefault(f"{group}.{name}", []).append(path.stem)
     return keys
 

@@ -46,10 +46,8 @@ def test_an_unknown_command_is_refused(tmp_path):
     ("words", "expected"),
     [
         ("shedule=cosine", "there is no key 'shedule' in diffuse train. Did you mean 'schedule'?"),
-        (
-            "times=unifrom",
-            "times must be one of importance, log_normal, uniform, not 'unifrom'. Did you mean 'uniform'?",
-        ),
+        ("loss.vlb_weight=1", "loss.vlb_weight is a key of loss=hybrid only"),
+        ("times=unifrom", "importance, log_normal, uniform, not 'unifrom'. Did you mean 'uniform'?"),
         ("dataset=digit", "mnist, npz, svhn, not 'digit'. Did you mean 'digits'?"),
         ("dataset=folder", "dataset.path is required: diffuse train dataset.path=..."),
         ("resume=", "resume must be a run folder, not empty"),
