@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from diffuse.denoiser import Denoiser
+from diffuse.errors import UserError
 from diffuse.files import write_json
+from diffuse.prepare import Split
 from diffuse.prepared import Prepared
 from diffuse.progress import Progress, log
 from diffuse.randomness import ImageNoise, generator
 from diffuse.variances import Analytic
 
 FOLDER = "analytic"
-IMAGES = 256  # for each level; Bao et al. 2022, figure 2, find little difference between 10 and 50,000
+IMAGES = 256  # for each level; Bao et al. 2022 find that few are enough
 
 
 def analytic(prepared: Prepared, times: Iterable[float]) -> Analytic:
@@ -28,9 +30,11 @@ def analytic(prepared: Prepared, times: Iterable[float]) -> Analytic:
     known = read(path)
     missing = [t for t in times if t > 0 and t not in known]
     if missing:
-        log.info(f"estimating E ||eps||^2 from {IMAGES} training images at each of {len(missing)} levels, into {path}")
-        known |= estimated(prepared, missing)
-        protocol = {"images_per_level": IMAGES, "of_pixels": "eps^2", **prepared.trained.provenance}
+        train = training_images(prepared)
+        count = min(IMAGES, len(train.images))
+        log.info(f"estimating E ||eps||^2 from {count} training images at each of {len(missing)} levels, into {path}")
+        known |= estimated(prepared, train, count, missing)
+        protocol = {"images_per_level": count, "data_sha256": train.sha256, **prepared.trained.provenance}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
     return Analytic(prepared.trained.schedule, known, 1.0 if prepared.kind.bounded else float("inf"))
@@ -40,34 +44,44 @@ def read(path: Path) -> dict[float, float]:
     """The numbers in a file of `analytic`; none where there is no such file, or what is there is of no use."""
     try:
         content = json.loads(path.read_text())
-        if content["images_per_level"] != IMAGES:
-            return {}
         return {float(t): float(value) for t, value in content["eps_squared"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
+def training_images(prepared: Prepared) -> Split:
+    """The training split; UserError where it is not the one of the training, whose file the estimate would spoil."""
+    train, kind = prepared.data.train, prepared.kind
+    if train.sha256 != prepared.trained.data_sha256["train"]:
+        raise UserError(
+            f"the training images of {kind.name} are not those of the training (their hash differs), and variance="
+            "analytic is estimated from them: say where they are (dataset.path, data_dir) or choose another variance"
+        )
+    return train
+
+
 @torch.no_grad()
-def estimated(prepared: Prepared, times: list[float]) -> dict[float, float]:
-    """The mean of eps^2 over pixels, training images and noise, at each time."""
-    denoiser, found = prepared.denoiser(clip=False), {}
-    images = len(prepared.data.train.images)
-    count = min(IMAGES, images)
+def estimated(prepared: Prepared, train: Split, count: int, times: list[float]) -> dict[float, float]:
+    """The mean of eps^2 over pixels, so many training images and noise, at each time; in float32 on any device."""
+    denoiser, found = prepared.denoiser(clip=False, float32=True), {}
     with Progress("analytic", len(times) * count, "evaluation") as progress:
         for t in times:
-            rows = np.sort(generator("analytic", repr(t)).permutation(images)[:count])
+            rows = np.sort(generator("analytic", repr(t)).permutation(len(train.images))[:count])
             total = 0.0
             for part in np.array_split(rows, -(-count // prepared.batch_size)):
-                total += eps_squared(prepared, denoiser, part, t) * len(part)
+                total += eps_squared(prepared, denoiser, train, part, t) * len(part)
                 progress.advance(len(part))
             found[t] = total / count
     return found
 
 
-def eps_squared(prepared: Prepared, denoiser: Denoiser, rows: np.ndarray, t: float) -> float:
-    """The mean of eps^2 over these training images, each with noise of its own."""
-    train = prepared.data.train
+def eps_squared(prepared: Prepared, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:
+    """1 + the mean of eps^2 - noise^2 over these training images, each with noise of its own.
+
+    Its expectation is that of eps^2; where the network knows the noise well, the difference knows it much better.
+    """
     x0 = prepared.kind.to_network(torch.from_numpy(train.images[rows])).to(prepared.device.torch)
     time = torch.tensor(t, dtype=torch.float64)
-    x_t = denoiser.diffuse(x0, time, ImageNoise(0, f"analytic {t!r}", rows.tolist())(x0))
-    return float(denoiser(x_t, time, prepared.labels(train, rows)).eps.square().mean(dtype=torch.float32))
+    noise = ImageNoise(0, f"analytic {t!r}", rows.tolist())(x0)
+    eps = denoiser(denoiser.diffuse(x0, time, noise), time, prepared.labels(train, rows)).eps
+    return 1 + float((eps.square() - noise.square()).mean())

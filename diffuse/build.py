@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import make_dataclass
 from functools import partial
 from pathlib import Path
@@ -43,10 +44,20 @@ def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> An
     target = locate(node, group, trust)
     options = {key: value for key, value in node.items() if key != "_target_"}
     checked = checked_options(target, options, group, hidden=given)
-    try:
+    with about(group):
         return target(**checked, **given)
+
+
+@contextmanager
+def about(group: str) -> Iterator[None]:
+    """A ValueError that begins with the name of an option becomes a message about that key, or about the whole choice.
+
+    "gamma must be ..." is about weight.gamma; "=importance ..." about times=importance.
+    """
+    try:
+        yield
     except ValueError as error:
-        raise UsageError(f"{group}.{error}") from error
+        raise UsageError(f"{group}{error}" if str(error).startswith("=") else f"{group}.{error}") from error
 
 
 def bind(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> Callable[..., Any]:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse.build import bind, checked_options
+from diffuse.build import about, bind, checked_options
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, pick
-from diffuse.formulas import Formulas, about
+from diffuse.formulas import Formulas
 from diffuse.grids import SPACINGS, time_grid
 from diffuse.images import ImageKind
 from diffuse.randomness import ImageNoise

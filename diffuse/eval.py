@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuse.errors import UsageError
+from diffuse.errors import UsageError, UserError
 from diffuse.files import write_json, write_whole
 from diffuse.job import Job, shown
 from diffuse.likelihood import bits_per_dim
@@ -36,6 +36,8 @@ class EvalJob(Prepared):
             raise UsageError(
                 f"n must be at most {len(self.data.test.images)}, the size of the test split, not {config['n']}"
             )
+        if len(self.data.test.images) < 2:
+            raise UserError(f"the test split of {self.data.kind.name} has a single image; a standard error needs two")
         metrics = config["metrics"]
         self.bound = BoundScore(self, config) if "bound" in metrics else None
         self.ode = OdeScore(self, config) if "ode" in metrics else None

@@ -4,16 +4,16 @@ Schedule, prediction, loss, weight, times and reverse variance are chosen one by
 refused here, by the names of the keys.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffuse import losses, predictions
-from diffuse.build import bind, build
+from diffuse.build import about, bind, build
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
 from diffuse.errors import UsageError, check_choice
@@ -26,13 +26,17 @@ from diffuse.variances import FIXED, VARIANCES, Variance, learned
 Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-@contextmanager
-def about(group: str) -> Iterator[None]:
-    """A formula's ValueError, which begins with the name of its option, becomes a message about that key."""
-    try:
-        yield
-    except ValueError as error:
-        raise UsageError(f"{group}.{error}") from error
+def of_the_image(decoder: Decoder, kind: ImageKind) -> Decoder:
+    """The decoder without the border that the network sees around an image, which is no data: L_0 has no part of it."""
+
+    def crop(value: Tensor) -> Tensor:
+        return value if value.ndim == 0 or value.shape[-1] == 1 else kind.from_network(value)
+
+    @wraps(decoder)
+    def call(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        return decoder(crop(x0), crop(mean), crop(variance))
+
+    return call if kind.pad else decoder
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Formulas:
         schedule: Schedule = build(config["schedule"], "schedule", trust)
         prediction = bind(config["prediction"], "prediction", trust)
         times: Uniform = build(config["times"], "times", trust, schedule=schedule)
-        decoder = discretised_gaussian if kind.bounded else gaussian_density
+        decoder = of_the_image(discretised_gaussian if kind.bounded else gaussian_density, kind)
         weight = bind(config["weight"], "weight", trust)
         with about("weight"):
             weight(torch.ones(()), torch.ones(()))
@@ -73,9 +77,11 @@ class Formulas:
         formulas.refuse_what_cannot_work(config)
         return formulas
 
-    def denoiser(self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False) -> Denoiser:
-        """The network, on a device and `rows` images at a time, as a denoiser."""
-        return self.denoiser_of(device.network(net, rows, float32=self.needs_float32), clip)
+    def denoiser(
+        self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False, float32: bool = False
+    ) -> Denoiser:
+        """The network, on a device and `rows` images at a time, as a denoiser; if asked, in float32 on any device."""
+        return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32), clip)
 
     def denoiser_of(self, function: Callable[..., Tensor], clip: bool = False) -> Denoiser:
         """The same of a function that is called as a network is."""
@@ -96,7 +102,10 @@ class Formulas:
         if name == "analytic":
             self.refuse_analytic_at_pure_noise(key)
             if estimated is None:
-                raise UsageError(f"{key}=analytic is estimated when training is done: set another {key} for its grids")
+                raise UsageError(
+                    f"{key}=analytic is estimated when training is done: choose another {key}, or another sampler, "
+                    "for the grids of the training"
+                )
             return estimated()
         return learned if name == "learned" else FIXED[name]
 
@@ -105,6 +114,11 @@ class Formulas:
         function = self.loss.func  # type: ignore[attr-defined]
         trains_variance = function in (losses.vlb, losses.hybrid)
         name, variance = function.__name__, self.variance
+        if not self.schedule.discrete and (trains_variance or variance == "learned"):
+            raise UsageError(
+                f"loss={name} with variance={variance} is about steps between levels, and this schedule has none: "
+                "choose schedule=linear, cosine, ... or loss=simple with a fixed variance"
+            )
         if variance == "learned" and function is losses.simple:
             raise UsageError("loss=simple does not train a variance, so variance=learned needs loss=hybrid or loss=vlb")
         if variance != "learned" and function is losses.hybrid:
@@ -116,11 +130,6 @@ class Formulas:
             raise UsageError("loss=vlb needs a variance while it trains, and variance=analytic is estimated afterwards")
         if function is losses.vlb and config["weight"]["_target_"] != "diffuse.weights.simple":
             raise UsageError("weight has no part in loss=vlb, whose terms have the weights of the bound; leave it out")
-        if not self.schedule.discrete and (trains_variance or variance == "learned"):
-            raise UsageError(
-                f"loss={name} with variance={variance} is about steps between levels, and this schedule has none: "
-                "choose schedule=linear, cosine, ... or loss=simple with a fixed variance"
-            )
         self.refuse_undefined_prediction()
         self.try_loss()
         if variance == "analytic":
@@ -138,8 +147,8 @@ class Formulas:
             last = self.prediction(self.schedule, torch.tensor(float(self.schedule.T), dtype=torch.float64))
         if not all(bool(torch.isfinite(number)) for number in last):
             raise UsageError(
-                f"prediction={name} says nothing of x0 at the last level of this schedule, where alpha is 0: choose "
-                "prediction=v, x0 or flow, or another schedule (schedule.zero_terminal_snr=false)"
+                f"prediction={name} is not defined at the last level of this schedule, where alpha is 0: choose "
+                "prediction=v, x0 or flow, or a schedule that ends before pure noise"
             )
 
     def try_loss(self) -> None:

@@ -55,7 +55,8 @@ def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform)
     """
     steps = schedule.T if steps is None else steps
     if not 1 <= steps <= schedule.T:
-        raise ValueError(f"steps must be between 1 and the schedule's {schedule.T} levels, not {steps}")
+        most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
+        raise ValueError(f"steps must be between 1 and {most}, not {steps}")
     return spacing(schedule, steps)
 
 

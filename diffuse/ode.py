@@ -61,7 +61,7 @@ def log_likelihood(
     schedule = denoiser.schedule
     times = torch.tensor([schedule.t_min if t_min is None else t_min, schedule.T], dtype=torch.float64)
     phi = angles(schedule, times, steps)
-    field = probability_flow(denoiser, y, divergence)
+    field = probability_flow(denoiser, y, divergence, float(times[0]))
     start, end = (1 / scale(schedule, t) for t in times)
     alpha, _ = schedule.alpha_sigma(times[0])
     z, change, evaluations = solver(field, x0 * (alpha * start), phi)
@@ -90,12 +90,12 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
     return phi
 
 
-def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
+def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence, t_min: float) -> Field:
     """dz / dphi, and its divergence as float64 on the processor, as the denoiser has them."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
-        t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64))))
+        t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64)))).clamp(min=t_min)
         size = scale(schedule, t)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
@@ -170,10 +170,12 @@ def rk45(tolerance: float = 1e-5) -> Solver:
 
         def derivative(angle: float, state: np.ndarray) -> np.ndarray:
             here = torch.from_numpy(state[:count]).to(z).reshape(z.shape)
-            velocity, divergence = field(float(angle), here)
-            return np.concatenate([part.flatten().double().cpu().numpy() for part in (velocity, divergence)])
+            found = np.concatenate([part.flatten().cpu().double().numpy() for part in field(float(angle), here)])
+            if not np.isfinite(found).all():  # scipy would look for a smaller step for ever
+                raise ArithmeticError("what the network says along the ODE is not a finite number")
+            return found
 
-        start = np.concatenate([z.flatten().double().cpu().numpy(), np.zeros(len(z))])
+        start = np.concatenate([z.flatten().cpu().double().numpy(), np.zeros(len(z))])
         ends = (float(phi[0]), float(phi[-1]))
         found: Any = integrate.solve_ivp(
             derivative, ends, start, method="RK45", rtol=tolerance, atol=tolerance, t_eval=ends[1:]

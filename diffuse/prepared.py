@@ -39,9 +39,10 @@ class Prepared:
         refuse_other_kind(data.kind, self.kind)
         return data
 
-    def denoiser(self, clip: bool) -> Denoiser:
-        """The trained denoiser, its guesses of x0 clipped or not."""
-        return self.trained.formulas.denoiser(self.device.place(self.trained.net), self.device, self.chunk, clip)
+    def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
+        """The trained denoiser, its guesses of x0 clipped or not, in the device's precision or in float32."""
+        net = self.device.place(self.trained.net)
+        return self.trained.formulas.denoiser(net, self.device, self.chunk, clip, float32)
 
     def labels(self, split: Split, rows: np.ndarray) -> Tensor | None:
         """The classes of these rows of a split, for a class-conditional network."""
@@ -64,7 +65,7 @@ def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
 
 def moved(trained: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The training config, with its data where this config says that they are now."""
-    places = {key: place for key, place in config.get("dataset", {}).items() if place is not None}
+    places = {key: place for key, place in config["dataset"].items() if place is not None}
     for key in places.keys() - trained["dataset"].keys():
         raise UsageError(f"dataset.{key} is for runs on images of one's own, and this one was trained on other data")
     data_dir = trained["data_dir"] if config["data_dir"] is None else config["data_dir"]

@@ -44,6 +44,7 @@ from diffuse.schema import SCHEMAS, checked
 
 IMAGES, METRICS = "images", "metrics.jsonl"
 NAMED = 8  # keys that a message lists
+SHORT = 60  # letters of a value that it shows
 # What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
 # the same, wherever they lie now, is held against a hash in the checkpoint.
 FREE = (
@@ -225,6 +226,12 @@ def _whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+def in_short(value: Any) -> str:
+    """A value of a config, or how it begins: one may be a table of betas."""
+    words = str(value)
+    return words if len(words) <= SHORT else f"{words[:SHORT]} ..."
+
+
 def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
     """Raise UsageError where continuing with this config would not be the run that was begun."""
     then, today = flat(record), flat(config)
@@ -232,7 +239,9 @@ def refuse_changes(record: Mapping[str, Any], config: Mapping[str, Any], folder:
     if changed == ["name"]:
         raise UsageError(f"resume={folder} continues that run under its own name; leave name={config['name']} out")
     if changed:
-        listed = ", ".join(f"{key} (was {then.get(key)}, now {today.get(key)})" for key in changed[:NAMED])
+        listed = ", ".join(
+            f"{key} (was {in_short(then.get(key))}, now {in_short(today.get(key))})" for key in changed[:NAMED]
+        )
         more = f" and {len(changed) - NAMED} more" if changed[NAMED:] else ""
         raise UsageError(
             f"{folder} was begun with another config and cannot continue with this one: {listed}{more}.\n"

@@ -29,11 +29,11 @@ class SampleJob(Prepared):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__(config)
         label, formulas = config["label"], self.trained.formulas
-        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
         if label is not None and not self.conditional:
             raise UsageError(f"label={label} needs a class-conditional network, and this one is not")
         if label is not None and not 0 <= label < len(self.kind.classes):
             raise UsageError(f"label must be between 0 and {len(self.kind.classes) - 1}, not {label}")
+        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
 
     def batches(self) -> Iterator[tuple[range, Tensor, Tensor | None]]:
         """(numbers, images, labels) of one batch after the other, with progress."""

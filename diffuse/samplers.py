@@ -119,7 +119,7 @@ def annealed_langevin(
     _check_langevin("langevin_steps", langevin_steps, "step_size", step_size)
     schedule = denoiser.schedule
     if schedule.alpha_sigma(times[0])[0] == 0:
-        raise ValueError("annealed_langevin divides by alpha, which is 0 at this schedule's last level: take another")
+        raise ValueError("=annealed_langevin divides by alpha, which is 0 at this schedule's last level")
     for t, s in pairwise(times):
         (alpha_t, sigma_t), (alpha_s, _) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         for _ in range(langevin_steps):

@@ -121,7 +121,7 @@ class TableSchedule(Schedule):
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def log_snr(self, t: Tensor) -> Tensor:
-        t = t if t.is_floating_point() else t.double()
+        t = (t if t.is_floating_point() else t.double()).clamp(0, self.T)
         table = self._table(t)
         below = t.floor().clamp(0, self.T - 1).long()
         start, end, fraction = table[below], table[below + 1], t - below

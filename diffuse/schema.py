@@ -113,6 +113,13 @@ class TrainConfig:
 
 
 @dataclass
+class Place:
+    path: str | None
+    test_path: str | None
+    skip_bad: bool | None
+
+
+@dataclass
 class SampleConfig:
     """`diffuse sample`."""
 
@@ -123,6 +130,7 @@ class SampleConfig:
     batch_size: int
     label: int | None
     data_dir: str | None
+    dataset: Place
     sampler: Any
     device: Any
     trust: list[str]
@@ -131,13 +139,6 @@ class SampleConfig:
         _check(self.ckpt != "", "ckpt", "a run folder or a checkpoint file", "empty")
         _check(self.n >= 1, "n", "at least 1", self.n)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
-
-
-@dataclass
-class Place:
-    path: str | None
-    test_path: str | None
-    skip_bad: bool | None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from diffuse.likelihood import bits_per_dim, prior_term, reverse_terms
 from diffuse.prepared import Prepared
 from diffuse.progress import Progress
 from diffuse.randomness import ImageNoise, generator
-from diffuse.variances import FIXED, reverse_steps
+from diffuse.variances import FIXED, fixed_small, reverse_steps
 
 BIN = 2 / 255  # the distance between two values of an 8-bit pixel in [-1, 1]
 EXPECTED_CALLS = 400  # of the network, where the ODE's solver chooses its steps; 384 to 395 on the digits
@@ -82,8 +82,10 @@ class BoundScore:
             self.times = time_grid(formulas.schedule, config["levels"])
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        estimated = partial(analytic, prepared, self.times.tolist())
-        self.variance = formulas.reverse_variance(config["variance"], "variance", estimated)
+        self.variance = partial(formulas.reverse_variance, config["variance"], "variance")
+        self.variance(
+            lambda: fixed_small
+        )  # whether the run can have it is asked now, its estimate not before it counts
         self.clip = prepared.kind.bounded if config["clip"] is None else config["clip"]
         name = formulas.variance if config["variance"] is None else config["variance"]
         self.facts = {
@@ -103,7 +105,8 @@ class BoundScore:
         """In bits/dim, the whole bound and its terms [steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
         formulas, dims = self.prepared.trained.formulas, self.prepared.kind.dimensions
         denoiser, steps = self.prepared.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
-        levels = partial(reverse_terms, denoiser, variance=self.variance, decoder=formulas.decoder)
+        variance = self.variance(partial(analytic, self.prepared, self.times.tolist()))
+        levels = partial(reverse_terms, denoiser, variance=variance, decoder=formulas.decoder)
         totals, terms = Moments(), Moments()
         with Progress("bound", len(images.order) * self.evaluations, "evaluation") as progress:
             for x0, y, rows in images:
@@ -111,7 +114,7 @@ class BoundScore:
                 for term in levels(x0=x0, steps=steps, noise=images.noise("eval", rows), y=y):
                     found.append(term)
                     progress.advance(len(rows))
-                bits = bits_per_dim(torch.stack(found, dim=1).double(), dims).cpu().numpy()
+                bits = bits_per_dim(torch.stack(found, dim=1).cpu().double(), dims).numpy()
                 totals.add(bits.sum(1))
                 terms.add(bits)
         if not np.isfinite(totals.mean):
@@ -129,8 +132,11 @@ class OdeScore:
         self.prepared, options = prepared, config["ode"]
         self.options, schedule = options, prepared.trained.schedule
         self.t_min = schedule.t_min if options["t_min"] is None else options["t_min"]
-        if not 0 < self.t_min < schedule.T:
-            raise UsageError(f"ode.t_min must be between 0 and {schedule.T}, both excluded, not {self.t_min}")
+        if not schedule.t_min <= self.t_min < schedule.T:
+            raise UsageError(
+                f"ode.t_min must be at least {schedule.t_min:g}, the smallest time that the network was trained at, "
+                f"and below {schedule.T}, not {self.t_min:g}"
+            )
         self.solver = {"rk45": ode.rk45(options["tolerance"]), "rk4": ode.rk4, "heun": ode.heun}[options["solver"]]
         adaptive = options["solver"] == "rk45"
         self.facts = {
@@ -140,6 +146,7 @@ class OdeScore:
             "divergence": options["divergence"],
             **({"probes": options["probes"]} if options["divergence"] == "hutchinson" else {}),
             "dequantisation": "uniform, one draw an image" if prepared.kind.bounded else "none",
+            **({"border": "Gaussian of the width at t_min, its own density taken off"} if prepared.kind.pad else {}),
             "clip": False,
         }
 
@@ -158,8 +165,11 @@ class OdeScore:
         totals, evaluations = Moments(), 0
         with Progress("ode", len(images.order), "image") as progress:
             for x0, y, rows in images:
-                nats, calls = self.nats(x0, y, images, rows)
-                totals.add(bits_per_dim(nats.double(), self.prepared.kind.dimensions).cpu().numpy())
+                try:
+                    nats, calls = self.nats(x0, y, images, rows)
+                except ArithmeticError as error:
+                    raise UserError(f"{error}; try a larger ode.tolerance, or ode.solver=rk4") from error
+                totals.add(bits_per_dim(nats, self.prepared.kind.dimensions).numpy())
                 evaluations += calls * len(rows)
                 progress.advance(len(rows))
         if not np.isfinite(totals.mean):
@@ -167,11 +177,10 @@ class OdeScore:
         return totals, evaluations / totals.count
 
     def nats(self, x0: Tensor, y: Tensor | None, images: TestImages, rows: np.ndarray) -> tuple[Tensor, int]:
-        """-log P of each image, [b], the mean over probes, and the number of evaluations."""
-        offset = 0.0
+        """-log P of each image, [b] in float64, the mean over probes, and the number of evaluations."""
+        offset: Tensor | float = 0.0
         if self.prepared.kind.bounded:
-            uniform = torch.special.ndtr(images.noise("dequantise", rows)(x0)) - 0.5
-            x0, offset = x0 + BIN * uniform, x0[0].numel() * math.log(BIN)
+            x0, offset = self.spread(x0, images.noise("dequantise", rows))
         probes = images.noise("hutchinson", rows)
         denoiser, found, calls = self.prepared.denoiser(clip=False), [], 0
         for _ in range(self.options["probes"] if self.options["divergence"] == "hutchinson" else 1):
@@ -186,6 +195,22 @@ class OdeScore:
                 t_min=self.t_min,
                 steps=self.options["steps"],
             )
-            found.append(-solved.log_density - offset)
+            found.append(-solved.log_density + offset)
             calls += solved.evaluations
         return torch.stack(found).mean(0), calls
+
+    def spread(self, x0: Tensor, noise: ImageNoise) -> tuple[Tensor, Tensor]:
+        """Images with noise that makes a density of them, and the log density of that noise, [b].
+
+        log P(x) >= E log p(x + u) - log q(u) for any q: uniform over the bin of a pixel, and on the border that the
+        network sees around an image, which is no data, Gaussian with the standard deviation that the flow begins with.
+        """
+        normal, kind = noise(x0), self.prepared.kind
+        alpha, sigma = self.prepared.trained.schedule.alpha_sigma(torch.tensor(self.t_min, dtype=torch.float64))
+        width = float(sigma / alpha)
+        inside = torch.zeros_like(x0, dtype=torch.bool)
+        kind.from_network(inside).fill_(True)
+        u = torch.where(inside, BIN * (torch.special.ndtr(normal) - 0.5), width * normal)
+        of_border = -0.5 * (normal.square() + math.log(2 * math.pi * width**2))
+        log_q = torch.where(inside, -math.log(BIN), of_border)
+        return x0 + u, log_q.flatten(1).sum(1).cpu().double()

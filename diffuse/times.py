@@ -35,7 +35,7 @@ class LogNormal(Uniform):
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2):
         super().__init__(schedule)
         if schedule.discrete:
-            raise ValueError("log_normal draws real times, and this schedule has whole levels: choose times=uniform")
+            raise ValueError("=log_normal draws real times, and this schedule has whole levels: choose times=uniform")
         if not std > 0:
             raise ValueError(f"std must be positive, not {std}")
         self.mean, self.std = mean, std
@@ -61,7 +61,7 @@ class Importance(Uniform):
         super().__init__(schedule)
         if not schedule.discrete:
             raise ValueError(
-                "importance remembers the losses of levels, and this schedule has none: choose times=uniform"
+                "=importance remembers the losses of levels, and this schedule has none: choose times=uniform"
             )
         if history < 1:
             raise ValueError(f"history must be at least 1, not {history}")
@@ -86,15 +86,16 @@ class Importance(Uniform):
 
     @torch.no_grad()
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Put the losses [b], as they came, into the histories of their levels [b], in place of the oldest there."""
+        """Put the losses [b], as they came, into the histories of their levels [b], in place of the oldest there.
+
+        0 is no level: what comes with it is forgotten.
+        """
         kept = self.losses.shape[1]
         t, order = t.sort(stable=True)
         rank = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)
-        drawn = torch.bincount(t, minlength=len(self.seen))
-        losses = losses[order].float()
-        # More than a history holds of one level: only the last ones count, the others go to the row of no level, 0. So
-        # do losses of a step that failed, which a device that runs ahead has not told yet.
-        row = torch.where((rank >= drawn[t] - kept) & losses.isfinite(), t, 0)
-        self.losses[row, (self.seen[t] + rank) % kept] = losses
+        drawn = torch.zeros_like(self.seen).index_add_(0, t, torch.ones_like(t))
+        # More than a history holds of one level: only the last ones count, the others go to the row of no level, 0.
+        row = torch.where(rank >= drawn[t] - kept, t, 0)
+        self.losses[row, (self.seen[t] + rank) % kept] = losses[order].float()
         self.losses[0] = 0
         self.seen += drawn

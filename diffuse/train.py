@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from diffuse import checkpoint
+from diffuse.build import about
 from diffuse.errors import Terminated, UserError
 from diffuse.files import OUTPUTS, make_own_folder
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
-from diffuse.formulas import about
 from diffuse.job import Job, now, shown
 from diffuse.pictures import grid
 from diffuse.progress import Progress, log

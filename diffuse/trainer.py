@@ -89,7 +89,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.step)
-        self.times.learn(t, losses.detach())
+        # A step that failed, and those after it until a device that runs ahead is asked, teach nothing.
+        self.times.learn(torch.where(self._failed < 0, t, 0), losses.detach())
         self._add_up(losses.detach(), t, weights, norm)
         self.step += 1
 

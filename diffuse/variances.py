@@ -69,13 +69,14 @@ def learned(step: Step, guess: Prediction) -> Tensor:
 
 @dataclass(frozen=True)
 class Analytic:
-    """The variance that is best for a perfect network, in closed form: Bao et al. 2022 (Analytic-DPM), equations 5, 9.
+    """The variance that is best for a perfect network, in closed form: Bao et al. 2022 (Analytic-DPM), theorem 1.
 
         posterior variance + of_x0^2 E Var[x0 given x_t],   E Var[x0 given x_t] = rho^2 (1 - E ||eps||^2 / d)
 
     with rho = sigma / alpha and eps what the network predicts at t, over the data and the noise. One number a level.
     With `largest`, the estimate is clipped to the bounds of the paper's theorem 2: at least 0, at most rho^2, and at
-    most `largest`, the square of half the range of a pixel, 1 in [-1, 1]; inf without range. None: no clipping.
+    most `largest`, the square of half the range of a pixel, 1 in [-1, 1]; inf without range. On the step to 0, where
+    nothing is left of it if the network's eps is larger than it should be, at least `small`. None: no clipping.
 
     eps_squared  t -> E ||eps||^2 / d, for every t of the grid
     """
@@ -85,7 +86,8 @@ class Analytic:
     largest: float | None = 1.0
 
     def __call__(self, step: Step, guess: Prediction) -> Tensor:
-        return step.posterior.variance + step.posterior.of_x0**2 * self.uncertainty(step.t)
+        found = step.posterior.variance + step.posterior.of_x0**2 * self.uncertainty(step.t)
+        return found if self.largest is None or step.s > 0 else torch.maximum(found, step.small)
 
     def uncertainty(self, t: Tensor) -> Tensor:
         """E Var[x0 given x_t], the mean over pixels; 1 - E ||eps||^2 / d is what is left of the noise."""

@@ -194,6 +194,16 @@ def test_rk45_reaches_its_tolerance(gaussian: Gaussian, tolerance: float):
     assert found.evaluations > sloppy.evaluations
 
 
+def test_rk45_says_when_the_network_answers_no_number():
+    """scipy would look for a smaller step for ever."""
+
+    def nothing(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z * math.nan, z.flatten(1).sum(1)
+
+    with pytest.raises(ArithmeticError, match="not a finite number"):
+        rk45()(nothing, torch.zeros(2, 1, 1, 1, dtype=torch.float64), torch.tensor([0.1, 1.0]))
+
+
 def test_rk45_says_when_it_cannot():
     """z' = z^2 is infinite at 1 when it begins with 1 at 0."""
     z = torch.ones(1, 1, 1, 1, dtype=torch.float64)
