@@ -40,9 +40,9 @@ class KnowsTheVariance(GaussianDenoiser):
         super().__init__(data, path.schedule, path.prediction)
         self.learned_variance = True
 
-    def output(self, x_t, t, y=None):
+    def output(self, x_t, t, y, coefficients):
         place = 2 * torch.tensor(BETWEEN, dtype=torch.float64).reshape(3, 1, 1) - 1
-        return torch.cat([super().output(x_t, t, y), place.expand_as(x_t)], 1)
+        return torch.cat([super().output(x_t, t, y, coefficients), place.expand_as(x_t)], 1)
 
 
 def on(schedule: Schedule) -> Path:
