@@ -94,6 +94,17 @@ def test_images_in_float32_stay_so(t):
     assert guess.x0.dtype == guess.eps.dtype == guess.v.dtype == guess.score.dtype == torch.float32
 
 
+def test_one_time_for_all_images_has_its_coefficients_in_float64():
+    """The images' own float32 would round them first; times of single images have to live with that."""
+    (x,) = images(1, dtype=torch.float32)
+    denoiser, t = Denoiser(Constant(x), linear()), torch.tensor(3.0)
+    exact = (1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)[:3]).prod()
+    alpha, sigma = denoiser.alpha_sigma(x, t)
+    torch.testing.assert_close((alpha, sigma), (exact.sqrt(), (1 - exact).sqrt()), rtol=1e-11, atol=0)
+    assert denoiser.coefficients(x, t).c_skip.shape == ()
+    assert [number.dtype for number in denoiser.alpha_sigma(x, t.expand(4))] == [torch.float32] * 2
+
+
 @pytest.mark.parametrize(("path", "kind"), DEFINED)
 def test_c_out_is_what_x0_moves_by_when_the_output_moves_by_one(x0, noise, path, kind):
     t = times(path, kind)

@@ -96,6 +96,10 @@ def test_spacings_in_time_are_what_they_are_called():
         assert time_grid(schedule, 3, to_zero).tolist() == [1000, 667, 333, 0]
 
 
+def test_spacings_are_called_by_their_functions_names():
+    assert {name: spacing.__name__ for name, spacing in SPACINGS.items()} == {name: name for name in SPACINGS}
+
+
 def test_uniform_is_the_default():
     assert time_grid(linear(), 7).tolist() == time_grid(linear(), 7, uniform).tolist()
 

@@ -19,6 +19,7 @@ from diffuse.likelihood import (
     gaussian_kl,
     prior_term,
     reverse_term,
+    reverse_terms,
     vlb,
 )
 from diffuse.oracles import Gaussian, GaussianDenoiser
@@ -202,6 +203,24 @@ def test_the_bound_costs_one_evaluation_a_step_and_passes_labels_on():
     assert (found.prior.shape, found.terms.shape, found.reconstruction.shape) == ((2,), (2, 2), (2,))
 
 
+def test_the_bound_keeps_nothing_for_derivatives():
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    denoiser, x0 = Denoiser(lambda x, time, label: scale * x, linear()), torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    times = torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
+    assert not vlb(denoiser, x0, times).total.requires_grad
+    for term in reverse_terms(denoiser, x0, reverse_steps(linear(), times), torch.randn_like):
+        assert not term.requires_grad
+        assert torch.is_grad_enabled()
+
+
+def test_the_bound_takes_the_large_variance_and_8_bit_images_unless_it_is_said_otherwise(gaussian: Gaussian):
+    x0 = torch.tensor([-1.0, 0.2, 3 / 255], dtype=torch.float64).reshape(1, 3, 1, 1)
+    denoiser, times = gaussian.denoiser(linear()), torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
+    options = {"variance": fixed_large, "decoder": discretised_gaussian}
+    ours, theirs = (vlb(denoiser, x0, times, lambda x: 0.3 + 0 * x, **how).total for how in ({}, options))
+    assert torch.equal(ours, theirs)
+
+
 def test_kl_of_two_gaussians_by_integration():
     """The log inverted, or a missing -1, are slips found in popular notes."""
     mean, variance, other_mean, other = 0.3, 0.5, -0.2, 2.0
@@ -238,8 +257,9 @@ def test_prior_term_is_the_kl_to_the_standard_normal():
 def test_prior_term_where_the_prior_is_wide():
     """On the variance-exploding path the prior has x_T's own spread, and the term what is left of the mean."""
     x0 = torch.tensor([0.5, -1.0], dtype=torch.float64).reshape(2, 1, 1, 1)
-    expected = [0.5 * (x / 100) ** 2 for x in (0.5, -1.0)]
-    np.testing.assert_allclose(prior_term(VE(0.02, 100), x0), expected, rtol=1e-6)
+    for widest in (100, 33.3):
+        expected = [0.5 * (x / widest) ** 2 for x in (0.5, -1.0)]
+        np.testing.assert_allclose(prior_term(VE(0.02, widest), x0), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("std", [1e-3, 0.01, 0.3, 3.0])

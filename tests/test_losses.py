@@ -119,6 +119,14 @@ def test_l_vlb_is_t_times_the_papers_term_in_bits_per_dimension(schedule, x0, no
         close(losses.vlb(denoiser, x0, torch.tensor(levels), noise, **options), torch.tensor(expected, **FLOAT64))
 
 
+@pytest.mark.parametrize("loss", [losses.simple, losses.vlb, losses.hybrid])
+def test_an_image_alone_costs_what_it_costs_among_others(schedule, x0, noise, loss):
+    denoiser = Denoiser(Linear(learned_variance=True), schedule, learned_variance=True)
+    t = torch.tensor([1, 2, 7, 1, LEVELS])
+    alone = [loss(denoiser, x0[[i]], t[[i]], noise[[i]]) for i in range(5)]
+    close(torch.cat(alone), loss(denoiser, x0, t, noise))
+
+
 @pytest.mark.parametrize("variance", [fixed_small, fixed_large])
 def test_the_only_step_there_is_adds_noise_of_variance_beta(x0, noise, variance):
     """There is no step before it whose beta-tilde it could take."""

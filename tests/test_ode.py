@@ -96,6 +96,10 @@ def test_evaluations_are_counted_and_labels_passed_on(solver, calls):
     assert not found.noise.requires_grad
 
 
+def test_there_are_64_steps_unless_it_is_said_otherwise():
+    assert log_likelihood(Denoiser(Counting(), linear()), X0, solver=heun, divergence=exact).evaluations == 2 * 64
+
+
 def test_steps_are_evenly_spaced_in_log_snr():
     net = Counting()
     log_likelihood(Denoiser(net, linear()), X0, solver=heun, divergence=exact, steps=7)
@@ -134,6 +138,22 @@ def trace_of_mixed(z: Tensor) -> Tensor:
 def test_the_exact_divergence_is_the_trace():
     z = X0.clone().requires_grad_()
     torch.testing.assert_close(exact(mixed(z), z), trace_of_mixed(X0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_every_pixel_of_a_channel_has_its_own_part_in_the_divergence(divergence: str):
+    """Of images of 2 x 2 x 3 numbers, each of which every component of the field is made of, unevenly."""
+    z, mixing = (numbers.double() for numbers in torch.randn(2, 12, 12, generator=torch.Generator().manual_seed(0)))
+    z = z[:2].reshape(2, 2, 2, 3).requires_grad_()
+    velocity = (torch.sin(z.flatten(1)) @ mixing.T).reshape(z.shape)
+    jacobian = mixing * torch.cos(z.detach().flatten(1))[:, None, :]
+    if divergence == "exact":
+        found, expected = exact(velocity, z), torch.einsum("bii->b", jacobian)
+    else:
+        probe = mixing[:2].sign()
+        found = hutchinson(probe.reshape(z.shape))(velocity, z)
+        expected = torch.einsum("bi,bij,bj->b", probe, jacobian, probe)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_probes_of_signs_have_the_trace_as_their_mean():
@@ -178,6 +198,31 @@ def test_solvers_have_their_order(solver, order: int):
     for coarse, fine in itertools.pairwise(errors):
         orders = [math.log2(before / after) for before, after in zip(coarse, fine, strict=True)]
         assert all(order - 0.2 < measured < order + 0.2 for measured in orders), orders
+
+
+@pytest.mark.parametrize("solver", [heun, rk4, None], ids=["heun", "rk4", "rk45"])
+def test_log_densities_are_summed_in_float64_and_images_stay_in_float32(solver):
+    """Many small steps would add up to an error; the network is to be shown what it was trained on."""
+    shown = set()
+
+    def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
+        shown.add(z.dtype)
+        return swinging(phi, z)
+
+    z = torch.tensor([0.4, 1.1]).reshape(2, 1, 1, 1)
+    found, total, _ = (solver or rk45())(field, z, torch.linspace(0.2, 1.5, 5, dtype=torch.float64))
+    assert shown == {torch.float32}
+    assert (found.dtype, total.dtype) == (torch.float32, torch.float64)
+
+
+def test_a_hundred_thousandth_is_the_tolerance_unless_it_is_said_otherwise(gaussian: Gaussian):
+    """That of Song et al. 2021, appendix D.2."""
+    denoiser, divergence = gaussian.denoiser(linear()), DIVERGENCES["hutchinson"]
+    ours, theirs = (
+        log_likelihood(denoiser, X0, solver=solver, divergence=divergence) for solver in (rk45(), rk45(1e-5))
+    )
+    assert ours.evaluations == theirs.evaluations
+    assert torch.equal(ours.log_density, theirs.log_density)
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-5, 1e-7])

@@ -117,6 +117,20 @@ def test_what_the_network_is_shown(path: str, kind: str):
         close(net.shown[1], time.flatten().expand(4))
 
 
+class Halved(VE):
+    """A path on which the noise explodes and the image fades too, as on none of ours."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = super().alpha_sigma(t)
+        return alpha / 2, sigma
+
+
+def test_inputs_that_explode_are_scaled_by_both_alpha_and_sigma():
+    t = torch.tensor([1.0, 600.0, 1000.0], dtype=torch.float64)
+    sigma = 0.02 * 5000 ** ((t - 1) / 999)
+    close(predictions.eps(Halved(), t).c_in, (1 / 4 + sigma**2).rsqrt().clamp(max=1))
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sigma_data", [0.5, 1.3])
 def test_edms_input_and_target_have_variance_one(path: str, sigma_data: float):

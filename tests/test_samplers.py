@@ -153,6 +153,42 @@ def test_analytic_ddim_keeps_the_marginals_at_any_number_of_steps(path: Path, et
         assert ((row[1:] - row[0]) ** 2).sum().item() == pytest.approx(spread[s], rel=1e-7)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_analytic_ddim_is_the_papers_step(eta: float):
+    """Bao et al. 2022, equation 4 and theorem 1, with a network that no distribution stands behind."""
+    schedule, times = linear(), [1000, 533, 9, 0]
+    eps_squared = {1000.0: 0.99, 533.0: 0.6, 9.0: 0.3}
+    x, *noises = numbers(3, 4, 2, 3, 2, 2)
+    y, labels, draws = torch.tensor([1, 2]), [], iter(noises)
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        labels.append(y)
+        return torch.tanh(0.7 * x + 0.2) + 0.3 * x
+
+    options = {"eta": eta} if eta else {}
+    found = analytic_ddim(
+        Denoiser(net, schedule),
+        x,
+        torch.tensor(times).double(),
+        y,
+        variance=Analytic(schedule, eps_squared, largest=None),
+        noise=lambda x: next(draws),
+        **options,
+    )
+    for (t, s), z, ours in zip(pairwise(times), noises, found, strict=True):
+        now, following = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        lambda_squared = eta**2 * (1 - following) / (1 - now) * (1 - now / following)
+        eps = torch.tanh(0.7 * x + 0.2) + 0.3 * x
+        x0 = (x - math.sqrt(1 - now) * eps) / math.sqrt(now)
+        direction = math.sqrt(1 - following - lambda_squared)
+        of_error = math.sqrt(following) - direction * math.sqrt(now / (1 - now))
+        added = lambda_squared + of_error**2 * (1 - now) / now * (1 - eps_squared[t])
+        x = math.sqrt(following) * x0 + direction * eps + (math.sqrt(added) * z if s else 0)
+        torch.testing.assert_close(ours, x, rtol=1e-8, atol=1e-8)
+    assert len(labels) == 3
+    assert all(label is y for label in labels)
+
+
 def test_analytic_ddim_needs_the_analytic_variance(gaussian: Gaussian):
     with pytest.raises(ValueError, match="^variance must be analytic"):
         last(analytic_ddim(gaussian.denoiser(linear()), numbers(0, 2, 3, 1, 1), COARSE, variance=fixed_small))
@@ -311,6 +347,19 @@ def test_predictor_corrector_where_variance_explodes_is_algorithm_4(corrector_st
         if following > 0:
             x = x + math.sqrt(sigma**2 - following**2) * noise(x)
         torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sampler", [ancestral, ddim, predictor_corrector, annealed_langevin, analytic_ddim])
+def test_sampling_keeps_nothing_for_derivatives(sampler):
+    """Of a network in training, at any step: a graph over all steps would fill the memory."""
+    scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    options = (
+        {"variance": Analytic(linear(), dict.fromkeys(map(float, LEVELS), 0.5))} if sampler is analytic_ddim else {}
+    )
+    denoiser = Denoiser(lambda x, time, label: scale * x, linear())
+    for x in sampler(denoiser, numbers(1, 2, 1, 2, 2), COARSE, **options):
+        assert not x.requires_grad
+        assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("sampler", [ancestral, ddim])

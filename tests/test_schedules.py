@@ -88,6 +88,11 @@ def test_linear_ends_at_the_papers_betas():
     assert schedule.beta[1000] == 0.02
 
 
+@pytest.mark.parametrize("name", FORMULAS)
+def test_tables_have_a_thousand_levels_unless_it_is_said_otherwise(name):
+    assert FORMULAS[name]().T == 1000
+
+
 def test_the_betas_of_sigmoid_are_steepest_and_symmetric_in_the_middle():
     """Of width w, the first is sigmoid(-w) of the way up and the last as far from the top."""
     beta = sigmoid(101, beta_start=0.1, beta_end=0.3, width=2.0).beta[1:]
@@ -102,6 +107,20 @@ def test_the_ends_of_a_table_are_options():
     middle = ((1e-4**0.5 + 0.02**0.5) / 2) ** 2
     torch.testing.assert_close(beta, real(1e-4, middle, 0.02), rtol=1e-12, atol=0)
     torch.testing.assert_close(linear(3, beta_start=0.1, beta_end=0.5).beta[1:], real(0.1, 0.3, 0.5))
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0])
+def test_a_narrow_sigmoid_is_one_too(width):
+    beta = sigmoid(5, beta_start=0.1, beta_end=0.3, width=width).beta[1:]
+    expected = 0.1 + 0.2 / (1 + torch.exp(-width * real(-1.0, -0.5, 0.0, 0.5, 1.0)))
+    torch.testing.assert_close(beta, expected, rtol=1e-12, atol=0)
+
+
+def test_cosine_without_its_offset_is_a_quarter_of_a_wave():
+    """s = 0 in equation 17 of Nichol and Dhariwal 2021; beta_T would be 1 but for the cap."""
+    alpha_bar = cosine(10, s=0.0, max_beta=0.9).alpha_bar
+    np.testing.assert_allclose(alpha_bar[:10], np.cos(np.arange(10) / 10 * np.pi / 2) ** 2, rtol=1e-12)
+    assert alpha_bar[10] / alpha_bar[9] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -287,14 +306,20 @@ def test_betas_need_a_file():
 
 
 @pytest.mark.parametrize(
-    "betas", [[], [0.0, 0.1], [1.0, 0.1], [1.0, 1.0], [0.0, 1.0], [0.1, 1.1], [float("nan")], [[0.1]]]
+    "betas", [[], [0.0, 0.1], [1.0, 0.1], [1.0, 1.0], [0.1, 1.0, 1.0], [0.0, 1.0], [0.1, 1.1], [float("nan")], [[0.1]]]
 )
 def test_impossible_betas_are_refused(betas):
     with pytest.raises(ValueError, match="^betas"):
         TableSchedule(torch.tensor(betas))
 
 
+def test_tables_are_float64_whatever_the_betas_are():
+    beta = torch.tensor([0.1, 0.2])
+    torch.testing.assert_close(TableSchedule(beta).alpha_bar[2], (1 - beta.double()).prod(), rtol=1e-15, atol=0)
+
+
 def test_the_last_beta_may_be_one():
+    assert TableSchedule(torch.ones(1)).alpha_bar.tolist() == [1, 0]
     assert TableSchedule(real(0.1, 1.0)).alpha_bar.tolist() == [1, pytest.approx(0.9), 0]
 
 

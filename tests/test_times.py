@@ -59,6 +59,15 @@ def test_noise_beyond_the_path_is_that_of_its_ends(path, mean: float):
     assert t.max() == path.T
 
 
+@pytest.mark.parametrize("times", [Uniform(linear(LEVELS)), Uniform(VP()), LogNormal(VP()), Importance(linear(LEVELS))])
+def test_times_and_weights_are_made_where_they_are_asked_for(times: Uniform):
+    """On the device meta, which every machine has."""
+    for device in ("cpu", "meta"):
+        t, weight = times.draw(4, device)
+        assert (t.device.type, weight.device.type) == (device, device)
+        assert t.shape == weight.shape == (4,)
+
+
 def random_batches(count: int) -> list[tuple[Tensor, Tensor]]:
     """Levels, many of them several times in one batch, and their losses; batches of every size from none on."""
     sizes = torch.randint(0, 40, (count,)).tolist()
@@ -114,15 +123,16 @@ def test_levels_are_drawn_with_their_probabilities():
     assert chisquare(drawn[1 : LEVELS + 1], 20_000 * p / p.sum()).pvalue > 1e-3
 
 
-def test_levels_are_uniform_until_each_has_its_whole_history():
+@pytest.mark.parametrize("late", [1, LEVELS])
+def test_levels_are_uniform_until_each_has_its_whole_history(late: int):
     times = Importance(linear(LEVELS), history=3)
     uniform = pytest.approx([1 / LEVELS] * LEVELS)
     for level in range(1, LEVELS + 1):
-        for loss in (5.0, 1.0, 2.0, 6.0)[: 2 if level == LEVELS else 4]:
+        for loss in (5.0, 1.0, 2.0, 6.0)[: 2 if level == late else 4]:
             times.learn(torch.tensor([level]), torch.tensor([loss * level]))
             assert times.probabilities().tolist() == uniform
     assert (times.draw(100)[1] == 1).all()
-    times.learn(torch.tensor([LEVELS]), torch.tensor([7.0]))
+    times.learn(torch.tensor([late]), torch.tensor([7.0]))
     assert times.probabilities().tolist() != uniform
 
 
@@ -159,6 +169,15 @@ def test_a_memory_put_back_goes_on_as_if_it_had_never_been_away():
     drawn = kept.draw(50)
     torch.manual_seed(1)
     assert all(torch.equal(one, other) for one, other in zip(drawn, back.draw(50), strict=True))
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_losses_that_are_no_numbers_are_not_remembered(loss: float):
+    """One of them would be the probability of its level for as long as it is in the memory."""
+    times, losses = filled(3)
+    times.learn(torch.tensor([2, 5, 2]), torch.tensor([loss, 0.25, loss]))
+    losses[4][0] = 0.25
+    assert times.losses[1:].tolist() == losses
 
 
 def test_losses_of_a_training_are_kept_without_their_gradients():

@@ -10,7 +10,7 @@ import torch
 from diffuse.denoiser import Prediction
 from diffuse.oracles import Gaussian
 from diffuse.schedules import cosine, linear
-from diffuse.variances import Analytic, fixed_large, fixed_small, learned, reverse_step, reverse_steps
+from diffuse.variances import FIXED, Analytic, fixed_large, fixed_small, learned, reverse_step, reverse_steps
 from tests.conftest import STD
 from tests.test_oracles import Path, on_every_path
 
@@ -33,6 +33,10 @@ def exact_eps_squared(path: Path, levels: list[int]) -> dict[float, float]:
         alpha, sigma = path.alpha_sigma(t)
         found[float(t)] = float(np.mean([sigma**2 / (alpha**2 * std**2 + sigma**2) for std in STD]))
     return found
+
+
+def test_fixed_variances_are_called_by_their_functions_names():
+    assert {name: variance.__name__ for name, variance in FIXED.items()} == {name: name for name in FIXED}
 
 
 @pytest.mark.parametrize("make", [linear, cosine])

@@ -17,6 +17,7 @@ OF_THE_LOSS_OF_EPS = {
     "snr": (weights.snr, lambda snr: 1),
     "min_snr": (weights.min_snr, lambda snr: min(snr, 5) / snr),  # Hang et al. 2023, section 3.4
     "min_snr_of_2": (partial(weights.min_snr, gamma=2.0), lambda snr: min(snr, 2) / snr),
+    "min_snr_of_a_half": (partial(weights.min_snr, gamma=0.5), lambda snr: min(snr, 0.5) / snr),
     "p2": (weights.p2, lambda snr: 1 / (1 + snr)),  # Choi et al. 2022, equation 8
 }
 
