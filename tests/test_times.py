@@ -171,13 +171,13 @@ def test_a_memory_put_back_goes_on_as_if_it_had_never_been_away():
     assert all(torch.equal(one, other) for one, other in zip(drawn, back.draw(50), strict=True))
 
 
-@pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_losses_that_are_no_numbers_are_not_remembered(loss: float):
-    """One of them would be the probability of its level for as long as it is in the memory."""
+def test_what_comes_of_no_level_is_not_remembered():
+    """A step that failed is given as level 0: its loss would be a probability for as long as it is in the memory."""
     times, losses = filled(3)
-    times.learn(torch.tensor([2, 5, 2]), torch.tensor([loss, 0.25, loss]))
+    times.learn(torch.tensor([0, 5, 0, 0, 0]), torch.tensor([math.nan, 0.25, math.inf, 1.0, math.nan]))
     losses[4][0] = 0.25
     assert times.losses[1:].tolist() == losses
+    assert torch.isfinite(times.probabilities()).all()
 
 
 def test_losses_of_a_training_are_kept_without_their_gradients():
