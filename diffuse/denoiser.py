@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from diffuse.predictions import Coefficients, PredictionType, eps
 from diffuse.schedules import Schedule
 
+Noise = Callable[[Tensor], Tensor]  # standard normal noise like a tensor: torch.randn_like, or one with a key
+
 
 @dataclass(frozen=True)
 class Prediction:

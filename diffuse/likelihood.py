@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffuse.denoiser import Denoiser, Prediction
+from diffuse.denoiser import Denoiser, Noise, Prediction
 from diffuse.schedules import Schedule
 from diffuse.variances import Step, Variance, fixed_large, reverse_steps
 
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]
-Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,14 @@ and the noise is passed in, so that progress bars, trajectories and early stoppi
 read every coefficient. No noise is added on the step to s = 0, which lands on the predicted x0.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from diffuse.denoiser import Denoiser
-from diffuse.variances import Analytic, Variance, fixed_large, reverse_steps
-
-Noise = Callable[[Tensor], Tensor]
+from diffuse.denoiser import Denoiser, Noise, Prediction
+from diffuse.variances import Analytic, Step, Variance, fixed_large, reverse_steps
 
 
 @torch.no_grad()
@@ -32,11 +30,14 @@ def ancestral(
     x [b, C, H, W] at times[0], y [b] labels or None; yields x at times[1], times[2], ... 0.
     """
     for step in reverse_steps(denoiser.schedule, times):
-        guess = denoiser(x, step.t, y)
-        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
-        if step.s > 0:
-            x = x + variance(step, guess).sqrt() * noise(x)
+        x = _ancestral_step(step, denoiser(x, step.t, y), variance, noise)
         yield x
+
+
+def _ancestral_step(step: Step, guess: Prediction, variance: Variance, noise: Noise) -> Tensor:
+    """x_s from N(posterior mean with the guess for x0, variance); without noise where s = 0."""
+    x_s = step.posterior.of_x_t * guess.x_t + step.posterior.of_x0 * guess.x0
+    return x_s + variance(step, guess).sqrt() * noise(x_s) if step.s > 0 else x_s
 
 
 @torch.no_grad()
@@ -91,10 +92,7 @@ def predictor_corrector(
             score, z = denoiser(x, step.t, y).score, noise(x)
             size = 2 * kept * (snr * _norm(z) / _norm(score)) ** 2
             x = x + size * score + (2 * size).sqrt() * z
-        guess = denoiser(x, step.t, y)
-        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
-        if step.s > 0:
-            x = x + variance(step, guess).sqrt() * noise(x)
+        x = _ancestral_step(step, denoiser(x, step.t, y), variance, noise)
         yield x
 
 
