@@ -1,7 +1,7 @@
 """E ||eps||^2 of a trained network at each level, for the analytic variance: estimated once, kept in the run folder."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,11 @@ def analytic(prepared: Prepared, times: Iterable[float]) -> Analytic:
         train = training_images(prepared)
         count = min(IMAGES, len(train.images))
         log.info(f"estimating E ||eps||^2 from {count} training images at each of {len(missing)} levels, into {path}")
-        known |= estimated(prepared, train, count, missing)
         protocol = {"images_per_level": count, "data_sha256": train.sha256, **prepared.trained.provenance}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
+        for t, value in estimated(prepared, train, count, missing):  # a process that is killed keeps what it has
+            known[t] = value
+            write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
     return Analytic(prepared.trained.schedule, known, 1.0 if prepared.kind.bounded else float("inf"))
 
 
@@ -61,9 +62,9 @@ def training_images(prepared: Prepared) -> Split:
 
 
 @torch.no_grad()
-def estimated(prepared: Prepared, train: Split, count: int, times: list[float]) -> dict[float, float]:
-    """The mean of eps^2 over pixels, so many training images and noise, at each time; in float32 on any device."""
-    denoiser, found = prepared.denoiser(clip=False, float32=True), {}
+def estimated(prepared: Prepared, train: Split, count: int, times: list[float]) -> Iterator[tuple[float, float]]:
+    """Each time with the mean of eps^2 over pixels, so many training images and noise; in float32 on any device."""
+    denoiser = prepared.denoiser(clip=False, float32=True)
     with Progress("analytic", len(times) * count, "evaluation") as progress:
         for t in times:
             rows = np.sort(generator("analytic", repr(t)).permutation(len(train.images))[:count])
@@ -71,8 +72,7 @@ def estimated(prepared: Prepared, train: Split, count: int, times: list[float]) 
             for part in np.array_split(rows, -(-count // prepared.batch_size)):
                 total += eps_squared(prepared, denoiser, train, part, t) * len(part)
                 progress.advance(len(part))
-            found[t] = total / count
-    return found
+            yield t, total / count
 
 
 def eps_squared(prepared: Prepared, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:

@@ -16,7 +16,7 @@ from diffuse.likelihood import bits_per_dim
 from diffuse.pictures import plot_terms
 from diffuse.prepared import Prepared
 from diffuse.progress import duration, log
-from diffuse.scores import BoundScore, Moments, OdeScore, TestImages
+from diffuse.scores import BoundScore, Moments, OdeScore, ScoredImages
 
 AFFORDED_SECONDS = 180.0
 
@@ -49,7 +49,7 @@ class EvalJob(Prepared):
 
     def images_per_second(self) -> float:
         """How many images a second the network takes, measured on one full call after another that warms up."""
-        images = TestImages(self, len(self.data.test.images), self.config["seed"])
+        images = ScoredImages(self, len(self.data.test.images), self.config["seed"])
         x, y = images.batch(np.arange(self.chunk) % len(images.order))
         denoiser, t = self.denoiser(clip=False), torch.ones((), dtype=torch.float64)
         for _ in range(2):
@@ -74,7 +74,7 @@ def run(config: Mapping[str, Any], job: Job) -> float:
     images_per_second = scoring.images_per_second()
     n = scoring.afforded(images_per_second)
     expected = -(-n // scoring.chunk) * scoring.chunk * scoring.evaluations / images_per_second
-    images = TestImages(scoring, n, config["seed"])
+    images = ScoredImages(scoring, n, config["seed"])
     with job.new_folder(scoring.trained.home / "eval", config["name"], "eval.log") as folder:
         what = f"{n} of {len(images.test.images)} test images of {scoring.kind.name}"
         log.info(f"{what}: {' and '.join(config['metrics'])}, about {duration(expected)} on {scoring.device}")
@@ -104,7 +104,7 @@ def run(config: Mapping[str, Any], job: Job) -> float:
     return float(found[config["metrics"][0]]["total"])
 
 
-def exact(scoring: EvalJob, images: TestImages) -> Moments:
+def exact(scoring: EvalJob, images: ScoredImages) -> Moments:
     """-log of the density that the data were drawn from, in bits/dim: what no model can beat on average."""
     totals = Moments()
     for x0, _, _ in images:

@@ -39,6 +39,14 @@ def of_the_image(decoder: Decoder, kind: ImageKind) -> Decoder:
     return call if kind.pad else decoder
 
 
+def check_variance(name: object, key: str) -> None:
+    """Raise UsageError, about `key`, where there is no reverse variance of that name."""
+    try:
+        check_choice(key, name, VARIANCES)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 @dataclass(frozen=True)
 class Formulas:
     """What a config says about the mathematics, as objects.
@@ -57,10 +65,7 @@ class Formulas:
     @classmethod
     def of(cls, config: Mapping[str, Any], kind: ImageKind, trust: Sequence[str]) -> "Formulas":
         """Built and checked; UsageError where a choice is impossible, alone or with another."""
-        try:
-            check_choice("variance", config["variance"], VARIANCES)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        check_variance(config["variance"], "variance")
         schedule: Schedule = build(config["schedule"], "schedule", trust)
         prediction = bind(config["prediction"], "prediction", trust)
         times: Uniform = build(config["times"], "times", trust, schedule=schedule)
@@ -93,10 +98,7 @@ class Formulas:
         Raises UsageError, about `key`, where the run cannot have it.
         """
         name = self.variance if name is None else name
-        try:
-            check_choice(key, name, VARIANCES)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        check_variance(name, key)
         if name == "learned" and self.variance != "learned":
             raise UsageError(f"{key}=learned needs a run trained with variance=learned; this one has {self.variance}")
         if name == "analytic":

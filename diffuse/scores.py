@@ -48,10 +48,8 @@ class Moments:
         return np.sqrt(self.squares / (self.count - 1) / self.count)
 
 
-class TestImages:
+class ScoredImages:
     """The test images that are scored: in an order that the seed decides, each with randomness of its own."""
-
-    __test__ = False  # the name is no invitation to pytest
 
     def __init__(self, prepared: Prepared, n: int, seed: int):
         self.prepared, self.seed, self.test = prepared, seed, prepared.data.test
@@ -83,9 +81,7 @@ class BoundScore:
         except ValueError as error:
             raise UsageError(str(error).replace("steps", "levels", 1)) from error
         self.variance = partial(formulas.reverse_variance, config["variance"], "variance")
-        self.variance(
-            lambda: fixed_small
-        )  # whether the run can have it is asked now, its estimate not before it counts
+        self.variance(lambda: fixed_small)  # asks whether the run can have it; an estimate comes when it is needed
         self.clip = prepared.kind.bounded if config["clip"] is None else config["clip"]
         name = formulas.variance if config["variance"] is None else config["variance"]
         self.facts = {
@@ -101,7 +97,7 @@ class BoundScore:
     def evaluations(self) -> int:
         return len(self.times) - 1
 
-    def score(self, images: TestImages) -> tuple[Moments, Moments]:
+    def score(self, images: ScoredImages) -> tuple[Moments, Moments]:
         """In bits/dim, the whole bound and its terms [steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
         formulas, dims = self.prepared.trained.formulas, self.prepared.kind.dimensions
         denoiser, steps = self.prepared.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
@@ -160,7 +156,7 @@ class OdeScore:
             return calls * (1 + COST_OF_A_DERIVATIVE * channels * side**2)
         return int(calls * (1 + COST_OF_A_DERIVATIVE) * self.options["probes"])
 
-    def score(self, images: TestImages) -> tuple[Moments, float]:
+    def score(self, images: ScoredImages) -> tuple[Moments, float]:
         """In bits/dim, and the mean number of evaluations of the network and its derivative for each image."""
         totals, evaluations = Moments(), 0
         with Progress("ode", len(images.order), "image") as progress:
@@ -176,7 +172,7 @@ class OdeScore:
             raise UserError("the ODE's likelihood is not a finite number: the network's answers are not")
         return totals, evaluations / totals.count
 
-    def nats(self, x0: Tensor, y: Tensor | None, images: TestImages, rows: np.ndarray) -> tuple[Tensor, int]:
+    def nats(self, x0: Tensor, y: Tensor | None, images: ScoredImages, rows: np.ndarray) -> tuple[Tensor, int]:
         """-log P of each image, [b] in float64, the mean over probes, and the number of evaluations."""
         offset: Tensor | float = 0.0
         if self.prepared.kind.bounded:

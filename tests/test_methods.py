@@ -223,7 +223,7 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
 def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
     """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
     scoring = evaluation.EvalJob(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.TestImages(scoring, 2, 0)
+    images = evaluation.ScoredImages(scoring, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
@@ -236,7 +236,7 @@ def test_a_border_is_no_data_for_the_flow():
     """A network that knows that the border is black pays nothing for it: its density is the noise's own."""
     run = trained("name=framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
     scoring = evaluation.EvalJob(config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.TestImages(scoring, 2, 0)
+    images = evaluation.ScoredImages(scoring, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     rho = math.sqrt(1e-4 / (1 - 1e-4))
