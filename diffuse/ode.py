@@ -61,7 +61,7 @@ def log_likelihood(
     schedule = denoiser.schedule
     times = torch.tensor([schedule.t_min if t_min is None else t_min, schedule.T], dtype=torch.float64)
     phi = angles(schedule, times, steps)
-    field = probability_flow(denoiser, y, divergence, float(times[0]))
+    field = probability_flow(denoiser, y, divergence)
     start, end = (1 / scale(schedule, t) for t in times)
     alpha, _ = schedule.alpha_sigma(times[0])
     z, change, evaluations = solver(field, x0 * (alpha * start), phi)
@@ -90,12 +90,12 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
     return phi
 
 
-def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence, t_min: float) -> Field:
+def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
     """dz / dphi, and its divergence as float64 on the processor, as the denoiser has them."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
-        t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64)))).clamp(min=t_min)
+        t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64))))
         size = scale(schedule, t)
         with torch.enable_grad():
             z = z.detach().requires_grad_()

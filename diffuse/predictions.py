@@ -60,7 +60,7 @@ def mean(schedule: Schedule, t: Tensor) -> Coefficients:
 
     For schedules with levels. An error of mu is an error of x0 multiplied by up to 1 / of_x0, some thousands at t = T.
     """
-    posterior = schedule.posterior(t, (t - 1).clamp(min=0))
+    posterior = schedule.posterior(t, t - 1)
     ones = torch.ones_like(posterior.of_x0)
     return Coefficients(-posterior.of_x_t / posterior.of_x0, 1 / posterior.of_x0, ones, t - 1)
 

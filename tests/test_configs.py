@@ -16,6 +16,8 @@ from diffuse.help import GROUPS, KEYS
 from diffuse.images import ImageKind
 from diffuse.run import flat
 from diffuse.sample import Sampler
+from diffuse.schedules import linear
+from diffuse.variances import Analytic
 from tests.commands import config
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
@@ -137,8 +139,11 @@ def test_base_is_the_papers_network():
 
 @pytest.mark.parametrize("sampler", options("sampler"))
 def test_every_sampler_builds(sampler):
+    def estimated(times: list[float]) -> Analytic:
+        return Analytic(linear(), dict.fromkeys(times, 0.5))
+
     node = config("sample", "ckpt=x", f"sampler={sampler}")["sampler"]
-    assert Sampler(node, Formulas.of(config("train"), BYTES, []), BYTES, []).clip
+    assert Sampler(node, Formulas.of(config("train"), BYTES, []), BYTES, [], estimated).clip
 
 
 @pytest.mark.parametrize("device", options("device"))

@@ -217,7 +217,7 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
     nats = (0.5 * normal.astype(float) ** 2 + np.log(std) + 0.5 * np.log(2 * np.pi)).sum((1, 2, 3))
     bits = nats / normal[0].size / np.log(2)
     assert (mean.shape, scores[0]["exact"]["total"]) == ((3, 1, 1), pytest.approx(bits.mean(), rel=1e-4))
-    assert scores[1]["ode"]["total"] == pytest.approx(scores[0]["ode"]["total"], abs=0.05)
+    assert scores[1]["ode"]["total"] == pytest.approx(scores[0]["ode"]["total"], rel=0.01)
 
 
 def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
@@ -257,12 +257,6 @@ def test_a_border_is_no_data_for_the_bound():
     torch.testing.assert_close(
         decoder(x0, mean, torch.tensor(0.1)), discretised_gaussian(x0[inside], mean[inside], torch.tensor(0.1))
     )
-
-
-def test_the_means_flow_begins_where_it_was_trained():
-    """t is 1 only up to rounding there, and the step before it would begin below 0."""
-    run = trained("name=r", "prediction=mean", "schedule.beta_start=2e-4")
-    assert math.isfinite(scored(run, "metrics=[ode]", "ode.tolerance=1e-2")["bits_per_dim"]["ode"]["total"])
 
 
 def test_an_x0_network_has_an_analytic_bound():

@@ -37,6 +37,17 @@ def test_the_density_of_the_gaussian_is_that_of_its_flow(gaussian: Gaussian, pat
     torch.testing.assert_close(found.noise, x_T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("beta_start", [1e-4, 2e-4])
+def test_the_flow_of_a_mean_begins_at_a_level(gaussian: Gaussian, beta_start: float):
+    """t is 1 only up to rounding there: the step down from it must not end below 0."""
+    schedule = linear(beta_start=beta_start)
+    x_T, log_det = gaussian.flow(X0, schedule, 1.0)
+    expected = torch.distributions.Normal(0.0, torch.ones(()).double()).log_prob(x_T).sum((1, 2, 3)) + log_det
+    denoiser = gaussian.denoiser(schedule, predictions.mean)
+    found = log_likelihood(denoiser, X0, solver=rk4, divergence=exact, steps=256)
+    torch.testing.assert_close(found.log_density, expected, rtol=0, atol=1e-3)
+
+
 @on_every_path
 def test_t_min_is_where_the_path_begins(gaussian: Gaussian, path: Path):
     """Not at the schedule's own, whose density is another."""
