@@ -80,6 +80,12 @@ def run(config: Mapping[str, Any], job: Job) -> float:
         log.info(f"{what}: {' and '.join(config['metrics'])}, about {duration(expected)} on {scoring.device}")
         found: dict[str, dict[str, Any]] = {}
         facts: dict[str, Any] = {"bits_per_dim": found, "protocol": protocol(scoring, n), "seconds": {}}
+
+        def keep(name: str) -> None:
+            """Say and write a score as soon as it is known: whoever interrupts the next one keeps it."""
+            write_json(folder / "eval.json", {**facts, **scoring.trained.provenance})
+            log.info(told(scoring, name, found[name]))
+
         started = time.monotonic()
         if scoring.bound:
             totals, terms = scoring.bound.score(images)
@@ -89,16 +95,16 @@ def run(config: Mapping[str, Any], job: Job) -> float:
             title = f"{scoring.kind.name}: {totals.mean:.3f} bits/dim in all"
             plot_terms(folder / "terms.png", facts["terms"]["t"][1:], facts["terms"]["bits_per_dim"][1:], title)
             facts["seconds"]["bound"] = round(time.monotonic() - started, 3)
+            keep("bound")
         if scoring.ode:
             between = time.monotonic()
             totals, evaluations = scoring.ode.score(images)
             found["ode"] = {**mean_and_error(totals), "network_evaluations": round(evaluations, 1)}
             facts["seconds"]["ode"] = round(time.monotonic() - between, 3)
+            keep("ode")
         if scoring.data.log_density:
             found["exact"] = mean_and_error(exact(scoring, images))
-        write_json(folder / "eval.json", {**facts, **scoring.trained.provenance})
-        for line in told(scoring, found):
-            log.info(line)
+            keep("exact")
         beside = ", terms.csv and terms.png beside it" if scoring.bound else ""
         log.info(f"written: {shown(folder / 'eval.json')}{beside}")
     return float(found[config["metrics"][0]]["total"])
@@ -124,23 +130,18 @@ def bound_in_parts(totals: Moments, terms: Moments) -> dict[str, float]:
     return {**mean_and_error(totals), **{name: float(value) for name, value in parts.items()}}
 
 
-def told(scoring: EvalJob, found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The scores side by side, a line for each."""
-    lines = []
-    for name, score in found.items():
-        how = ""
-        if name == "bound" and scoring.bound:
-            parts = f"L_T {score['L_T']:.4f} + sum of L_{{t-1}} {score['L_t_minus_1']:.4f} + L_0 {score['L_0']:.4f}"
-            how = f"{scoring.bound.evaluations} levels, {scoring.bound.facts['variance']}: {parts}"
-        elif name == "ode" and scoring.ode:
-            facts = scoring.ode.facts
-            effort = f"tolerance {facts['tolerance']:g}" if "tolerance" in facts else f"{facts['steps']} steps"
-            calls = f"{score['network_evaluations']:.0f} evaluations an image"
-            how = f"{facts['solver']}, {effort}, down to t = {facts['t_min']:g}: {calls}"
-        elif name == "exact":
-            how = "the density that the data were drawn from"
-        lines.append(f"{name:5} {score['total']:.4f} +- {score['standard_error']:.4f} bits/dim  ({how})")
-    return lines
+def told(scoring: EvalJob, name: str, score: Mapping[str, Any]) -> str:
+    """A score in a line, with what it depends on most."""
+    how = "the density that the data were drawn from"
+    if name == "bound" and scoring.bound:
+        parts = f"L_T {score['L_T']:.4f} + sum of L_{{t-1}} {score['L_t_minus_1']:.4f} + L_0 {score['L_0']:.4f}"
+        how = f"{scoring.bound.evaluations} levels, {scoring.bound.facts['variance']}: {parts}"
+    elif name == "ode" and scoring.ode:
+        facts = scoring.ode.facts
+        effort = f"tolerance {facts['tolerance']:g}" if "tolerance" in facts else f"{facts['steps']} steps"
+        calls = f"{score['network_evaluations']:.0f} evaluations an image"
+        how = f"{facts['solver']}, {effort}, down to t = {facts['t_min']:g}: {calls}"
+    return f"{name:5} {score['total']:.4f} +- {score['standard_error']:.4f} bits/dim  ({how})"
 
 
 def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:

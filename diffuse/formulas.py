@@ -164,5 +164,5 @@ class Formulas:
         if self.schedule.alpha_sigma(torch.tensor(float(self.schedule.T), dtype=torch.float64))[0] == 0:
             raise UsageError(
                 f"{key}=analytic follows from E ||eps||^2, which says nothing of x0 at the last level of this "
-                f"schedule, where alpha is 0: choose {key}=fixed_small or fixed_large, or another schedule"
+                f"schedule, where alpha is 0: choose another {key} (in place of sampler=analytic_ddim, ddim or ddpm)"
             )

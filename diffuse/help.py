@@ -46,7 +46,7 @@ KEYS = {
         "dataset.test_path": "the same for the file that dataset=npz tests on",
         "dataset.skip_bad": "leave out images of a folder that cannot be read",
         "label": "the class to draw, for a class-conditional run (default all in turn)",
-        "sampler.steps": "network evaluations for each image (null: every level)",
+        "sampler.steps": "levels walked through (null: every one); Langevin samplers call the network more often",
         "sampler.spacing": "uniform, to_zero, quadratic, log_snr or karras",
         "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
         "sampler.variance": "of ddpm's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
@@ -60,7 +60,7 @@ KEYS = {
     },
     "eval": {
         "ckpt": "a run folder or a checkpoint file (required)",
-        "n": "test images (null: what takes about two minutes)",
+        "n": "test images (null: what takes about three minutes)",
         "metrics": "bound (variational) and ode (exact likelihood of the probability flow), in a list",
         "levels": "noise levels of the bound (null: every one)",
         "variance": "of the bound's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",

@@ -208,7 +208,7 @@ def betas(path: str | None = None, values: list[float] | None = None, zero_termi
     try:
         return _table(torch.tensor(listed, dtype=torch.float64), zero_terminal_snr)
     except ValueError as error:
-        given = f"path is {path}" if values is None else f"values is a list of {len(values)} numbers"
+        given = f"path is {path}" if path is not None else f"values is a list of {len(listed)} numbers"
         raise ValueError(f"{given}: {error}") from error
 
 

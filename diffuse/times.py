@@ -47,7 +47,7 @@ class LogNormal(Uniform):
 
 
 class Importance(Uniform):
-    """Levels whose losses vary most are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
+    """Levels of the largest losses are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
 
     p_t is proportional to sqrt(E[L_t^2]) over the last `history` losses of each level, mixed with a little of the
     uniform distribution, and a loss is multiplied by 1 / (T p_t): its expectation is that of uniform levels. Until

@@ -14,11 +14,12 @@ from diffuse.build import build, build_dataset, build_network
 from diffuse.device import Device, send
 from diffuse.drawing import Sampler, draw, image_labels
 from diffuse.ema import EMA
-from diffuse.errors import UserError
+from diffuse.errors import UsageError, UserError
 from diffuse.formulas import Formulas
 from diffuse.images import Dataset, to_float
 from diffuse.pictures import forward_process
 from diffuse.randomness import ImageNoise, generator, reseed
+from diffuse.schedules import Schedule
 
 QUARTILES = 4
 BYTES_AROUND_A_TENSOR = 300  # in a checkpoint, for its name and place
@@ -47,6 +48,7 @@ class Trainer:
         self.data: Dataset = build_dataset(config, trust)
         self.formulas = Formulas.of(config, self.data.kind, trust)
         self.schedule = self.formulas.schedule
+        refuse_more_steps_than_levels(config["sampler"].get("steps"), self.schedule)
         self.sampler = Sampler(config["sampler"], self.formulas, self.data.kind, trust)
         self.times = self.formulas.times.to(self.device.torch)
         reseed(config["seed"], "weights")
@@ -214,6 +216,15 @@ class Trainer:
         self.sums["images"].index_add_(0, quartile, weights)
         self.sums["grad_norm"] += norm
         self.sums["steps"] += 1
+
+
+def refuse_more_steps_than_levels(steps: Any, schedule: Schedule) -> None:
+    """Raise UsageError where a short table has fewer levels than the grids of samples are drawn with."""
+    if isinstance(steps, int) and steps > schedule.T:
+        raise UsageError(
+            f"sampler.steps={steps}, with which training draws its grids, is more than the {schedule.T} levels of the "
+            f"schedule: set sampler.steps={schedule.T} or less"
+        )
 
 
 def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:

@@ -328,3 +328,11 @@ def test_the_memory_of_a_score_does_not_grow_with_the_images():
 def test_impossible_scores_are_refused(tiny_run, words, message):
     with pytest.raises(UsageError, match=message):
         scored(tiny_run, *words)
+
+
+def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
+    """Nobody typed sampler.steps, so the message says what it has to do with training."""
+    with pytest.raises(
+        UsageError, match="sampler.steps=3, with which training draws its grids, .* set sampler.steps=2"
+    ):
+        trained("name=r", "schedule.levels=2")
