@@ -87,7 +87,7 @@ class Analytic:
 
     def __call__(self, step: Step, guess: Prediction) -> Tensor:
         found = step.posterior.variance + step.posterior.of_x0**2 * self.uncertainty(step.t)
-        return found if self.largest is None or step.s > 0 else torch.maximum(found, step.small)
+        return found if self.largest is None else torch.maximum(found, step.small)
 
     def uncertainty(self, t: Tensor) -> Tensor:
         """E Var[x0 given x_t], the mean over pixels; 1 - E ||eps||^2 / d is what is left of the noise."""

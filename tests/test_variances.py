@@ -143,6 +143,16 @@ def test_the_analytic_variance_adds_what_is_not_known_of_x0(path: Path):
         assert variance(step, guess()).item() == pytest.approx(np.mean(expected), rel=1e-7)
 
 
+def test_the_analytic_variance_of_the_last_step_is_not_nothing():
+    """An eps that is too large leaves nothing of E Var[x0 given x_t], and there is no posterior variance there."""
+    steps = reverse_steps(linear(), torch.tensor([900.0, 40.0, 7.0, 0.0], dtype=torch.float64))
+    nothing, everything = (Analytic(linear(), {900.0: square, 40.0: square, 7.0: square}) for square in (2.0, 0.0))
+    assert [nothing(step, guess()).item() for step in steps] == [step.small.item() for step in steps]
+    rho_squared = (1 / linear().alpha_bar[7] - 1).item()
+    assert everything(steps[-1], guess()).item() == pytest.approx(rho_squared, rel=1e-9)
+    assert rho_squared > steps[-1].small
+
+
 def test_the_analytic_estimate_is_clipped_to_what_is_possible():
     """An estimate from few images can say anything; Var[x0 given x_t] is at least 0, at most rho^2 and at most 1."""
     schedule = linear()
