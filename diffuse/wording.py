@@ -47,7 +47,7 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
             return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
     for cause in causes(error):
         if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
-            return Message("a group (dataset, schedule, unet, device, sampler, recipe) takes the name of an option", 2)
+            return Message(f"a group ({', '.join(GROUPS[command])}) takes the name of an option", 2)
         if isinstance(cause, HydraException | OmegaConfBaseException):
             return Message(_refusal(cause, command, configs), 2)
     if raised_in_hydra(error):
@@ -91,6 +91,10 @@ def _refusal(cause: BaseException, command: str, configs: str) -> str:
         reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
         if inside := [key for key in sorted(keys_of(command)) if key.startswith(f"{match[1]}.")]:
             return f"{match[1]} is not a value but a group of keys, such as {inside[0]}"
+        if "is not a ListConfig" in reason:
+            return (
+                f"{match[1]} is a list: write {text.partition('override ')[2].splitlines()[0].replace('=', '=[', 1)}]"
+            )
         return f"{match[1]}: {reason.splitlines()[0]}"
     key = _full_key(text)
     return (f"{key}: " if key else "") + text.splitlines()[0]

@@ -73,6 +73,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("unet=3", "takes the name of an option"),
         ("unet=[tiny", "'unet=[tiny' cannot be read"),
         ("optim=adam", "optim is not a value but a group of keys, such as optim.clip"),
+        ("trust=mine", "trust is a list: write trust=[mine]"),
         ("steps", "'steps' is not of the form key=value"),
         ("schedule=linear,cosine", "names several values: add -m"),
         ("--multirum", "there is no flag '--multirum'. Did you mean '--multirun'?"),
