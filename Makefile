@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help demo install dev test lint types tests test-slow mutants clean
 
 help:
-	@echo "make demo       install, train on the digits that ship, sample 64, score (5 minutes on two cores)"
+	@echo "make demo       install, train on the digits that ship, sample 64, score (6 minutes on two cores)"
 	@echo "make test       install for development, then lint, types and tests"
 	@echo "make test-slow  the tests that train for minutes"
 	@echo "make mutants    which slip in a formula would the tests miss? (12 minutes on one core)"
