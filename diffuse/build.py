@@ -60,7 +60,7 @@ def about(group: str) -> Iterator[None]:
         raise UsageError(f"{group}{error}" if str(error).startswith("=") else f"{group}.{error}") from error
 
 
-def bind(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> Callable[..., Any]:
+def bind(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> partial[Any]:
     """The function that node["_target_"] names, with the node's other keys as its keyword-only arguments, checked.
 
     What comes before the keywords is the formula's variables, given at each call. Of `given`, the function gets those

@@ -40,9 +40,6 @@ class Device:
             torch.backends.cudnn.benchmark = True
             torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products have it so by default
 
-    def __str__(self) -> str:
-        return f"{self.torch.type}, {'bfloat16' if self.bfloat16 else 'float32'}"
-
     def place(self, net: nn.Module) -> nn.Module:
         """The network, on this device and in the memory layout its convolutions like best."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]

@@ -45,14 +45,12 @@ class Sampler:
         common = {key: node.get(key) for key in GridOptions.__dataclass_fields__}
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
         grid = GridOptions(**checked_options(GridOptions, common, "sampler"))
-        self.walk: Callable[..., Iterator[Tensor]] = bind(own, "sampler", trust)
+        self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         if not 0 <= own.get("eta", 0) <= 1:
             raise UsageError(f"sampler.eta must be between 0 and 1, not {own['eta']}")
-        try:
+        with about("sampler"):
             self.times = time_grid(formulas.schedule, grid.steps, pick(SPACINGS, "sampler.spacing", grid.spacing))
-        except ValueError as error:
-            raise UsageError(f"sampler.{error}") from error
-        self.name = self.walk.func.__name__  # type: ignore[attr-defined]
+        self.name = self.walk.func.__name__
         self.clip = kind.bounded if grid.clip is None else grid.clip
         self.record = {**node, "steps": len(self.times) - 1, "clip": self.clip}
         if "variance" in node:

@@ -2,12 +2,13 @@
 
 import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffuse.errors import UsageError, UserError
 from diffuse.files import write_json, write_whole
@@ -77,7 +78,7 @@ def run(config: Mapping[str, Any], job: Job) -> float:
     images = ScoredImages(scoring, n, config["seed"])
     with job.new_folder(scoring.trained.home / "eval", config["name"], "eval.log") as folder:
         what = f"{n} of {len(images.test.images)} test images of {scoring.kind.name}"
-        log.info(f"{what}: {' and '.join(config['metrics'])}, about {duration(expected)} on {scoring.device}")
+        log.info(f"{what}: {' and '.join(config['metrics'])}, about {duration(expected)} on {scoring.where}")
         found: dict[str, dict[str, Any]] = {}
         facts: dict[str, Any] = {"bits_per_dim": found, "protocol": protocol(scoring, n), "seconds": {}}
 
@@ -102,20 +103,20 @@ def run(config: Mapping[str, Any], job: Job) -> float:
             found["ode"] = {**mean_and_error(totals), "network_evaluations": round(evaluations, 1)}
             facts["seconds"]["ode"] = round(time.monotonic() - between, 3)
             keep("ode")
-        if scoring.data.log_density:
-            found["exact"] = mean_and_error(exact(scoring, images))
+        if log_density := scoring.data.log_density:
+            found["exact"] = mean_and_error(exact(log_density, images))
             keep("exact")
         beside = ", terms.csv and terms.png beside it" if scoring.bound else ""
         log.info(f"written: {shown(folder / 'eval.json')}{beside}")
     return float(found[config["metrics"][0]]["total"])
 
 
-def exact(scoring: EvalJob, images: ScoredImages) -> Moments:
+def exact(log_density: Callable[[Tensor], Tensor], images: ScoredImages) -> Moments:
     """-log of the density that the data were drawn from, in bits/dim: what no model can beat on average."""
     totals = Moments()
     for x0, _, _ in images:
-        nats = -scoring.data.log_density(x0.cpu().double())  # type: ignore[misc]
-        totals.add(bits_per_dim(nats, scoring.kind.dimensions).numpy())
+        nats = -log_density(x0.cpu().double())
+        totals.add(bits_per_dim(nats, images.prepared.kind.dimensions).numpy())
     return totals
 
 
@@ -162,7 +163,7 @@ def protocol(scoring: EvalJob, n: int) -> dict[str, Any]:
         **{name: score.facts for name, score in scores.items() if score},
         "seed": config["seed"],
         "device": scoring.device.torch.type,
-        "precision": "bfloat16" if scoring.device.bfloat16 else "float32",
+        "precision": scoring.trained.formulas.precision(scoring.device),
     }
 
 

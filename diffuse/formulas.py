@@ -6,7 +6,7 @@ refused here, by the names of the keys.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -22,8 +22,6 @@ from diffuse.likelihood import Decoder, discretised_gaussian, gaussian_density
 from diffuse.schedules import Schedule
 from diffuse.times import Uniform
 from diffuse.variances import FIXED, VARIANCES, Variance, learned
-
-Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def of_the_image(decoder: Decoder, kind: ImageKind) -> Decoder:
@@ -55,8 +53,8 @@ class Formulas:
     """
 
     schedule: Schedule
-    prediction: predictions.PredictionType
-    loss: Loss
+    prediction: partial[predictions.Coefficients]
+    loss: partial[Tensor]
     times: Uniform
     decoder: Decoder
     variance: str
@@ -77,7 +75,7 @@ class Formulas:
         if config["variance"] != "analytic":  # which is estimated when there is a network, so no loss knows it
             given["variance"] = learned if config["variance"] == "learned" else FIXED[config["variance"]]
         loss = bind(config["loss"], "loss", trust, **given)
-        needs_float32 = prediction.func in predictions.NEED_FLOAT32  # type: ignore[attr-defined]
+        needs_float32 = prediction.func in predictions.NEED_FLOAT32
         formulas = cls(schedule, prediction, loss, times, decoder, config["variance"], needs_float32)
         formulas.refuse_what_cannot_work(config)
         return formulas
@@ -87,6 +85,14 @@ class Formulas:
     ) -> Denoiser:
         """The network, on a device and `rows` images at a time, as a denoiser; if asked, in float32 on any device."""
         return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32), clip)
+
+    def where(self, device: Device) -> str:
+        """The device, and the precision that the network has there."""
+        return f"{device.torch.type}, {self.precision(device)}"
+
+    def precision(self, device: Device) -> str:
+        """What the network computes in on this device."""
+        return "bfloat16" if device.bfloat16 and not self.needs_float32 else "float32"
 
     def denoiser_of(self, function: Callable[..., Tensor], clip: bool = False) -> Denoiser:
         """The same of a function that is called as a network is."""
@@ -113,7 +119,7 @@ class Formulas:
 
     def refuse_what_cannot_work(self, config: Mapping[str, Any]) -> None:
         """Raise UsageError where two choices exclude each other."""
-        function = self.loss.func  # type: ignore[attr-defined]
+        function = self.loss.func
         trains_variance = function in (losses.vlb, losses.hybrid)
         name, variance = function.__name__, self.variance
         if not self.schedule.discrete and (trains_variance or variance == "learned"):
@@ -139,8 +145,8 @@ class Formulas:
 
     def refuse_undefined_prediction(self) -> None:
         """Raise UsageError where x0 cannot be told from the network's output at some level."""
-        name = self.prediction.func.__name__  # type: ignore[attr-defined]
-        if self.prediction.func is predictions.mean and not self.schedule.discrete:  # type: ignore[attr-defined]
+        name = self.prediction.func.__name__
+        if self.prediction.func is predictions.mean and not self.schedule.discrete:
             raise UsageError(
                 "prediction=mean is the mean of a step from t to t - 1, and this schedule has no levels: "
                 "choose schedule=linear, cosine, ... or another prediction"

@@ -1,7 +1,5 @@
 """Distributions whose best denoiser, likelihood and bound are known exactly: what every formula is tested against."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -29,10 +27,6 @@ class Gaussian:
     def posterior_variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """Var[x0 given x_t] = std^2 sigma^2 / (alpha^2 std^2 + sigma^2)."""
         return (self.std * sigma) ** 2 / ((alpha * self.std) ** 2 + sigma**2)
-
-    def log_density(self, x0: Tensor) -> Tensor:
-        """log N(x0; mean, std^2) of each image, [b] nats."""
-        return -0.5 * (((x0 - self.mean) / self.std) ** 2 + torch.log(2 * math.pi * self.std**2)).flatten(1).sum(1)
 
     def flow(self, x0: Tensor, schedule: Schedule, t_min: float) -> tuple[Tensor, Tensor]:
         """Where the probability-flow ODE takes x0 from t_min to T, and log |det dx_T / dx0|, [b] nats.

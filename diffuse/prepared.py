@@ -39,6 +39,11 @@ class Prepared:
         refuse_other_kind(data.kind, self.kind)
         return data
 
+    @property
+    def where(self) -> str:
+        """The device, and the precision that the network has there."""
+        return self.trained.formulas.where(self.device)
+
     def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
         """The trained denoiser, its guesses of x0 clipped or not, in the device's precision or in float32."""
         net = self.device.place(self.trained.net)

@@ -54,7 +54,7 @@ def run(config: Mapping[str, Any], job: Job) -> None:
     trained, sampler, kind = sampling.trained, sampling.sampler, sampling.kind
     with job.new_folder(trained.home / "samples", config["name"], "sample.log") as folder:
         what = f"{config['n']:,} images of {kind.name} (step {trained.step:,})"
-        log.info(f"{what}: {len(sampler.times) - 1} steps of {sampler.name} on {sampling.device}, into {shown(folder)}")
+        log.info(f"{what}: {len(sampler.times) - 1} steps of {sampler.name} on {sampling.where}, into {shown(folder)}")
         started = time.monotonic()
         parts, labels = [], []
         for images, x, y in sampling.batches():
@@ -72,7 +72,7 @@ def run(config: Mapping[str, Any], job: Job) -> None:
             "label": config["label"],
             "sampler": sampler.record,
             "network_evaluations": sampler.evaluations,
-            "device": str(sampling.device),
+            "device": sampling.where,
             "seconds": round(seconds, 3),
             **trained.provenance,
         }

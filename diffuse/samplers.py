@@ -56,15 +56,23 @@ def ddim(
 
     eta = 0 is deterministic, eta = 1 is `ancestral` with fixed_small. Shapes as there.
     """
-    schedule = denoiser.schedule
     for t, s in pairwise(times):
-        alpha_s, sigma_s = schedule.alpha_sigma(s)
-        variance = eta**2 * schedule.posterior(t, s).variance
-        guess = denoiser(x, t, y)
-        x = alpha_s * guess.x0 + (sigma_s**2 - variance).sqrt() * guess.eps
+        x, variance, _ = _ddim_step(denoiser, x, t, s, y, eta)
         if eta > 0 and s > 0:
             x = x + variance.sqrt() * noise(x)
         yield x
+
+
+def _ddim_step(
+    denoiser: Denoiser, x: Tensor, t: Tensor, s: Tensor, y: Tensor | None, eta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_s without its noise, that noise's variance, and by what an error of x0 reaches x_s."""
+    schedule = denoiser.schedule
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+    variance = eta**2 * schedule.posterior(t, s).variance
+    kept = (sigma_s**2 - variance).sqrt()
+    guess = denoiser(x, t, y)
+    return alpha_s * guess.x0 + kept * guess.eps, variance, alpha_s - kept * alpha_t / sigma_t
 
 
 @torch.no_grad()
@@ -145,15 +153,9 @@ def analytic_ddim(
     """
     if not isinstance(variance, Analytic):
         raise ValueError("variance must be analytic for analytic_ddim; for a fixed one take ddim or ddpm")
-    schedule = denoiser.schedule
     for t, s in pairwise(times):
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
-        chosen = eta**2 * schedule.posterior(t, s).variance
-        kept = (sigma_s**2 - chosen).sqrt()
-        guess = denoiser(x, t, y)
-        x = alpha_s * guess.x0 + kept * guess.eps
+        x, chosen, of_error = _ddim_step(denoiser, x, t, s, y, eta)
         if s > 0:
-            of_error = alpha_s - kept * alpha_t / sigma_t
             x = x + (chosen + of_error**2 * variance.uncertainty(t)).sqrt() * noise(x)
         yield x
 

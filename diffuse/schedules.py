@@ -202,13 +202,14 @@ def cosine(
 
 def betas(path: str | None = None, values: list[float] | None = None, zero_terminal_snr: bool = False) -> TableSchedule:
     """beta_1 ... beta_T as a file lists them (see `betas_in`), or as `values`, which a run notes down from the file."""
-    if values is None and path is None:
-        raise ValueError("path must be a file with one beta for each level, and is not set")
-    listed = betas_in(path) if values is None else values  # type: ignore[arg-type]
+    if values is None:
+        if path is None:
+            raise ValueError("path must be a file with one beta for each level, and is not set")
+        values = betas_in(path)
     try:
-        return _table(torch.tensor(listed, dtype=torch.float64), zero_terminal_snr)
+        return _table(torch.tensor(values, dtype=torch.float64), zero_terminal_snr)
     except ValueError as error:
-        given = f"path is {path}" if path is not None else f"values is a list of {len(listed)} numbers"
+        given = f"path is {path}" if path is not None else f"values is a list of {len(values)} numbers"
         raise ValueError(f"{given}: {error}") from error
 
 

@@ -117,12 +117,11 @@ def set_damaged_aside(newest: Path) -> None:
 
 def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> float | None:
     """Say what is about to happen, train, and say what can be done next."""
-    config, kind = trainer.config, trainer.data.kind
+    config, kind, where = trainer.config, trainer.data.kind, trainer.formulas.where(trainer.device)
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
-    device = f"{trainer.device.torch.type}, float32" if trainer.formulas.needs_float32 else str(trainer.device)
     log.info(f"run folder: {shown(folder)}")
-    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {device}")
+    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {where}")
     log.info(cost_on_disk(trainer, folder))
     if config["optim"]["warmup"] > config["steps"]:
         given = f"optim.warmup={config['optim']['warmup']} is longer than steps={config['steps']}"

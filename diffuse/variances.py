@@ -54,7 +54,7 @@ def fixed_small(step: Step, guess: Prediction) -> Tensor:
 
 
 def fixed_large(step: Step, guess: Prediction) -> Tensor:
-    """1 - alpha_bar_t / alpha_bar_s, which is beta_t for s = t - 1: right where x0 is N(0, I). Ho et al. 2020, 3.2.
+    """That of q(x_t given x_s), beta_t for s = t - 1: right where x0 is N(0, I). Ho et al. 2020, section 3.2.
 
     On the step to 0 as `fixed_small`: far too wide for 8-bit data otherwise.
     """

@@ -49,7 +49,8 @@ def main() -> None:
     after, memory = alone(), device.peak_memory()
     seconds_of_bound(denoiser, device, rows, steps, 4 * arguments.images)
     grown = device.peak_memory()
-    print(f"{device}: {arguments.images} images, {arguments.levels} levels, {arguments.channels} channels")
+    sizes = f"{arguments.images} images, {arguments.levels} levels, {arguments.channels} channels"
+    print(f"{device.torch.type}, float32: {sizes}")
     print(f"bound {bound:.2f} s; its network calls alone {before:.2f} s before and {after:.2f} s after")
     print(f"ratio {2 * bound / (before + after):.3f}")
     print(f"peak memory {memory / 1e6:.0f} MB; after four times as many images {grown / 1e6:.0f} MB")

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from scipy.stats import norm
 
 from diffuse import predictions
 from diffuse.oracles import Gaussian
 from diffuse.paths import VE, VP, Flow
 from diffuse.predictions import PredictionType
 from diffuse.schedules import Schedule, TableSchedule, cosine, linear
-from tests.conftest import MEAN, STD, column
+from tests.conftest import MEAN, STD
 
 
 class Path(NamedTuple):
@@ -92,13 +91,6 @@ def test_the_best_denoiser_is_the_posterior_mean(gaussian: Gaussian, path: Path,
     for prediction in defined if alpha == 0 else [predictions.eps, *defined]:
         guess = gaussian.denoiser(path.schedule, prediction)(x_t, torch.tensor(float(t)))
         np.testing.assert_allclose(guess.x0.flatten(), expected[:, 0], rtol=1e-6)
-
-
-def test_the_density_is_the_gaussians(gaussian: Gaussian):
-    """Of a whole image, also where its pixels share the mean and spread of their channel."""
-    x0 = torch.cat([X0, X0.flip(0) + 0.1], dim=2)
-    expected = norm.logpdf(x0, column(MEAN), column(STD)).sum((1, 2, 3))
-    np.testing.assert_allclose(gaussian.log_density(x0), expected, rtol=1e-12)
 
 
 def integrated(x0: np.ndarray, std: np.ndarray, path: Path, t_min: float) -> tuple[np.ndarray, np.ndarray]:
