@@ -1,5 +1,6 @@
 """The commands with each method, loss, prediction and reverse variance: trained, continued, sampled and scored."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,6 @@ from diffuse.checkpoint import load_trained, read
 from diffuse.datasets import digits
 from diffuse.errors import UsageError, UserError
 from diffuse.images import to_float
-from diffuse.likelihood import discretised_gaussian
 from diffuse.randomness import ImageNoise, generator
 from diffuse.schedules import TableSchedule, linear
 from diffuse.trainer import NotFinite, Trainer
@@ -203,62 +203,6 @@ def test_the_mean_is_predicted_in_float32():
     assert read(run / "checkpoints/last.pt")["config"]["device"]["precision"] == "bfloat16"
 
 
-def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
-    """-log N(x; mean, std) of the test images in bits/dim; the ODE with its exact divergence and its estimate agree."""
-    scores = [
-        scored(gaussian_run, "ode.solver=heun", "ode.steps=2", "n=2", *words)["bits_per_dim"]
-        for words in (["ode.divergence=exact"], ["ode.probes=60", "metrics=[ode]"])
-    ]
-    assert set(scores[0]) == {"bound", "ode", "exact"}
-    typed = load_trained(str(gaussian_run), []).config["dataset"]
-    mean, std = (np.array(typed[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
-    rows = generator(0, "test order").permutation(typed["test_count"])[:2]
-    normal = generator("gaussian", "test").standard_normal((typed["test_count"], 3, 8, 8), dtype=np.float32)[rows]
-    nats = (0.5 * normal.astype(float) ** 2 + np.log(std) + 0.5 * np.log(2 * np.pi)).sum((1, 2, 3))
-    bits = nats / normal[0].size / np.log(2)
-    assert (mean.shape, scores[0]["exact"]["total"]) == ((3, 1, 1), pytest.approx(bits.mean(), rel=1e-4))
-    assert scores[1]["ode"]["total"] == pytest.approx(scores[0]["ode"]["total"], rel=0.01)
-
-
-def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
-    """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
-    scoring = evaluation.EvalJob(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.ScoredImages(scoring, 2, 0)
-    x0, _ = images.batch(images.order)
-    spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
-    assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
-    offset = ((spread - x0) * 127.5).abs()
-    assert offset.max() <= 0.5 + 1e-4
-    assert offset.mean().item() == pytest.approx(0.25, abs=0.05)
-
-
-def test_a_border_is_no_data_for_the_flow():
-    """A network that knows that the border is black pays nothing for it: its density is the noise's own."""
-    run = trained("name=framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
-    scoring = evaluation.EvalJob(config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.ScoredImages(scoring, 2, 0)
-    x0, _ = images.batch(images.order)
-    spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
-    rho = math.sqrt(1e-4 / (1 - 1e-4))
-    border = torch.ones(12, 12, dtype=torch.bool)
-    border[2:10, 2:10] = False
-    of_border = torch.distributions.Normal(-1.0, rho).log_prob(spread[..., border].double()).sum((1, 2))
-    torch.testing.assert_close(log_q, of_border + 64 * math.log(127.5), rtol=1e-4, atol=0)
-
-
-def test_a_border_is_no_data_for_the_bound():
-    """L_0 is about the 64 pixels inside, whatever the network says of the others."""
-    run = trained("name=framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
-    decoder = load_trained(str(run), []).formulas.decoder
-    x0, mean, variance = torch.rand(3, 2, 1, 12, 12).double() - 0.5
-    inside = (slice(None), slice(None), slice(2, 10), slice(2, 10))
-    expected = discretised_gaussian(x0[inside], mean[inside], 0.1 + variance.abs()[inside])
-    torch.testing.assert_close(decoder(x0, mean, 0.1 + variance.abs()), expected)
-    torch.testing.assert_close(
-        decoder(x0, mean, torch.tensor(0.1)), discretised_gaussian(x0[inside], mean[inside], torch.tensor(0.1))
-    )
-
-
 def test_an_x0_network_has_an_analytic_bound():
     """Its eps is too large at small t, so the estimate is clipped to 0; L_0 needs a variance all the same."""
     run = trained("name=r", "prediction=x0")
@@ -300,39 +244,29 @@ def test_a_failed_step_teaches_importance_sampling_nothing():
     assert_same(list(expected), [made_of["t"], made_of["weights"]])
 
 
-def test_the_memory_of_a_score_does_not_grow_with_the_images():
-    """Running moments against numpy, and nothing kept that has a row for each image."""
-    rows = generator(0, "rows").standard_normal((1000, 7)) + 100
-    together, apart = evaluation.Moments(), evaluation.Moments()
-    together.add(rows)
-    for part in np.array_split(rows, 13):
-        apart.add(part)
-    np.testing.assert_allclose(together.mean, rows.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(together.standard_error, rows.std(0, ddof=1) / math.sqrt(1000), rtol=1e-9)
-    assert (apart.mean == together.mean).all()
-    assert all(np.size(value) <= 7 for value in vars(apart).values())
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["metrics=[fid]"], "metrics must be a list of bound, ode"),
-        (["metrics=[]"], "metrics must be a list of bound, ode"),
-        (["ode.t_min=0"], "ode.t_min must be at least 1, the smallest time that the network was trained at"),
-        (["ode.solver=euler"], "ode.solver must be one of rk45, rk4, heun"),
-        (["ode.tolerance=0"], "ode.tolerance must be between 0 and 1"),
-        (["ode.probes=0"], "ode.probes must be at least 1"),
-        (["ode.divergence=trace"], "ode.divergence must be one of hutchinson, exact"),
-    ],
-)
-def test_impossible_scores_are_refused(tiny_run, words, message):
-    with pytest.raises(UsageError, match=message):
-        scored(tiny_run, *words)
-
-
 def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
     """Nobody typed sampler.steps, so the message says what it has to do with training."""
     with pytest.raises(
         UsageError, match="sampler.steps=3, with which training draws its grids, .* set sampler.steps=2"
     ):
         trained("name=r", "schedule.levels=2")
+
+
+def test_a_training_step_counts_each_loss_with_the_weight_of_its_level():
+    """The gradient of importance sampling, computed on a copy of the network; without the weights it is biased."""
+    trainer = Trainer(
+        config("train", *TINY, "times=importance", "times.history=1", "schedule.levels=4", "optim.clip=1e9")
+    )
+    for _ in range(3):
+        trainer.advance()
+    trainer.report()
+    x0, _, t, weights, noise = trainer.ingredients(trainer.step)
+    assert weights.min() < 0.9 < 1.1 < weights.max()
+    net = copy.deepcopy(trainer.net)
+    losses = trainer.formulas.loss(trainer.formulas.denoiser(net, trainer.device), x0, t, noise, None)
+    (weights * losses).mean().backward()
+    expected = torch.nn.utils.clip_grad_norm_(net.parameters(), torch.inf).item()
+    trainer.advance()
+    reported = trainer.report()
+    assert reported["grad_norm"] == pytest.approx(expected, rel=1e-5)
+    assert reported["loss"] == pytest.approx(((weights * losses).sum() / weights.sum()).item(), rel=1e-5)
