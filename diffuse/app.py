@@ -124,7 +124,7 @@ class Command:
             remove_if_empty(Path(settings.runtime.output_dir))
 
     def run(self, cfg: DictConfig) -> Any:
-        """Check the config and hand it, as plain values, to the command's module."""
+        """Check the config and hand it, as plain values, to the command's module; the first of what it reports."""
         config = checked(cfg, SCHEMAS[self.name])
         from diffuse.job import Job  # the command's module imports torch: not before the config is known to be right
 
@@ -135,7 +135,8 @@ class Command:
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
-        return importlib.import_module(f"diffuse.{self.name}").run(config, job)
+        values = importlib.import_module(f"diffuse.{self.name}").run(config, job)
+        return next(iter(values.values()), None)
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -69,8 +69,8 @@ class EvalJob(Prepared):
         return min(max(afforded, self.chunk), len(self.data.test.images))
 
 
-def run(config: Mapping[str, Any], job: Job) -> float:
-    """Score the run on the test split into a new folder of it; returns the first score, in bits/dim."""
+def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
+    """Score the run on the test split into a new folder of it; returns the scores by name, in bits/dim."""
     scoring = EvalJob(config)
     images_per_second = scoring.images_per_second()
     n = scoring.afforded(images_per_second)
@@ -108,7 +108,7 @@ def run(config: Mapping[str, Any], job: Job) -> float:
             keep("exact")
         beside = ", terms.csv and terms.png beside it" if scoring.bound else ""
         log.info(f"written: {shown(folder / 'eval.json')}{beside}")
-    return float(found[config["metrics"][0]]["total"])
+    return {name: float(found[name]["total"]) for name in config["metrics"]}
 
 
 def exact(log_density: Callable[[Tensor], Tensor], images: ScoredImages) -> Moments:

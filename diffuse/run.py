@@ -43,6 +43,7 @@ from diffuse.pictures import save_png
 from diffuse.schema import SCHEMAS, checked
 
 IMAGES, METRICS = "images", "metrics.jsonl"
+SCORES = "eval/"  # how the names of scores begin among the metrics of a training
 NAMED = 8  # keys that a message lists
 SHORT = 60  # letters of a value that it shows
 # What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
@@ -170,10 +171,13 @@ def refuse_lost_checkpoints(folder: Path, config: Mapping[str, Any], record: Map
         )
 
 
-def last_loss(folder: Path) -> float | None:
-    """The loss that was reported last."""
-    lines = _whole_lines(folder / METRICS)
-    return lines[-1][1]["loss"] if lines else None
+def last_values(folder: Path) -> dict[str, float]:
+    """What was reported last, by name: the scores of `eval.every`, if there are any, and the loss."""
+    found: dict[str, float] = {}
+    for _, values in _whole_lines(folder / METRICS):
+        found |= values
+    scores = {name.removeprefix(SCORES): value for name, value in found.items() if name.startswith(SCORES)}
+    return {**scores, **({"loss": found["loss"]} if "loss" in found else {})}
 
 
 def write_record(folder: Path, config: Mapping[str, Any]) -> None:

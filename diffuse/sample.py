@@ -48,8 +48,8 @@ class SampleJob(Prepared):
                 yield images, x.cpu(), None if labels is None else labels.cpu()
 
 
-def run(config: Mapping[str, Any], job: Job) -> None:
-    """Draw config["n"] images from a checkpoint into a new folder of its run."""
+def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
+    """Draw config["n"] images from a checkpoint into a new folder of its run. There is nothing to report by name."""
     sampling = SampleJob(config)
     trained, sampler, kind = sampling.trained, sampling.sampler, sampling.kind
     with job.new_folder(trained.home / "samples", config["name"], "sample.log") as folder:
@@ -78,6 +78,7 @@ def run(config: Mapping[str, Any], job: Job) -> None:
         }
         write_json(folder / "samples.json", facts)
         log.info(f"{config['n']:,} images in {duration(seconds)}: {shown(folder / 'grid.png')}")
+    return {}
 
 
 def write_images(folder: Path, numbers: Sequence[int], images: Tensor) -> None:

@@ -21,7 +21,7 @@ from diffuse.run import (
     grid_path,
     held,
     is_run,
-    last_loss,
+    last_values,
     read_record,
     refuse_changes,
     refuse_inside_others,
@@ -35,10 +35,10 @@ from diffuse.trainer import NotFinite, Trainer
 FAILURE = "failure.pt"
 
 
-def run(config: Mapping[str, Any], job: Job) -> float | None:
+def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Begin a run or continue the one that is there. Whatever is wrong is said before anything is written.
 
-    Returns the loss reported last.
+    Returns what was reported last, by name: the loss.
     """
     deadline = time.monotonic() + 3600 * (config["max_hours"] or math.inf)
     asked = self_contained({**config, "resume": None})
@@ -52,7 +52,7 @@ def run(config: Mapping[str, Any], job: Job) -> float | None:
     return begin(asked, folder, job, deadline)
 
 
-def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: float) -> float | None:
+def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: float) -> dict[str, float]:
     """Train from the beginning, in this folder or, without one, in a new one named by the time."""
     trainer = Trainer(config)
     refuse_small_disk(trainer, folder or OUTPUTS)
@@ -65,7 +65,7 @@ def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: fl
             return introduce_and_train(trainer, folder, deadline)
 
 
-def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -> float | None:
+def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -> dict[str, float]:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
     record = read_record(folder)
     refuse_changes(record, config, folder)
@@ -78,7 +78,7 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             refuse_lost_checkpoints(folder, config, record)
         if step >= config["steps"] and grid_path(folder, step).exists():
             log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
-            return last_loss(folder)
+            return last_values(folder)
         trainer = Trainer(config)
         if saved:
             with checkpoint.fitting(saved.path):
@@ -115,7 +115,7 @@ def set_damaged_aside(newest: Path) -> None:
     checkpoint.point_to(newest)
 
 
-def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> float | None:
+def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> dict[str, float]:
     """Say what is about to happen, train, and say what can be done next."""
     config, kind, where = trainer.config, trainer.data.kind, trainer.formulas.where(trainer.device)
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
@@ -138,12 +138,13 @@ def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> floa
         raise
     if trainer.step < config["steps"]:
         log.info(f"stopped after max_hours={config['max_hours']}, step {trainer.step} is saved; {again}")
-        return last_loss(folder)
-    loss, last = last_loss(folder), grid_path(folder, trainer.step)
-    log.info(f"done, loss {loss:.4f}; samples: {shown(last)}")
+        return last_values(folder)
+    values, last = last_values(folder), grid_path(folder, trainer.step)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    log.info(f"done, {told}; samples: {shown(last)}")
     ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
-    return loss
+    return values
 
 
 def train(trainer: Trainer, folder: Path, deadline: float) -> None:

@@ -22,7 +22,7 @@ def test_a_trained_network_comes_close_to_the_best_bound(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train.run(config("train", "dataset=gaussian", "name=g", "images.every=1000"), job())
     typed = config("eval", "ckpt=outputs/g", "name=e", "n=128", "levels=100", "variance=fixed_small", "metrics=[bound]")
-    found = evaluation.run(typed, job())
+    found = evaluation.run(typed, job())["bound"]
     error = json.loads((tmp_path / "outputs/g/eval/e/eval.json").read_text())["bits_per_dim"]["bound"]["standard_error"]
     steps = reverse_steps(linear(), time_grid(linear(), 100))
     terms = Gaussian(column(MEAN), column(STD)).bound_terms(linear(), steps, [step.small for step in steps])

@@ -31,8 +31,8 @@ def test_given_again_a_finished_run_says_so_and_changes_nothing(caplog):
     folder = trained("done")
     before = as_it_is(folder)
     caplog.clear()
-    loss = train.run(config("train", *TINY, "name=done"), job())
-    assert loss == metrics(folder)[-1]["loss"]
+    values = train.run(config("train", *TINY, "name=done"), job())
+    assert values == {"loss": metrics(folder)[-1]["loss"]}
     assert "outputs/done is finished: 6 of 6 steps are done" in caplog.text
     assert as_it_is(folder) == before
 
