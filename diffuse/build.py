@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from diffuse.errors import UsageError, UserError, did_you_mean
+from diffuse.errors import UsageError, UserError, did_you_mean, pick
+from diffuse.files import CONFIGS
 from diffuse.images import Dataset, ImageKind
 from diffuse.unet import UNet
 
@@ -30,6 +31,7 @@ HOMES = {
     "times": ("diffuse.times",),
     "unet": ("diffuse.unet",),
     "sampler": ("diffuse.samplers",),
+    "features": ("diffuse.features", "diffuse.classifier"),
     "device": ("diffuse.device",),
 }
 
@@ -119,15 +121,33 @@ def checked_options(
     return checked
 
 
+def build_with(node: Node, group: str, trust: Sequence[str], **given: Any) -> Any:
+    """`build`, where the target gets of `given` what it has arguments for."""
+    wanted = inspect.signature(locate(node, group, trust)).parameters
+    return build(node, group, trust, **{name: value for name, value in given.items() if name in wanted})
+
+
 def build_dataset(config: Node, trust: Sequence[str]) -> Dataset:
     """The data set of a training config; its images are made ready when they are first asked for.
 
     A data set that keeps files has an argument data_dir, which is given the folder they are under.
     """
-    target = locate(config["dataset"], "dataset", trust)
     data_dir = Path(config["data_dir"]).expanduser().absolute()
-    given = {"data_dir": data_dir} if "data_dir" in inspect.signature(target).parameters else {}
-    return typing.cast(Dataset, build(config["dataset"], "dataset", trust, **given))
+    return typing.cast(Dataset, build_with(config["dataset"], "dataset", trust, data_dir=data_dir))
+
+
+def build_named_dataset(name: str, data_dir: str | None) -> Dataset:
+    """The data set of that name as its YAML file has it, under data_dir or where training keeps data."""
+    known = {path.stem: path for path in sorted((CONFIGS / "dataset").glob("*.yaml"))}
+    node = typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(pick(known, "the data set", name))))
+    if "???" in node.values():
+        raise UsageError(f"{name} stands for images of your own: give their path itself")
+    return build_dataset({"dataset": node, "data_dir": default_data_dir() if data_dir is None else data_dir}, [])
+
+
+def default_data_dir() -> str:
+    """Where training keeps data sets unless told otherwise."""
+    return str(OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data_dir"))
 
 
 def build_network(config: Node, kind: ImageKind, trust: Sequence[str]) -> UNet:

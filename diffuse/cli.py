@@ -11,12 +11,15 @@ from diffuse.errors import did_you_mean
 COMMANDS = {
     "train": "fit a diffusion model to a data set, into a run folder",
     "sample": "draw images from a trained run",
-    "eval": "score a trained run: variational bound in bits per dimension",
+    "eval": "score a trained run, by likelihood and by its samples: bits per dimension, FID, KID, ...",
 }
 
 SHELLS = ("bash", "zsh", "fish")
 # Keys whose values are paths, for completion.
-PATHS = ("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path=")
+PATHS = (
+    *("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path="),
+    *("samples=", "reference=", "features.weights=", "features.path="),
+)
 
 HELP = f"""diffuse {__version__}: train, sample and score diffusion models
 

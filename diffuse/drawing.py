@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffuse.analytic import analytic
 from diffuse.build import about, bind, checked_options
 from diffuse.denoiser import Denoiser
 from diffuse.device import Device
@@ -15,6 +16,8 @@ from diffuse.errors import UsageError, pick
 from diffuse.formulas import Formulas
 from diffuse.grids import SPACINGS, time_grid
 from diffuse.images import ImageKind
+from diffuse.prepared import Prepared
+from diffuse.progress import Progress
 from diffuse.randomness import ImageNoise
 from diffuse.variances import Variance
 
@@ -98,3 +101,28 @@ def draw(
 def image_labels(images: Sequence[int], kind: ImageKind, label: int | None, device: Device) -> Tensor:
     """The class of each image: `label`, or all classes in turn."""
     return torch.tensor([i % len(kind.classes) if label is None else label for i in images], device=device.torch)
+
+
+class Drawing(Prepared):
+    """A trained network and the sampler of a config, built and checked: all that drawing images from it needs."""
+
+    def __init__(self, config: Mapping[str, Any]):
+        super().__init__(config)
+        label, formulas = config["label"], self.trained.formulas
+        if label is not None and not self.conditional:
+            raise UsageError(f"label={label} needs a class-conditional network, and this one is not")
+        if label is not None and not 0 <= label < len(self.kind.classes):
+            raise UsageError(f"label must be between 0 and {len(self.kind.classes) - 1}, not {label}")
+        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
+
+    def batches(self, n: int, first: int = 0) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+        """(numbers, images, labels) of one batch after the other, from image `first` to n - 1, with progress."""
+        seed, label, cost = self.config["seed"], self.config["label"], self.sampler.evaluations
+        denoiser = self.denoiser(self.sampler.clip)
+        with Progress("draw", n * cost, "evaluation", first * cost) as progress:
+            for start in range(first, n, self.batch_size):
+                images = range(start, min(start + self.batch_size, n))
+                labels = image_labels(images, self.kind, label, self.device) if self.conditional else None
+                one_step = partial(progress.advance, len(images))
+                x = draw(denoiser, self.sampler, images, seed, self.kind, self.device, labels, one_step)
+                yield images, x.cpu(), None if labels is None else labels.cpu()

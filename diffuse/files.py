@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 
 from diffuse.errors import UsageError
 
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 LONGEST_SLUG = 120

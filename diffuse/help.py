@@ -5,7 +5,7 @@ from hydra.core.global_hydra import GlobalHydra
 USAGE = {
     "train": "fit a diffusion model to a data set, into outputs/<name>",
     "sample": "draw images from a trained run, into <run>/samples/<time>",
-    "eval": "likelihood of a trained run on the test split, by bound and ODE, into <run>/eval/<time>",
+    "eval": "score a trained run, by likelihood and by its samples, into <run>/eval/<time>",
 }
 
 # The keys that people change. The README has the same table; a test holds both against the configs.
@@ -59,9 +59,19 @@ KEYS = {
         "trust": "packages of your own whose code the checkpoint's config may name",
     },
     "eval": {
-        "ckpt": "a run folder or a checkpoint file (required)",
-        "n": "test images (null: what takes about three minutes)",
-        "metrics": "bound (variational) and ode (exact likelihood of the probability flow), in a list",
+        "ckpt": "a run folder or a checkpoint file",
+        "metrics": "a list of bound, ode (bpd: both), fid, kid, is, precision_recall, density_coverage, sfid,"
+        " memorisation",
+        "n": "images drawn (null: 10000), test images of bound and ode (null: what takes about three minutes)",
+        "samples": "images to score in place of drawn ones: a folder, an npz file or DATASET:SPLIT",
+        "reference": "what they are held against: train or test of the run's data, a path (also to statistics),"
+        " DATASET:SPLIT",
+        "features.weights": "inception, classifier: a file with the network's weights (null: downloaded, or trained)",
+        "features.path": "torchscript: the file",
+        "sampler.steps": "levels walked through (null: every one)",
+        "sampler.spacing": "uniform, to_zero, quadratic, log_snr or karras",
+        "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
+        "label": "the class to draw, for a class-conditional run (default all in turn)",
         "levels": "noise levels of the bound (null: every one)",
         "variance": "of the bound's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
         "ode.solver": "rk45 (chooses its steps), rk4 or heun",
@@ -88,7 +98,7 @@ GROUPS = {
         *("unet", "device", "sampler", "recipe"),
     ),
     "sample": ("sampler", "device"),
-    "eval": ("device",),
+    "eval": ("features", "sampler", "device"),
 }
 
 

@@ -5,7 +5,7 @@ import logging
 import os
 import platform
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,15 +36,21 @@ class Job:
         return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
 
     @contextmanager
-    def new_folder(self, parent: Path, name: str | None, log_name: str) -> Iterator[Path]:
+    def new_folder(
+        self,
+        parent: Path,
+        name: str | None,
+        log_name: str,
+        is_continued: Callable[[Path], bool] = lambda folder: False,
+    ) -> Iterator[Path]:
         """Work in a folder that was not there: parent/<name>, or parent/<time> without a name, or the sweep's.
 
-        Raises UserError where the name is taken.
+        Raises UserError where the name is taken, unless is_continued(folder) says that this goes on with what is there.
         """
         folder = self.folder(parent, name)
         if folder is None:
             folder = make_own_folder(parent / now())
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and any(folder.iterdir()) and not is_continued(folder):
             raise UserError(f"{shown(folder)} exists already: choose another name=")
         make_folder(folder)
         with self.logged(folder, log_name):

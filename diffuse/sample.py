@@ -1,8 +1,7 @@
 """`diffuse sample`: draw images from a trained network."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffuse.analytic import analytic
-from diffuse.drawing import Sampler, draw, image_labels
-from diffuse.errors import UsageError
+from diffuse.drawing import Drawing
 from diffuse.files import write_json, write_whole
 from diffuse.images import to_uint8
 from diffuse.job import Job, shown
 from diffuse.pictures import grid, save_png
-from diffuse.prepared import Prepared
-from diffuse.progress import Progress, duration, log
+from diffuse.progress import duration, log
 
 GRID_IMAGES = 256
 
 
-class SampleJob(Prepared):
-    """All that `diffuse sample` needs, built and checked."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__(config)
-        label, formulas = config["label"], self.trained.formulas
-        if label is not None and not self.conditional:
-            raise UsageError(f"label={label} needs a class-conditional network, and this one is not")
-        if label is not None and not 0 <= label < len(self.kind.classes):
-            raise UsageError(f"label must be between 0 and {len(self.kind.classes) - 1}, not {label}")
-        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
-
-    def batches(self) -> Iterator[tuple[range, Tensor, Tensor | None]]:
-        """(numbers, images, labels) of one batch after the other, with progress."""
-        n, seed, label = self.config["n"], self.config["seed"], self.config["label"]
-        denoiser = self.denoiser(self.sampler.clip)
-        with Progress("sample", n * self.sampler.evaluations, "evaluation") as progress:
-            for start in range(0, n, self.batch_size):
-                images = range(start, min(start + self.batch_size, n))
-                labels = image_labels(images, self.kind, label, self.device) if self.conditional else None
-                one_step = partial(progress.advance, len(images))
-                x = draw(denoiser, self.sampler, images, seed, self.kind, self.device, labels, one_step)
-                yield images, x.cpu(), None if labels is None else labels.cpu()
-
-
 def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Draw config["n"] images from a checkpoint into a new folder of its run. There is nothing to report by name."""
-    sampling = SampleJob(config)
+    sampling = Drawing(config)
     trained, sampler, kind = sampling.trained, sampling.sampler, sampling.kind
     with job.new_folder(trained.home / "samples", config["name"], "sample.log") as folder:
         what = f"{config['n']:,} images of {kind.name} (step {trained.step:,})"
         log.info(f"{what}: {len(sampler.times) - 1} steps of {sampler.name} on {sampling.where}, into {shown(folder)}")
         started = time.monotonic()
         parts, labels = [], []
-        for images, x, y in sampling.batches():
+        for images, x, y in sampling.batches(config["n"]):
             if kind.bounded:
                 write_images(folder / "images", images, x)
             parts.append(to_uint8(x) if kind.bounded else x)

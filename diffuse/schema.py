@@ -5,12 +5,13 @@ arguments of that class or function, and `diffuse.build` checks them against its
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.errors import UsageError, did_you_mean
+from diffuse.errors import UsageError, did_you_mean, pick
 
 
 def _check(holds: bool, key: str, expected: str, given: object) -> None:
@@ -160,21 +161,36 @@ class Ode:
 
 SOLVERS = ("rk45", "rk4", "heun")
 DIVERGENCES = ("hutchinson", "exact")
-METRICS = ("bound", "ode")
+LIKELIHOODS = ("bound", "ode")
+SAMPLE_SCORES = ("fid", "kid", "is", "precision_recall", "density_coverage", "sfid", "memorisation")
+SYNONYMS = {"bpd": LIKELIHOODS}  # both give bits per dimension
+METRICS = (*LIKELIHOODS, *SYNONYMS, *SAMPLE_SCORES)
+
+
+def check_metrics(names: list[str], key: str, known: Sequence[str]) -> None:
+    """Raise UsageError where a list of scores is empty or has an unknown one."""
+    for name in names:
+        pick(dict.fromkeys(known), key, name)
+    _check(bool(names), key, f"a list of {', '.join(known)}", "empty")
 
 
 @dataclass
 class EvalConfig:
     """`diffuse eval`."""
 
-    ckpt: str
+    ckpt: str | None
+    samples: str | None
+    reference: str
     name: str | None
     seed: int
     data_dir: str | None
     dataset: Place
     n: int | None
     batch_size: int
+    label: int | None
     metrics: list[str]
+    features: Any
+    sampler: Any
     levels: int | None
     variance: str | None
     clip: bool | None
@@ -185,8 +201,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         _check(self.ckpt != "", "ckpt", "a run folder or a checkpoint file", "empty")
         _check(self.n is None or self.n >= 2, "n", "at least 2 (a standard error needs them)", self.n)
-        known = bool(self.metrics) and set(self.metrics) <= set(METRICS)
-        _check(known, "metrics", f"a list of {', '.join(METRICS)}", self.metrics)
+        check_metrics(self.metrics, "metrics", METRICS)
+        _check(self.reference != "", "reference", "train, test, a path or DATASET:SPLIT", "empty")
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
 
 

@@ -10,12 +10,12 @@ from omegaconf.errors import MissingMandatoryValue
 from diffuse.app import CONFIGS
 from diffuse.build import build, build_dataset, build_network
 from diffuse.device import Device
+from diffuse.drawing import Sampler
 from diffuse.errors import UsageError
 from diffuse.formulas import Formulas
 from diffuse.help import GROUPS, KEYS
 from diffuse.images import ImageKind
 from diffuse.run import flat
-from diffuse.sample import Sampler
 from diffuse.schedules import linear
 from diffuse.variances import Analytic
 from tests.commands import config

@@ -12,6 +12,7 @@ from PIL import Image
 from diffuse import sample
 from diffuse.checkpoint import load_trained, read
 from diffuse.denoiser import Denoiser
+from diffuse.drawing import Drawing
 from diffuse.errors import UsageError, UserError
 from diffuse.files import sha256
 from diffuse.grids import SPACINGS, time_grid
@@ -179,7 +180,8 @@ def test_the_network_always_sees_the_same_number_of_rows(tiny_run):
     """That is what makes an image independent of its batch: results differ in the last bits between batch sizes."""
     rows = set()
     for options in (["n=70", "batch_size=1"], ["n=3", "batch_size=500"]):
-        sampling = sample.SampleJob(config("sample", f"ckpt={tiny_run}", *FAST, *options))
+        sampling = Drawing(config("sample", f"ckpt={tiny_run}", *FAST, *options))
         sampling.trained.net.register_forward_pre_hook(lambda _, arguments: rows.add(len(arguments[0])))
-        assert sum(len(drawn) for _, drawn, _ in sampling.batches()) == int(options[0].removeprefix("n="))
+        n = sampling.config["n"]
+        assert sum(len(drawn) for _, drawn, _ in sampling.batches(n)) == n
     assert rows == {64}

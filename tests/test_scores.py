@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse import eval as evaluation
 from diffuse import ode
 from diffuse.checkpoint import load_trained
 from diffuse.denoiser import Denoiser
 from diffuse.errors import UsageError
+from diffuse.eval_likelihood import LikelihoodPart
 from diffuse.likelihood import discretised_gaussian
 from diffuse.randomness import generator
 from diffuse.schedules import linear
+from diffuse.scores import Moments, ScoredImages
 from tests.commands import config
 from tests.test_methods import FAST, scored, trained
 
@@ -42,8 +43,8 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
 
 def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
     """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
-    scoring = evaluation.EvalJob(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.ScoredImages(scoring, 2, 0)
+    scoring = LikelihoodPart(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
+    images = ScoredImages(scoring, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
@@ -55,8 +56,8 @@ def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
 def test_a_border_is_no_data_for_the_flow():
     """A network that knows that the border is black pays nothing for it: its density is the noise's own."""
     run = trained("name=framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
-    scoring = evaluation.EvalJob(config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST))
-    images = evaluation.ScoredImages(scoring, 2, 0)
+    scoring = LikelihoodPart(config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST))
+    images = ScoredImages(scoring, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     rho = math.sqrt(1e-4 / (1 - 1e-4))
@@ -82,7 +83,7 @@ def test_a_border_is_no_data_for_the_bound():
 def test_the_memory_of_a_score_does_not_grow_with_the_images():
     """Running moments against numpy, and nothing kept that has a row for each image."""
     rows = generator(0, "rows").standard_normal((1000, 7)) + 100
-    together, apart = evaluation.Moments(), evaluation.Moments()
+    together, apart = Moments(), Moments()
     together.add(rows)
     for part in np.array_split(rows, 13):
         apart.add(part)
@@ -113,7 +114,7 @@ def test_the_likelihood_of_bytes_is_the_cores_density_less_that_of_the_noise(tin
     """-log P = -log p(x + u) - 64 log(2 / 255), with the core's density of the images that were scored."""
     found = scored(tiny_run, "metrics=[ode]", "ode.solver=heun", "ode.steps=3")["bits_per_dim"]["ode"]["total"]
     typed = config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=4", *FAST)
-    images = evaluation.ScoredImages(evaluation.EvalJob(typed), 4, 0)
+    images = ScoredImages(LikelihoodPart(typed), 4, 0)
     x0, _ = images.batch(images.order)
     uniform = torch.special.ndtr(images.noise("dequantise", images.order)(x0)) - 0.5
     signs = torch.where(images.noise("hutchinson", images.order)(x0) < 0, -1.0, 1.0)

@@ -1,0 +1,149 @@
+"""Distances between two sets of feature vectors, and what they say: FID, KID, Inception Score, precision and recall.
+
+Formulas are torch-fidelity's where it has them. Vectors are rows of an array [n, D], which may lie in a file: none of
+these functions holds more than a few thousand rows at a time. Sums are float64.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 1000  # rows that are looked at together
+KID_SUBSETS, KID_SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
+IS_SPLITS = 10
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean mu [D] and unbiased covariance sigma [D, D] of feature vectors, in float64."""
+
+    mu: np.ndarray
+    sigma: np.ndarray
+
+
+def statistics(rows: np.ndarray) -> Statistics:
+    """The mean of the rows [n, D], and their covariance with n - 1 in the denominator, as numpy.cov has it."""
+    mu = sum(block.sum(0) for block in blocks(rows)) / len(rows)
+    sigma = np.zeros((rows.shape[1], rows.shape[1]))
+    for block in blocks(rows):
+        apart = block - mu
+        sigma += apart.T @ apart
+    return Statistics(mu, sigma / (len(rows) - 1))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|mu_a - mu_b|^2 + Tr(sigma_a + sigma_b - 2 (sigma_a sigma_b)^(1/2)).
+
+    The squared Wasserstein-2 distance of two Gaussians (Dowson and Landau 1982); of Inception features, the FID of
+    Heusel et al. 2017.
+    """
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    sides = ({"mu": side.mu, "sigma": side.sigma} for side in (a, b))
+    return float(fid_statistics_to_metric(*sides, verbose=False)[KEY_METRIC_FID])
+
+
+def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float, int]:
+    """The squared maximum mean discrepancy by the kernel (x.y / D + 1)^3, unbiased: KID, Binkowski et al. 2018.
+
+    The mean over 100 pairs of random subsets, their standard deviation, and the size of a subset: 1,000, or all of the
+    smaller set where that has fewer. The subsets are those that torch-fidelity draws.
+    """
+    from torch_fidelity.metric_kid import kernel_mmd
+
+    size, random = min(KID_SUBSET_SIZE, len(x), len(y)), np.random.RandomState(SEED)
+    options = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
+    distances = []
+    for _ in range(KID_SUBSETS):
+        some_x = x[random.choice(len(x), size, replace=False)].astype(np.float64)
+        some_y = y[random.choice(len(y), size, replace=False)].astype(np.float64)
+        distances.append(kernel_mmd(some_x, some_y, kid_kernel_poly_coef0=1, **options))
+    return float(np.mean(distances)), float(np.std(distances)), size
+
+
+def inception_score(logits: np.ndarray) -> tuple[float, float]:
+    """exp E KL(p(y | x) || p(y)): Salimans et al. 2016. The mean and standard deviation over ten parts of the rows.
+
+    logits: [n, classes] of a classifier; the rows are shuffled first, as torch-fidelity does.
+    """
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    order = np.random.RandomState(SEED).permutation(len(logits))
+    bounds = [part * len(logits) // IS_SPLITS for part in range(IS_SPLITS + 1)]
+    scores = []
+    for start, end in pairwise(bounds):
+        part = torch.from_numpy(logits[order[start:end]])
+        scores.append(isc_features_to_metric(part, splits=1, shuffle=False)[KEY_METRIC_ISC_MEAN])
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def precision_recall(drawn: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """Precision: the share of drawn vectors within the k-th nearest neighbour's distance of some real one; recall: the
+    share of real ones within that of some drawn one. Kynkaanniemi et al. 2019.
+    """
+    from torch_fidelity.metric_prc import calculate_precision_recall_part
+
+    precision, recall = calculate_precision_recall_part(as_tensor(drawn), as_tensor(real), k, BLOCK)
+    return whole_share(precision, len(drawn)), whole_share(recall, len(real))
+
+
+def whole_share(share: float, count: int) -> float:
+    """A share of so many, without the last digits of a mean in float32."""
+    return round(share * count) / count
+
+
+def density_coverage(drawn: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[float, float]:
+    """Density: how many real vectors' k-neighbourhoods a drawn one lies in, over k (1 on average for the same
+    distribution); coverage: the share of real vectors that have a drawn one in theirs. Naeem et al. 2020, section 3.
+    """
+    from torch_fidelity.metric_prc import calc_cdist_part
+
+    x, y = as_tensor(drawn), as_tensor(real)
+    inside, covered = 0, 0
+    for block in y.split(BLOCK):
+        radius = calc_cdist_part(block, y, BLOCK).kthvalue(k + 1).values[:, None]  # the nearest of all is itself
+        within = calc_cdist_part(block, x, BLOCK) <= radius
+        inside += int(within.sum())
+        covered += int(within.any(1).sum())
+    return inside / (k * len(x)), covered / len(y)
+
+
+def nearest(queries: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distance [q] of each query to the nearest of the points, and which that is [q]."""
+    distances, places = [], []
+    for some in as_tensor(queries).split(BLOCK):
+        best, where = torch.full((len(some),), torch.inf), torch.zeros(len(some), dtype=torch.long)
+        for start in range(0, len(points), BLOCK):
+            found, place = torch.cdist(some.float(), as_tensor(points[start : start + BLOCK]).float()).min(1)
+            best, where = torch.minimum(best, found), torch.where(found < best, place + start, where)
+        places.append(where)
+        # Once more for the pair that was found: the fast way to all distances has no digits left for small ones.
+        apart = some.double() - as_tensor(points[where.numpy()]).double()
+        distances.append(apart.square().sum(1).sqrt())
+    return torch.cat(distances).numpy(), torch.cat(places).numpy()
+
+
+def share_nearer(these: np.ndarray, those: np.ndarray) -> float:
+    """P(a < b) + P(a = b) / 2 for a of these numbers and b of those: a half where nobody could tell them apart."""
+    ordered = np.sort(those)
+    larger = len(those) - np.searchsorted(ordered, these, side="right")
+    not_smaller = len(those) - np.searchsorted(ordered, these, side="left")
+    return float((larger + not_smaller).mean() / (2 * len(those)))
+
+
+def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows in float64, some at a time."""
+    for start in range(0, len(rows), BLOCK):
+        yield np.asarray(rows[start : start + BLOCK], np.float64)
+
+
+def as_tensor(rows: np.ndarray) -> Tensor:
+    """The rows as a tensor that shares their memory, or their file, and is only read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that they must not be written to
+        return torch.from_numpy(rows)

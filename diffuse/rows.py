@@ -1,0 +1,102 @@
+"""Feature vectors on disk: rows that are added as images come, so that memory does not grow with their number.
+
+A folder holds a file of float32 numbers for each output of a feature network, and `rows.json`, which says how wide they
+are and what they were made from. Whoever is interrupted goes on after the last row that is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuse.errors import UserError
+from diffuse.files import make_folder, write_json, write_whole
+from diffuse.metrics import Statistics, statistics
+from diffuse.userdata import DAMAGED
+
+ABOUT, STATISTICS = "rows.json", "statistics.npz"
+BYTES = 4
+Outputs = Mapping[str, np.ndarray]
+
+
+class Rows:
+    """The rows in a folder. made_from: what they depend on; rows made from anything else are thrown away."""
+
+    def __init__(self, folder: Path, made_from: Mapping[str, Any]):
+        self.folder, self.made_from = folder, json.loads(json.dumps(made_from))
+        self.widths: dict[str, int] = {}
+        try:
+            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            self.widths = dict(about["widths"]) if about["made_from"] == self.made_from else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        if not self.widths:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def count(self, name: str) -> int:
+        """How many whole rows there are of an output."""
+        path = self._path(name)
+        return path.stat().st_size // (BYTES * self.widths[name]) if name in self.widths and path.exists() else 0
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.f32"
+
+    def extend(self, total: int, names: Sequence[str], batches: Callable[[int], Iterator[Outputs]]) -> None:
+        """Add rows of these outputs until there are `total` of each: batches(k) gives them from row k on.
+
+        What is there is not written again, where one output has more rows than another.
+        """
+        at = min(self.count(name) for name in names)
+        if at >= total:
+            return
+        for batch in batches(at):
+            rows = 0
+            for name in names:
+                rows = len(batch[name])
+                self._append(name, batch[name][max(0, self.count(name) - at) :])
+            at += rows
+
+    def _append(self, name: str, rows: np.ndarray) -> None:
+        """Add rows after the last one that is whole."""
+        if name not in self.widths:
+            make_folder(self.folder)
+            self.widths[name] = rows.shape[1]
+            write_json(self.folder / ABOUT, {"widths": self.widths, "made_from": self.made_from})
+        end = self.count(name) * self.widths[name] * BYTES
+        with open(self._path(name), "ab") as file:
+            file.truncate(end)
+            file.write(np.ascontiguousarray(rows, np.float32).data)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The rows [count, width] of an output, read from its file where they are looked at."""
+        return np.memmap(self._path(name), np.float32, "r", shape=(self.count(name), self.widths[name]))
+
+    def statistics(self, name: str) -> Statistics:
+        """Mean and covariance of an output's rows, kept beside them."""
+        path = self.folder / f"{name}-{self.count(name)}-{STATISTICS}"
+        try:
+            return read_statistics(path)
+        except UserError:  # not there, or damaged
+            found = statistics(self[name])
+            write_statistics(path, found)
+            return found
+
+
+def read_statistics(path: Path) -> Statistics:
+    """The `mu` and `sigma` in an npz file, the form in which the field passes them on."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")))
+    except DAMAGED as error:
+        raise UserError(f"{path} is no npz file with mu and sigma: {error}") from error
+    if found.mu.ndim != 1 or found.sigma.shape != 2 * found.mu.shape:
+        raise UserError(f"{path}: mu must be [D] and sigma [D, D], not {found.mu.shape} and {found.sigma.shape}")
+    return found
+
+
+def write_statistics(path: Path, found: Statistics) -> None:
+    """Write `mu` and `sigma`, in float64."""
+    write_whole(path, lambda file: np.savez(file, mu=found.mu, sigma=found.sigma), mode="wb")

@@ -1,0 +1,178 @@
+"""The scores of drawn images against real ones: two sides, and a function of both for each score."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffuse import metrics
+from diffuse.errors import UsageError
+from diffuse.features import Features, features_folder, key_of
+from diffuse.files import locked, make_folder, slug
+from diffuse.imagesets import ImageSet
+from diffuse.metrics import Statistics
+from diffuse.progress import log
+from diffuse.rows import Outputs, Rows
+
+PRECISION_K, DENSITY_K = 3, 5
+FEW_FOR_FID = 10_000
+VERSION = "features 1"  # of what is cached; to be raised with any change of how features are made
+Values = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two sets of images that are compared: its name, how many images it has, their feature vectors.
+
+    rows is None where only the mean and covariance of the features are known, and count then too; pixels [n, D] where
+    they lie in an array already.
+    """
+
+    name: str
+    count: int | None
+    rows: Rows | None = None
+    known: Statistics | None = None
+    pixels: np.ndarray | None = None
+
+    def __getitem__(self, output: str) -> np.ndarray:
+        if output == "pixels" and self.pixels is not None:
+            return self.pixels
+        assert self.rows is not None
+        return self.rows[output]
+
+    def statistics(self, output: str) -> Statistics:
+        if self.known is not None:
+            return self.known
+        assert self.rows is not None
+        return self.rows.statistics(output)
+
+
+def fid(drawn: Side, real: Side) -> Values:
+    return {"fid": {"value": metrics.frechet_distance(drawn.statistics("features"), real.statistics("features"))}}
+
+
+def sfid(drawn: Side, real: Side) -> Values:
+    """FID of the first seven maps of a layer that still knows where things are: Nash et al. 2021, as ADM has it."""
+    return {"sfid": {"value": metrics.frechet_distance(drawn.statistics("spatial"), real.statistics("spatial"))}}
+
+
+def kid(drawn: Side, real: Side) -> Values:
+    mean, deviation, size = metrics.kernel_distance(drawn["features"], real["features"])
+    facts = {"standard_deviation": deviation, "subsets": metrics.KID_SUBSETS, "subset_size": size}
+    return {"kid": {"value": mean, **facts}}
+
+
+def inception_score(drawn: Side, _: Side) -> Values:
+    mean, deviation = metrics.inception_score(drawn["logits"])
+    return {"is": {"value": mean, "standard_deviation": deviation, "splits": metrics.IS_SPLITS}}
+
+
+def precision_recall(drawn: Side, real: Side) -> Values:
+    precision, recall = metrics.precision_recall(drawn["features"], real["features"], PRECISION_K)
+    return {"precision": {"value": precision, "k": PRECISION_K}, "recall": {"value": recall, "k": PRECISION_K}}
+
+
+def density_coverage(drawn: Side, real: Side) -> Values:
+    density, coverage = metrics.density_coverage(drawn["features"], real["features"], DENSITY_K)
+    return {"density": {"value": density, "k": DENSITY_K}, "coverage": {"value": coverage, "k": DENSITY_K}}
+
+
+@dataclass(frozen=True)
+class Score:
+    """output: which of the feature network's it needs; of: (drawn, real) -> its values; least: images of each side.
+
+    real: what of the real side it looks at: its rows, its statistics, or nothing.
+    """
+
+    output: str
+    of: Callable[[Side, Side], Values]
+    real: str = "rows"
+    least: int = 2
+
+
+SCORES = {
+    "fid": Score("features", fid, real="statistics"),
+    "kid": Score("features", kid),
+    "is": Score("logits", inception_score, real="nothing", least=metrics.IS_SPLITS),
+    "precision_recall": Score("features", precision_recall, least=PRECISION_K + 1),
+    "density_coverage": Score("features", density_coverage, least=DENSITY_K + 1),
+    "sfid": Score("spatial", sfid),
+}
+LESS_IS_BETTER = ("fid", "kid", "sfid")
+
+
+def needed(names: Collection[str], features: Features) -> list[str]:
+    """The outputs that these scores need. Raises UsageError where the feature network does not give them."""
+    for name in names:
+        output = SCORES[name].output
+        if output not in features.outputs:
+            raise UsageError(f"metrics=[{name}] cannot be had with features={features.name}: {LACKING[output]}")
+    return sorted({SCORES[name].output for name in names})
+
+
+LACKING = {
+    "logits": "it gives no logits of classes (some copies of Inception's weights lack the last layer)",
+    "spatial": "it gives no maps from within, which only features=inception does",
+}
+
+
+def described(images: ImageSet, features: Features, outputs: Collection[str], rows: Rows) -> Side:
+    """The side of these images, their features added to the rows that are there."""
+
+    def batches(first: int) -> Iterator[Outputs]:
+        for batch in images.batches(first):
+            yield {**features(batch), "pixels": batch.reshape(len(batch), -1)}
+
+    rows.extend(images.count, list(outputs), batches)
+    return Side(images.name, images.count, rows)
+
+
+def described_once(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> Side:
+    """The side of real images, whose features are kept under data_dir for the next time."""
+    made_from = {"images": images.fingerprint, **features.protocol, "version": VERSION}
+    key = key_of(*map(str, made_from.values()))
+    folder = features_folder(data_dir) / f"{slug(images.name)}-{slug(features.name)}-{key}"
+    make_folder(folder.parent)
+    waiting = f"waiting for another process, which is at the features of {images.name}"
+    with locked(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(waiting)):
+        return described(images, features, outputs, Rows(folder, made_from))
+
+
+def scored(name: str, features: Features, drawn: Side, real: Side) -> Values:
+    """The values of a score by their names, each with how many images it comes from and what is to be said of that."""
+    score = SCORES[name]
+    sides = {"n": drawn} if score.real == "nothing" else {"n": drawn, "n_real": real}
+    for side in sides.values():
+        if side.count is not None and side.count < score.least:
+            raise UsageError(f"metrics=[{name}] needs at least {score.least} images; {side.name} has {side.count}")
+    counts = {key: side.count for key, side in sides.items()}
+    found = {}
+    for value_name, value in score.of(drawn, real).items():
+        told = too_few(value_name, drawn, real)
+        found[features.named(value_name)] = {**value, **counts, **({"warnings": told} if told else {})}
+    return found
+
+
+def too_few(name: str, drawn: Side, real: Side) -> list[str]:
+    """What a reader must know of a value from few images."""
+    told, least = [], min(side.count for side in (drawn, real) if side.count is not None)
+    if name in ("fid", "sfid"):
+        width = drawn[SCORES[name].output].shape[1]
+        if least <= width:
+            told.append(f"{least} images do not determine a covariance of {width} features")
+        if least < FEW_FOR_FID:
+            told.append("biased upwards by its few images: compare it at the same n only")
+    if name == "kid" and least < metrics.KID_SUBSET_SIZE:
+        told.append(f"subsets of {least} where {metrics.KID_SUBSET_SIZE} are usual: the deviation is not comparable")
+    if name == "is" and least < FEW_FOR_FID:
+        told.append("biased downwards by its few images: compare it at the same n only")
+    if name in ("precision", "recall", "density", "coverage") and drawn.count != real.count:
+        told.append(f"depends on both numbers of images: compare it at {drawn.count} and {real.count} only")
+    return told
+
+
+def values_only(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of scores, by name."""
+    return {name: float(facts["value"]) for name, facts in found.items()}
