@@ -7,14 +7,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import make_dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.errors import UsageError, UserError, did_you_mean, pick
-from diffuse.files import CONFIGS
+from diffuse.files import CONFIGS, folder_of_data
 from diffuse.images import Dataset, ImageKind
 from diffuse.unet import UNet
 
@@ -132,7 +131,7 @@ def build_dataset(config: Node, trust: Sequence[str]) -> Dataset:
 
     A data set that keeps files has an argument data_dir, which is given the folder they are under.
     """
-    data_dir = Path(config["data_dir"]).expanduser().absolute()
+    data_dir = folder_of_data(config["data_dir"])
     return typing.cast(Dataset, build_with(config["dataset"], "dataset", trust, data_dir=data_dir))
 
 

@@ -16,6 +16,7 @@ from diffuse.device import Device
 from diffuse.drawing import Drawing
 from diffuse.errors import UsageError
 from diffuse.features import Features, key_of
+from diffuse.files import folder_of_data
 from diffuse.images import Dataset, to_uint8
 from diffuse.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
 from diffuse.memorisation import memorisation
@@ -67,7 +68,7 @@ class SamplesPart:
     def data_dir(self) -> Path:
         """Where features are kept."""
         of_run = self.prepared.trained.config["data_dir"] if self.prepared else default_data_dir()
-        return Path(self.config["data_dir"] or of_run).expanduser()
+        return folder_of_data(self.config["data_dir"] or of_run)
 
     def opened_samples(self) -> ImageSet:
         """The images that are scored: n of them, drawn or found."""

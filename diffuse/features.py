@@ -5,7 +5,6 @@ were resized for it go wherever the score goes.
 """
 
 import hashlib
-import os
 import sys
 import urllib.error
 import warnings
@@ -171,4 +170,4 @@ def key_of(*parts: str) -> str:
 
 def features_folder(data_dir: Path) -> Path:
     """Where classifiers, features and statistics of data sets are kept."""
-    return Path(os.path.abspath(data_dir.expanduser())) / "features"  # noqa: PTH100
+    return data_dir / "features"

@@ -92,6 +92,11 @@ def make_own_folder(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{number}")
 
 
+def folder_of_data(data_dir: str) -> Path:
+    """What data_dir= stands for, as an absolute path."""
+    return Path(data_dir).expanduser().absolute()
+
+
 def checked_name(name: str) -> str:
     """The name, if it can be a folder that needs no quoting in a shell and lies below the folder it is put into."""
     parts = name.split("/")

@@ -21,12 +21,13 @@ WARMING_SECONDS, MEASURED_SECONDS = 5.0, 20.0
 def most_checkpoints(config: Mapping[str, Any]) -> int:
     """The largest number of checkpoints on disk at once: those kept, the one being written, and all milestones.
 
-    If the run is not stopped in between: each stop may add one, to keep + 1.
+    If the run is not stopped in between: each stop may add one, to keep + 1. The best one by a score is a copy.
     """
     steps, options = config["steps"], config["checkpoint"]
     every, milestone_every = options["every"], options["milestone_every"]
     milestones = steps // milestone_every if milestone_every else 0
-    return min(math.ceil(steps / every), options["keep"] + 1) + milestones
+    best = 2 if config["eval"]["every"] else 0  # and the one that takes its place
+    return min(math.ceil(steps / every), options["keep"] + 1) + milestones + best
 
 
 def free_space(folder: Path) -> int:

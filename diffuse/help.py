@@ -34,6 +34,9 @@ KEYS = {
         "images.every": "steps between sample grids",
         "images.count": "images in a grid",
         "log.every": "steps between lines of metrics",
+        "eval.every": "steps between scores of samples, of which the best checkpoint is kept (null: none)",
+        "eval.n": "images drawn for them",
+        "eval.metrics": "a list of fid, kid, is, precision_recall, density_coverage, sfid; the first decides",
         "max_hours": "stop after so long, with a checkpoint (null: never)",
     },
     "sample": {
@@ -95,7 +98,7 @@ KEYS = {
 GROUPS = {
     "train": (
         *("method", "dataset", "schedule", "prediction", "loss", "weight", "times"),
-        *("unet", "device", "sampler", "recipe"),
+        *("unet", "device", "sampler", "features", "recipe"),
     ),
     "sample": ("sampler", "device"),
     "eval": ("features", "sampler", "device"),

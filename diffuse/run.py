@@ -4,7 +4,8 @@ config.yaml                  the record of what was asked for; resuming reads it
 train.log  .hydra/           what was typed each time and what happened; what was typed last
 metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for eyes
 images/                      the forward process, and grids from the EMA weights, the same noise each time
-checkpoints/                 step_00001000.pt ..., last.pt links to the newest
+checkpoints/                 step_00001000.pt ..., last.pt links to the newest; best.pt, by the first of eval.metrics
+hparams/                     for TensorBoard: what was chosen and the final values
 failure.pt                   where training broke off for want of a finite number: that step, to be replayed
 .lock                        held by the process that trains here
 samples/  eval/              a folder for each time `diffuse sample` and `diffuse eval` were asked
@@ -39,18 +40,18 @@ from diffuse.files import (
     remove_leftovers,
     write_whole,
 )
+from diffuse.metricslog import METRICS, forget_after, whole_lines
 from diffuse.pictures import save_png
 from diffuse.schema import SCHEMAS, checked
 
-IMAGES, METRICS = "images", "metrics.jsonl"
-SCORES = "eval/"  # how the names of scores begin among the metrics of a training
+IMAGES = "images"
 NAMED = 8  # keys that a message lists
 SHORT = 60  # letters of a value that it shows
 # What may differ when a run is continued, since it changes no weight of the steps already done. That the images are
 # the same, wherever they lie now, is held against a hash in the checkpoint.
 FREE = (
     *("steps", "max_hours", "log.", "images.", "checkpoint.", "device.", "trust"),
-    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad"),
+    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad", "eval.", "features."),
 )
 
 
@@ -62,7 +63,7 @@ class Run:
         self.checkpoints = folder / checkpoint.FOLDER
         self._metrics, events = folder / METRICS, folder / "tensorboard"
         if self._metrics.exists():
-            _forget_after(self._metrics, step)
+            forget_after(self._metrics, step)
         if step == 0:
             shutil.rmtree(events, ignore_errors=True)  # of a beginning that came to nothing
         self._tensorboard = SummaryWriter(str(events), purge_step=step or None)
@@ -77,7 +78,7 @@ class Run:
 
     def _show_again(self, step: int) -> None:
         """Give TensorBoard what belongs to the step that is continued from: a crash may have kept some of it away."""
-        for _, line in _whole_lines(self._metrics)[-1:]:
+        for _, line in whole_lines(self._metrics):
             if line.pop("step") == step:
                 self._show_scalars(step, line)
         if (path := grid_path(self.folder, step)).exists():
@@ -162,22 +163,13 @@ def refuse_inside_others(folder: Path) -> None:
 
 def refuse_lost_checkpoints(folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Raise UserError where there are no checkpoints although there must have been some: nothing is begun over them."""
-    lines = _whole_lines(folder / METRICS)
+    lines = whole_lines(folder / METRICS)
     reached = lines[-1][1]["step"] if lines else 0
     if reached > max(config["checkpoint"]["every"], record["checkpoint"]["every"]):
         raise UserError(
             f"{folder} has come to step {reached}, and its checkpoints are gone from {folder / checkpoint.FOLDER}.\n"
             "Bring them back to continue, or choose another name= to begin again"
         )
-
-
-def last_values(folder: Path) -> dict[str, float]:
-    """What was reported last, by name: the scores of `eval.every`, if there are any, and the loss."""
-    found: dict[str, float] = {}
-    for _, values in _whole_lines(folder / METRICS):
-        found |= values
-    scores = {name.removeprefix(SCORES): value for name, value in found.items() if name.startswith(SCORES)}
-    return {**scores, **({"loss": found["loss"]} if "loss" in found else {})}
 
 
 def write_record(folder: Path, config: Mapping[str, Any]) -> None:
@@ -207,27 +199,6 @@ def read_record(folder: Path) -> dict[str, Any]:
 def as_yaml(config: Mapping[str, Any]) -> str:
     """The config as YAML, in its own order."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
-
-
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl beyond `step`, and what a crash left unfinished: they will be written again."""
-    kept = [line for line, values in _whole_lines(metrics) if values["step"] <= step]
-    write_whole(metrics, lambda file: file.writelines(kept))
-
-
-def _whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of metrics.jsonl, if it is there, as text and values; what a crash left unfinished is passed over."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    if not metrics.exists():
-        return found
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            found.append((line, dict(json.loads(line))))
-        except ValueError:
-            break
-        if not line.endswith("\n"):
-            found.pop()
-    return found
 
 
 def in_short(value: Any) -> str:

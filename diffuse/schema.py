@@ -70,6 +70,18 @@ class Images:
 
 
 @dataclass
+class EvalWhileTraining:
+    every: int | None
+    n: int
+    metrics: list[str]
+
+    def __post_init__(self) -> None:
+        _check(self.every is None or self.every >= 1, "eval.every", "at least 1 step or null", self.every)
+        _check(self.n >= 2, "eval.n", "at least 2 images", self.n)
+        check_metrics(self.metrics, "eval.metrics", [name for name in SAMPLE_SCORES if name != "memorisation"])
+
+
+@dataclass
 class Log:
     every: int
 
@@ -102,6 +114,8 @@ class TrainConfig:
     log: Log
     images: Images
     checkpoint: Checkpoint
+    eval: EvalWhileTraining
+    features: Any
     max_hours: float | None
     resume: str | None
     trust: list[str]

@@ -4,24 +4,27 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffuse import checkpoint
 from diffuse.build import about
 from diffuse.errors import Terminated, UserError
 from diffuse.files import OUTPUTS, make_own_folder
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
+from diffuse.hparams import write_hparams
 from diffuse.job import Job, now, shown
+from diffuse.metricslog import METRICS, SCORES, last_values, whole_lines
 from diffuse.pictures import grid
 from diffuse.progress import Progress, log
 from diffuse.run import (
     Run,
     as_yaml,
+    flat,
     grid_path,
     held,
     is_run,
-    last_values,
     read_record,
     refuse_changes,
     refuse_inside_others,
@@ -31,6 +34,9 @@ from diffuse.run import (
 from diffuse.schedules import betas_in
 from diffuse.stopping import Stop
 from diffuse.trainer import NotFinite, Trainer
+
+if TYPE_CHECKING:
+    from diffuse.watching import Watcher
 
 FAILURE = "failure.pt"
 
@@ -55,6 +61,7 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
 def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: float) -> dict[str, float]:
     """Train from the beginning, in this folder or, without one, in a new one named by the time."""
     trainer = Trainer(config)
+    watcher = watcher_of(trainer)
     refuse_small_disk(trainer, folder or OUTPUTS)
     folder = folder or make_own_folder(OUTPUTS / job.filed_under / now())
     with held(folder):
@@ -62,7 +69,7 @@ def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: fl
             raise UserError(f"{shown(folder)} was begun by another process just now; give the command again")
         write_record(folder, config)
         with job.logged(folder, "train.log"):
-            return introduce_and_train(trainer, folder, deadline)
+            return introduce_and_train(trainer, watcher, folder, deadline)
 
 
 def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -> dict[str, float]:
@@ -80,6 +87,7 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
             return last_values(folder)
         trainer = Trainer(config)
+        watcher = watcher_of(trainer)
         if saved:
             with checkpoint.fitting(saved.path):
                 trainer.load(saved.content)
@@ -89,7 +97,16 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
                 write_record(folder, {**record, "steps": config["steps"]})
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return introduce_and_train(trainer, folder, deadline)
+            return introduce_and_train(trainer, watcher, folder, deadline)
+
+
+def watcher_of(trainer: Trainer) -> "Watcher | None":
+    """What scores samples while training, if eval.every asks for it."""
+    if trainer.config["eval"]["every"] is None:
+        return None
+    from diffuse.watching import Watcher  # takes a second more to import
+
+    return Watcher(trainer)
 
 
 def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +132,7 @@ def set_damaged_aside(newest: Path) -> None:
     checkpoint.point_to(newest)
 
 
-def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> dict[str, float]:
+def introduce_and_train(trainer: Trainer, watcher: "Watcher | None", folder: Path, deadline: float) -> dict[str, float]:
     """Say what is about to happen, train, and say what can be done next."""
     config, kind, where = trainer.config, trainer.data.kind, trainer.formulas.where(trainer.device)
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
@@ -128,7 +145,7 @@ def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> dict
         log.warning(f"{given}: the rate never comes to optim.lr")
     again = f"continue with: diffuse train resume={shown(folder)}"
     try:
-        train(trainer, folder, deadline)
+        train(trainer, watcher, folder, deadline)
     except NotFinite as failure:
         raise keep_failure(trainer, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
@@ -142,12 +159,13 @@ def introduce_and_train(trainer: Trainer, folder: Path, deadline: float) -> dict
     values, last = last_values(folder), grid_path(folder, trainer.step)
     told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {told}; samples: {shown(last)}")
+    write_hparams(folder, flat(config), values)
     ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return values
 
 
-def train(trainer: Trainer, folder: Path, deadline: float) -> None:
+def train(trainer: Trainer, watcher: "Watcher | None", folder: Path, deadline: float) -> None:
     """Train into the folder until all steps are done, or time is up, or a signal asks to stop.
 
     A checkpoint comes after everything else that belongs to its step: what it does not know of will be done again.
@@ -164,6 +182,8 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
             run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
         elif (start % config["images"]["every"] == 0 or start == steps) and not grid_path(folder, start).exists():
             draw_grid(trainer, run, stop)  # there was no time for it when the run was stopped
+        if watcher and start and watcher.is_due(start) and not is_scored(folder, start):
+            watch(watcher, run, stop)
         stop.obey()
         while trainer.step < steps:
             trainer.advance()
@@ -181,6 +201,10 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
                 with progress.paused():
                     trainer.refuse_failure()
                     draw_grid(trainer, run, stop)
+            if watcher and watcher.is_due(step):
+                with progress.paused():
+                    trainer.refuse_failure()
+                    watch(watcher, run, stop)
             stopping = out_of_time or stop.signal is not None
             milestone = checkpoint.is_milestone(step, config["checkpoint"]["milestone_every"])
             if step % config["checkpoint"]["every"] == 0 or milestone or done or stopping:
@@ -192,19 +216,33 @@ def train(trainer: Trainer, folder: Path, deadline: float) -> None:
         stop.obey()
 
 
-def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
-    """Draw a grid of samples, unless a signal comes: who stops us waits for a checkpoint, not for pictures."""
+class NoTime(Exception):
+    """A signal has come: who stops us waits for a checkpoint, not for pictures and scores."""
 
-    class NoTime(Exception):
-        pass
-
-    def look() -> None:
+    @classmethod
+    def look(cls, stop: Stop) -> None:
         if stop.signal:
-            raise NoTime
+            raise cls
 
+
+def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
+    """Draw a grid of samples, if there is time."""
     with suppress(NoTime):
-        drawn = grid(trainer.sample_images(look))
+        count = trainer.config["images"]["count"]
+        drawn = grid(trainer.draw(range(count), partial(NoTime.look, stop)))
         run.picture("samples", drawn, trainer.step, grid_path(run.folder, trainer.step).name)
+
+
+def watch(watcher: "Watcher", run: Run, stop: Stop) -> None:
+    """Score samples and keep the best checkpoint, if there is time."""
+    with suppress(NoTime):
+        watcher.look(run, partial(NoTime.look, stop))
+
+
+def is_scored(folder: Path, step: int) -> bool:
+    """Whether the samples of this step were scored before the run was stopped."""
+    lines = [values for _, values in whole_lines(folder / METRICS)]
+    return any(values["step"] == step and any(name.startswith(SCORES) for name in values) for values in lines)
 
 
 def keep_failure(trainer: Trainer, folder: Path, step: int) -> UserError:

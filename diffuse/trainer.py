@@ -176,14 +176,12 @@ class Trainer:
         weights = self.net.state_dict().values()
         return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_AROUND_A_TENSOR
 
-    def sample_images(self, each_step: Callable[[], None] = lambda: None) -> Tensor:
-        """Images from the EMA weights, from the same noise each time."""
-        kind, count = self.data.kind, self.config["images"]["count"]
-        denoiser = self.formulas.denoiser(
-            self.ema.net, self.device, self.device.rows(kind.side, count), clip=self.sampler.clip
-        )
-        labels = None if self._labels is None else image_labels(range(count), kind, None, self.device)
-        return draw(denoiser, self.sampler, range(count), self.config["seed"], kind, self.device, labels, each_step)
+    def draw(self, numbers: range, each_step: Callable[[], None] = lambda: None) -> Tensor:
+        """The images with these numbers from the EMA weights, from the same noise each time."""
+        kind, rows = self.data.kind, self.device.rows(self.data.kind.side, len(numbers))
+        denoiser = self.formulas.denoiser(self.ema.net, self.device, rows, clip=self.sampler.clip)
+        labels = None if self._labels is None else image_labels(numbers, kind, None, self.device)
+        return draw(denoiser, self.sampler, numbers, self.config["seed"], kind, self.device, labels, each_step)
 
     def forward_picture(self) -> Tensor:
         """What the network is asked to undo: eight training images, from x_0 to x_T."""

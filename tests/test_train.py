@@ -220,13 +220,13 @@ def test_grids_are_drawn_from_the_average():
     trainer = Trainer(config("train", *TINY))
     for _ in range(2):
         trainer.advance()
-    before = trainer.sample_images()
+    before = trainer.draw(range(4))
     with torch.no_grad():
         trainer.net.head.bias.fill_(5.0)
-    assert torch.equal(before, trainer.sample_images())
+    assert torch.equal(before, trainer.draw(range(4)))
     with torch.no_grad():
         trainer.ema.net.head.bias.fill_(5.0)
-    assert not torch.equal(before, trainer.sample_images())
+    assert not torch.equal(before, trainer.draw(range(4)))
 
 
 def test_labels_train_a_conditional_network():
