@@ -95,11 +95,19 @@ def trained_on(data: Dataset | None, data_dir: Path, device: Device) -> Path:
     make_folder(path.parent)
     waiting = f"waiting for another process, which is training a classifier of {data.kind.name}"
     with locked(path.with_suffix(".lock"), if_taken=lambda: log.info(waiting)):
-        if not path.is_file():
+        if not is_whole(path):
             content = fitted(data, device)
             with written_whole(path) as beside:
                 torch.save(content, beside)
     return path
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a classifier is there and can be read."""
+    try:
+        return bool(load_safely(path))
+    except (OSError, UserError):
+        return False
 
 
 def fitted(data: Dataset, device: Device) -> Mapping[str, Any]:

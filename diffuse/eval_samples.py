@@ -14,7 +14,7 @@ from diffuse.build import build, build_named_dataset, build_with, default_data_d
 from diffuse.checkpoint import Trained
 from diffuse.device import Device
 from diffuse.drawing import Drawing
-from diffuse.errors import UsageError
+from diffuse.errors import UsageError, UserError
 from diffuse.features import Features, key_of
 from diffuse.files import folder_of_data
 from diffuse.images import Dataset, to_uint8
@@ -93,7 +93,9 @@ class SamplesPart:
 
     def score(self, report: Report) -> None:
         """Draw, describe and compare; each score is written as soon as it is known."""
-        report.note("sample_protocol", self.protocol())
+        protocol = self.protocol()
+        refuse_other_protocol(report, protocol)
+        report.note("sample_protocol", protocol)
         sides = f"{self.images.count:,} images of {self.images.name} against {self.real.name}"
         log.info(f"{sides}: {', '.join(self.names)}")
         rows = Rows(report.folder / "features", {"images": self.images.fingerprint, **self.features.protocol})
@@ -153,6 +155,14 @@ def prepared(config: Mapping[str, Any]) -> Prepared | None:
             raise UsageError("ckpt is required: diffuse eval ckpt=RUN, or samples=IMAGES reference=IMAGES without one")
         return None
     return Drawing(config) if config["samples"] is None else Prepared(config)
+
+
+def refuse_other_protocol(report: Report, now: Mapping[str, Any]) -> None:
+    """Raise UserError where what was scored before under these keys has changed: images in a folder, or weights."""
+    then = report.facts.get("sample_protocol")
+    if then and then != json.loads(json.dumps(now)):
+        changed = [key for key in now if then.get(key) != json.loads(json.dumps(now[key]))]
+        raise UserError(f"{report.folder} holds an evaluation with other {', '.join(changed)}: choose another name=")
 
 
 def opened(place: str, key: str, data_dir: str | None) -> ImageSet:

@@ -22,7 +22,7 @@ from diffuse.device import Device
 from diffuse.errors import UserError
 from diffuse.files import sha256, slug
 
-ROWS = 64  # images that go through a feature network at once
+ROWS, ROWS_ON_CPU = 64, 16  # images that go through a feature network at once
 SPATIAL_CHANNELS = 7  # of 192: what ADM's evaluator takes for sFID
 Outputs = Mapping[str, Tensor]
 
@@ -46,11 +46,18 @@ class Features:
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs for uint8 images [n, C, H, W] with 1 or 3 channels, in float32."""
-        parts = []
-        for start in range(0, len(images), ROWS):
-            here = torch.from_numpy(np.ascontiguousarray(images[start : start + ROWS]))
-            parts.append(self.net(here.to(self.device.torch)))
+        """The outputs for uint8 images [n, C, H, W] with 1 or 3 channels, in float32.
+
+        On the processor the network is called with a fixed number of images, the last of them black, since results
+        differ in the last bits between batch sizes: an image's vectors depend on the image alone.
+        """
+        on_cpu, parts = self.device.torch.type == "cpu", []
+        rows = ROWS_ON_CPU if on_cpu else ROWS
+        for start in range(0, len(images), rows):
+            here = torch.from_numpy(np.ascontiguousarray(images[start : start + rows]))
+            missing = rows - len(here) if on_cpu else 0
+            found = self.net(F.pad(here, (0, 0, 0, 0, 0, 0, 0, missing)).to(self.device.torch))
+            parts.append({name: found[name][: len(here)] for name in self.outputs})
         return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in self.outputs}
 
     @property

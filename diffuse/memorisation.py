@@ -58,6 +58,14 @@ def write_table(path: Path, found: dict[str, Nearest]) -> None:
     write_whole(path, lambda file: file.write("\n".join([head, *lines]) + "\n"))
 
 
+def in_threes(found: dict[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> np.ndarray:
+    """uint8 [n, C, size, 3 size]: the drawn images nearest by features, and their nearest in each space beside them."""
+    order = np.argsort(found["features"].distances, kind="stable")[:SHOWN]
+    triples = [drawn[order], *(train[found[space].places[order]] for space in SPACES)]
+    shape = (len(order), kind.channels, kind.size, kind.size)
+    return np.concatenate([images.reshape(shape) for images in triples], axis=3).astype(np.uint8)
+
+
 def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> None:
     """The drawn images that are nearest to training images, each beside its nearest by features and by pixels.
 
@@ -65,11 +73,8 @@ def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: n
     """
     from matplotlib.figure import Figure
 
-    order = np.argsort(found["features"].distances, kind="stable")[:SHOWN]
-    triples = [drawn[order], *(train[found[space].places[order]] for space in SPACES)]
-    shape = (len(order), kind.channels, kind.size, kind.size)
-    strips = np.concatenate([images.reshape(shape) for images in triples], axis=3)
-    page = grid(torch.from_numpy(strips.astype(np.uint8)), min(COLUMNS, len(order)))
+    strips = in_threes(found, drawn, train, kind)
+    page = grid(torch.from_numpy(strips), min(COLUMNS, len(strips)))
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[2.5, 1])
     top, below = halves
@@ -77,7 +82,7 @@ def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: n
     axes.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()
     top.suptitle(
-        f"{kind.name}: of {len(drawn):,} drawn images the {len(order)} nearest to the training set, nearest first.\n"
+        f"{kind.name}: of {len(drawn):,} drawn images the {len(strips)} nearest to the training set, nearest first.\n"
         "In threes: drawn, the training image nearest by features, the one nearest by pixels"
     )
     for place, (space, near) in enumerate(found.items(), start=1):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffuse import metrics
-from diffuse.errors import UsageError
+from diffuse.errors import UsageError, UserError
 from diffuse.features import Features, features_folder, key_of
 from diffuse.files import locked, make_folder, slug
 from diffuse.imagesets import ImageSet
@@ -50,7 +50,10 @@ class Side:
 
 
 def fid(drawn: Side, real: Side) -> Values:
-    return {"fid": {"value": metrics.frechet_distance(drawn.statistics("features"), real.statistics("features"))}}
+    found, known = drawn.statistics("features"), real.statistics("features")
+    if len(found.mu) != len(known.mu):
+        raise UserError(f"{real.name} has {len(known.mu)} features, and this feature network gives {len(found.mu)}")
+    return {"fid": {"value": metrics.frechet_distance(found, known)}}
 
 
 def sfid(drawn: Side, real: Side) -> Values:
@@ -166,7 +169,7 @@ def too_few(name: str, drawn: Side, real: Side) -> list[str]:
             told.append("biased upwards by its few images: compare it at the same n only")
     if name == "kid" and least < metrics.KID_SUBSET_SIZE:
         told.append(f"subsets of {least} where {metrics.KID_SUBSET_SIZE} are usual: the deviation is not comparable")
-    if name == "is" and least < FEW_FOR_FID:
+    if name == "is" and drawn.count is not None and drawn.count < FEW_FOR_FID:
         told.append("biased downwards by its few images: compare it at the same n only")
     if name in ("precision", "recall", "density", "coverage") and drawn.count != real.count:
         told.append(f"depends on both numbers of images: compare it at {drawn.count} and {real.count} only")
