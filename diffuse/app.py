@@ -5,30 +5,51 @@ import logging
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.errors import Terminated, UsageError, UserError, did_you_mean
-from diffuse.files import OUTPUTS, RECORD, checked_name, slug
+from diffuse.errors import Terminated, UsageError, did_you_mean
+from diffuse.files import CONFIGS, OUTPUTS, RECORD, SWEEP_RECORD, checked_name, slug, write_whole
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
 from diffuse.schema import SCHEMAS, checked
-from diffuse.stopping import at_once, handled_by
+from diffuse.stopping import at_once, end, handled_by
+from diffuse.sweep import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    JOBS,
+    KILLED,
+    MARKDOWN,
+    PICTURE,
+    Record,
+    Sweep,
+    closing_words,
+    finite,
+)
+from diffuse.sweep_table import as_text
 from diffuse.wording import Message, worded
 
-PACKAGE = Path(__file__).resolve().parent
-CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 BARE_FLAGS = (
     "--multirun",
     "-m",
@@ -49,6 +70,8 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--info", "-i"), THINGS_TO_SHOW),
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
 }
+# Commands that look for themselves whether a job's folder is finished, half done or of other options.
+PASS_OVER_WHAT_IS_DONE = ("train",)
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
@@ -67,64 +90,134 @@ def register() -> None:
 
 
 register()
-logging.getLogger("hydra").setLevel(logging.ERROR)  # what it has to say, we say
+for chatty in ("hydra", "hydra_plugins", "optuna.storages"):
+    logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what they have to say, we say
 
 
 class SweepFolder(Callback):
-    """Remembers where Hydra put a sweep, for a sweep of which nothing came."""
+    """Remembers where Hydra put a sweep, and writes its record, which not every sweeper does."""
 
     path: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        SweepFolder.path = Path(config.hydra.sweep.dir)
+        SweepFolder.path = Path(config.hydra.sweep.dir).absolute()
+        with suppress(OSError):  # the sweeper will meet it too, and is heard
+            write_whole(SweepFolder.path / SWEEP_RECORD, lambda file: file.write(OmegaConf.to_yaml(config)))
+        if not config.hydra.launcher._target_.startswith("hydra."):  # jobs in other processes, perhaps silent ones
+            print(f"sweep folder: {shown(SweepFolder.path)}; {MARKDOWN} in it has the table so far", flush=True)
 
     @classmethod
     def remove_if_nothing_ran(cls) -> None:
-        """Hydra writes multirun.yaml before it looks at the jobs; alone it is of no use."""
-        if cls.path and cls.path.is_dir() and [inside.name for inside in cls.path.iterdir()] == ["multirun.yaml"]:
-            (cls.path / "multirun.yaml").unlink()
-            for folder in (cls.path, *cls.path.parents[:-1]):
+        """What is said of jobs is of no use where none of them made anything."""
+        if cls.path and Sweep(cls.path).remains_of_nothing():
+            shutil.rmtree(cls.path)
+            for folder in takewhile(lambda folder: folder != Path.cwd(), cls.path.parents):
                 remove_if_empty(folder)
-
-
-class JobFailed(UserError):
-    """A job of a sweep failed and has said why; the sweep goes on."""
 
 
 class Command:
     """One of our commands as Hydra calls it, once a job. A class of the module, so that launchers can pickle it."""
 
+    # The signal that asked this process to end, where a launcher started it: it begins no other job.
+    asked_to_end: int | None = None
+
     def __init__(self, name: str, typed: list[str]):
         self.name, self.typed = name, typed
         self.error: Exception | None = None
-        self.failed: list[int] = []
+        self.process = os.getpid()
+        self.given = f"{time.time():.6f} by {self.process}"
 
-    def __call__(self, cfg: DictConfig) -> Any:
+    def __call__(self, cfg: DictConfig) -> float | None:
+        if os.getpid() != self.process:
+            return self.run_elsewhere(cfg)
         log_to_console()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return self.run_in_sweep(cfg)
         try:
-            return self.run(cfg)
+            return first(self.ready(cfg)())
         except Exception as error:  # Hydra would print a line of its own; `main` words it
             self.error = error
             return None
 
-    def run_in_sweep(self, cfg: DictConfig) -> Any:
-        """Say where a job begins, and what goes wrong when it does: Hydra reports only the first failure, and last."""
-        settings = HydraConfig.get()
-        log.info("job %s: %s", settings.job.num, " ".join(settings.overrides.task))
+    def run_elsewhere(self, cfg: DictConfig) -> float | None:
+        """Run a job of a sweep in a process that a launcher started: among others, and perhaps after others."""
+        if Command.asked_to_end is not None:
+            end(Command.asked_to_end)
+        log_to_console(f"[{HydraConfig.get().job.num}] ")
+
+        def once(number: int, frame: FrameType | None) -> None:
+            """Ctrl-C reaches every process of a terminal, and the first of them asks the others: that is one wish."""
+            if Command.asked_to_end is None:
+                Command.asked_to_end = number
+                at_once(number, frame)
+
+        with handled_by(once):
+            try:
+                return self.run_in_sweep(cfg)
+            except (KeyboardInterrupt, Terminated) as stop:
+                Command.asked_to_end = stop.exit_code - 128 if isinstance(stop, Terminated) else signal.SIGINT
+                raise
+
+    def run_in_sweep(self, cfg: DictConfig) -> float | None:
+        """Run a job of a sweep and record what became of it. A failure does not end the sweep: it is worded here."""
+        settings, job = HydraConfig.get(), self.record()
+        sweep = Sweep(Path(settings.sweep.dir).absolute())
+        with sweep.held(job):
+            try:
+                varied = " ".join(f"{key}={value}" for key, value in job.varied.items())
+                log.info("job %s: %s", job.number, varied or " ".join(job.overrides))
+                if self.name not in PASS_OVER_WHAT_IS_DONE and (before := sweep.done_before(job)):
+                    log.info("job %s: done before", job.number)
+                    return first(before.values)
+                return self.run_recorded(cfg, sweep, job)
+            except UsageError as refused:
+                log.error("job %s: %s", job.number, refused)
+                return None
+            finally:
+                remove_if_empty(Path(settings.runtime.output_dir))
+                sweep.draw()
+
+    def run_recorded(self, cfg: DictConfig, sweep: Sweep, job: Record) -> float | None:
+        """Run a job between the two times that its record is written; None where it fails, as Optuna wants it."""
+        job = sweep.begin(job)
+        started = time.monotonic()
+        ended = replace(job, status=FAILED)
         try:
-            return self.run(cfg)
+            run = self.ready(cfg)
+            started = time.monotonic()  # what is imported once is no job's time
+            ended = replace(job, status=DONE, values=finite(run()))
+            return first(ended.values)
         except Exception as error:
             message = worded(error, self.name, str(CONFIGS))
-            log.error("job %s: %s", settings.job.num, message.text if message else traceback.format_exc())
-            self.failed.append(int(settings.job.num))
-            raise JobFailed(f"job {settings.job.num} failed") from None
+            reason = message.text if message else traceback.format_exc()
+            log.error("job %s: %s", job.number, reason)
+            told = message.text if message else f"{type(error).__name__}: {error}"
+            ended = replace(ended, reason=(told.splitlines() or [""])[0])
+            return None
+        except (KeyboardInterrupt, Terminated):
+            ended = replace(ended, status=INTERRUPTED)
+            raise
         finally:
-            remove_if_empty(Path(settings.runtime.output_dir))
+            with handled_by(lambda *_: None):  # asked twice, it must not lose what it has to say
+                sweep.write(replace(ended, seconds=job.seconds + time.monotonic() - started))
 
-    def run(self, cfg: DictConfig) -> Any:
-        """Check the config and hand it, as plain values, to the command's module; the first of what it reports."""
+    def record(self) -> Record:
+        """The job that Hydra is about to run, as it will be recorded."""
+        settings = HydraConfig.get()
+        fixed = settings.job.config.override_dirname.exclude_keys
+        typed = [word.lstrip("+~").partition("=") for word in settings.overrides.task]
+        return Record(
+            number=int(settings.job.num),
+            folder=Path(settings.runtime.output_dir).name,
+            command=self.name,
+            typed=shlex.join(["diffuse", self.name, *self.typed]),
+            overrides=list(settings.overrides.task),
+            varied={key: value for key, _, value in typed if key not in fixed},
+            given=self.given,
+        )
+
+    def ready(self, cfg: DictConfig) -> Callable[[], Mapping[str, float]]:
+        """Check the config, and give what hands it, as plain values, to the command's module."""
         config = checked(cfg, SCHEMAS[self.name])
         from diffuse.job import Job  # the command's module imports torch: not before the config is known to be right
 
@@ -135,8 +228,12 @@ class Command:
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
-        values = importlib.import_module(f"diffuse.{self.name}").run(config, job)
-        return next(iter(values.values()), None)
+        return partial(importlib.import_module(f"diffuse.{self.name}").run, config, job)
+
+
+def first(values: Mapping[str, float]) -> float | None:
+    """The first of what a command reports, which is what an optimiser minimises."""
+    return next(iter(values.values()), None)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -148,23 +245,26 @@ def remove_if_empty(folder: Path) -> None:
 def main(command: str, typed: list[str]) -> int:
     """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    with handled_by(at_once):
-        return run_command(command, typed)
+    SweepFolder.path = None
+    task = Command(command, typed)
+
+    def ask_jobs_to_end(number: int, frame: FrameType | None) -> None:
+        with handled_by(at_once):  # asked again, we do not wait for them
+            if SweepFolder.path:
+                Sweep(SweepFolder.path).ask_jobs_to_end(task.given)
+        at_once(number, frame)
+
+    with handled_by(at_once), handled_by(ask_jobs_to_end):
+        return run_command(task)
 
 
-def run_command(command: str, typed: list[str]) -> int:
-    """`main`, with signals raised as exceptions."""
-    task = None
+def run_command(task: Command) -> int:
+    """`main`, with signals raised as exceptions: run the command, end its sweep if it was one, and word errors."""
     try:
-        words = named_by_what_varies(overrides_first(typed))
-        program = "diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {command}"
-        sys.argv = [program, *words]
-        config_name = resumed(typed) if command == "train" else command
-        task = Command(command, typed)
-        hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()
-        if task.error:
-            raise task.error
+        compose_and_run(task)
+        message = end_of_sweep(task, None)
     except KeyboardInterrupt:
+        show_table()
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever reads what we print, `head` perhaps, has seen enough
@@ -172,23 +272,61 @@ def run_command(command: str, typed: list[str]) -> int:
         return 141  # what shells say of a process that SIGPIPE ended
     except Terminated as stop:
         with suppress(OSError):  # the terminal may be gone
+            show_table()
             print("terminated", file=sys.stderr)
         return stop.exit_code
     except SystemExit as exit:
         return exit.code if isinstance(exit.code, int) else 1
     except Exception as error:
-        SweepFolder.remove_if_nothing_ran()
-        message = worded(error, command, str(CONFIGS))
-        if task and task.failed:  # Hydra hands on the first failure alone
-            jobs = ", ".join(map(str, task.failed))
-            message = Message(f"{len(task.failed)} of the sweep's jobs failed: {jobs}", 1)
+        message = end_of_sweep(task, error) or worded(error, task.name, str(CONFIGS))
         if message is None:
             traceback.print_exc()
             print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
             return 1
-        print(f"error: {message.text}", file=sys.stderr)
-        return message.exit_code
-    return 0
+    if message is None:
+        return 0
+    print(f"error: {message.text}", file=sys.stderr)
+    return message.exit_code
+
+
+def compose_and_run(task: Command) -> None:
+    """Let Hydra compose the config and call the task, once or for each job of a sweep."""
+    words = named_by_what_varies(overrides_first(task.typed))
+    sys.argv = ["diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {task.name}", *words]
+    config_name = resumed(task.typed) if task.name == "train" else task.name
+    hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()
+    if task.error:
+        raise task.error
+
+
+def end_of_sweep(task: Command, error: Exception | None) -> Message | None:
+    """Show a sweep's table and word what its records say is not done; None if that explains no error."""
+    jobs = Sweep(SweepFolder.path).of_this_time(task.given) if SweepFolder.path else []
+    if jobs:
+        show_table()
+    SweepFolder.remove_if_nothing_ran()
+    words = closing_words(jobs)
+    if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
+        return None  # not the jobs, then, but what calls them
+    return Message(words, 1) if words else None
+
+
+def show_table() -> None:
+    """Print the table of the sweep, if there was one, and where it stands."""
+    if SweepFolder.path is None or not (SweepFolder.path / JOBS).is_dir():
+        return
+    sweep = Sweep(SweepFolder.path)
+    sweep.draw(fresh=0)
+    with suppress(OSError):  # a full disk has been heard of; the table is printed all the same
+        sweep.write_tables()
+    print("\n" + as_text(sweep.rows(), shutil.get_terminal_size((120, 24)).columns))
+    if not sweep.remains_of_nothing():
+        print(f"\ntable: {shown(sweep.folder / MARKDOWN)}   picture: {shown(sweep.folder / PICTURE)}")
+
+
+def shown(path: Path) -> str:
+    """The path as it can be typed from here."""
+    return os.path.relpath(path)
 
 
 def overrides_first(typed: list[str]) -> list[str]:
@@ -215,19 +353,23 @@ def overrides_first(typed: list[str]) -> list[str]:
     return [*overrides, *flags]
 
 
+def by_key(words: Sequence[str]) -> dict[str, Override]:
+    """The overrides among the words; of a key that is typed twice the last counts, as it does for Hydra."""
+    overrides = OverridesParser.create().parse_overrides([word for word in words if OVERRIDE.match(word)])
+    return {override.key_or_group: override for override in overrides}
+
+
 def named_by_what_varies(words: list[str]) -> list[str]:
     """For a sweep, tell Hydra to leave what is the same in all jobs out of the names of their folders."""
     if not {"-m", "--multirun"} & set(words):
         return words
-    typed = OverridesParser.create().parse_overrides([word for word in words if OVERRIDE.match(word)])
-    for override in typed:
-        if override.key_or_group == "name" and override.is_sweep_override():
-            raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
-    varied = {override.key_or_group for override in typed if override.is_sweep_override()}
-    for override in typed:
-        if override.key_or_group == "name":
-            refuse_other_content(OUTPUTS / checked_name(str(override.value())), varied)
-    fixed = [override.key_or_group for override in typed if not override.is_sweep_override()]
+    typed = by_key(words)
+    varied = {key for key, override in typed.items() if override.is_sweep_override()}
+    if "name" in varied:
+        raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
+    if "name" in typed:
+        refuse_other_content(OUTPUTS / checked_name(str(typed["name"].value())), varied)
+    fixed = [key for key in typed if key not in varied]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
 
 
@@ -235,13 +377,12 @@ def refuse_other_content(folder: Path, varied: set[str]) -> None:
     """Raise UsageError where a sweep's folder holds something else than a sweep over the same keys."""
     if not folder.exists() or not any(folder.iterdir()):
         return
-    record = folder / "multirun.yaml"
+    record = folder / SWEEP_RECORD
     if not record.exists():
         kind = "a single run" if (folder / RECORD).exists() else "no sweep"
         raise UsageError(f"{folder} exists already and is {kind}: a sweep needs another name=")
     words = OmegaConf.select(OmegaConf.load(record), "hydra.overrides.task") or []
-    overrides = OverridesParser.create().parse_overrides(list(words))
-    before = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    before = {key for key, override in by_key(list(words)).items() if override.is_sweep_override()}
     if before != varied:
         then, now = (", ".join(sorted(keys)) or "nothing" for keys in (before, varied))
         raise UsageError(f"{folder} holds a sweep over {then}, and this one is over {now}: choose another name=")

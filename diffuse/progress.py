@@ -21,9 +21,11 @@ SECONDS_BETWEEN_PLAIN_LINES = 15.0
 class _Console(logging.Handler):
     """Prints to standard output, above a progress bar if there is one; warnings and errors go to standard error."""
 
+    speaker = ""
+
     def emit(self, record: logging.LogRecord) -> None:
         trouble = record.levelno >= logging.WARNING
-        prefix = f"{record.levelname.lower()}: " if trouble else ""
+        prefix = self.speaker + (f"{record.levelname.lower()}: " if trouble else "")
         try:
             tqdm.write(prefix + record.getMessage(), file=sys.stderr if trouble else sys.stdout)
         except OSError:  # whoever read our output, or the terminal, has gone; that is no reason to lose a run
@@ -38,9 +40,13 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-def log_to_console() -> None:
-    """Show log messages; calling it again changes nothing."""
+def log_to_console(speaker: str = "") -> None:
+    """Show log messages; calling it again changes nothing but the speaker.
+
+    speaker is for one of several processes that share a terminal: it begins each line, and draws no bars.
+    """
     log.propagate = False
+    _Console.speaker = speaker
     if not any(isinstance(handler, _Console) for handler in log.handlers):
         log.addHandler(_Console())
 
@@ -72,7 +78,7 @@ class Progress:
         self.start = done
         self.asked = (done, self.started)
         self.note: dict[str, str] = {}
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and not _Console.speaker
         self.bar = tqdm(
             total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, leave=False, disable=not terminal
         )

@@ -22,6 +22,12 @@ FILE_TROUBLES = {
     *FULL,
 }
 
+# Hydra's plugins that sweeps can use, and which extra of ours installs them.
+PLUGINS = {
+    **dict.fromkeys((("hydra/launcher", name) for name in ("joblib", "submitit_local", "submitit_slurm")), "launchers"),
+    ("hydra/sweeper", "optuna"): "optuna",
+}
+
 
 @dataclass(frozen=True)
 class Message:
@@ -101,8 +107,11 @@ def _refusal(cause: BaseException, command: str, configs: str) -> str:
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """schedule=foo, with the options there are."""
+    """schedule=foo, with the options there are, or with what to install for it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    if (group, option) in PLUGINS:
+        extra = PLUGINS[group, option]
+        return f'{group}={option} needs a plugin that is not installed: pip install "diffuse[{extra}]"'
     options = list(error.options or [])
     if not options:
         return f"there is no config {error.missing_cfg_file}"
