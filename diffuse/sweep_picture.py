@@ -41,7 +41,7 @@ def draw(sweep: Path, path: Path, jobs: Sequence[Record]) -> None:
     if not panels and not grids:
         return
     keys = varied_keys(jobs)
-    columns = min(panels, 2)
+    columns = 3 if curves and panels in (3, 5, 6) else min(panels, 2)
     upper = 3.6 * math.ceil(panels / columns) if panels else 0.0
     if scores and len(numeric_keys(jobs)) == 0:
         upper = max(upper, (1.2 + 0.28 * len(jobs)) * math.ceil(panels / columns))
@@ -233,7 +233,7 @@ def draw_bars(panel: Axes, name: str, scored: Sequence[Record]) -> None:
     panel.bar_label(bars, [short(value) for value in values], padding=3, fontsize="small")
     panel.set_yticks(range(len(scored)), [in_lines(label(job, keys), 28) for job in scored], fontsize="small")
     panel.invert_yaxis()
-    panel.margins(x=0.15)
+    panel.margins(x=0.25)
     panel.set(title=name)
 
 

@@ -13,8 +13,9 @@ from diffuse.progress import duration
 if TYPE_CHECKING:
     from diffuse.sweep import Record
 
-# Of everything else that is reported, less is better.
-MORE_IS_BETTER = ("accuracy", "precision", "recall", "density", "coverage", "inception", "isc")
+# How the names of values begin of which less, or more, is better; of others, such as what tells of copies, neither is.
+LESS_IS_BETTER = ("loss", "bound", "ode", "fid", "kid", "sfid")
+MORE_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
 SHORTEST_REASON = 24
 
 
@@ -29,11 +30,12 @@ def value_names(jobs: Iterable[Record]) -> list[str]:
 
 
 def best(jobs: Sequence[Record], name: str) -> float | None:
-    """The best of the values of that name, where there are several to choose from."""
+    """The best of the values of that name, where there are several to choose from and some are better than others."""
     values = [job.values[name] for job in jobs if name in job.values and not job.refused]
-    if len(set(values)) < 2:
+    kind = name.partition("_")[0]  # fid_classifier is a fid
+    if len(set(values)) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:
         return None
-    return max(values) if any(word in name.lower() for word in MORE_IS_BETTER) else min(values)
+    return max(values) if kind in MORE_IS_BETTER else min(values)
 
 
 def short(value: float) -> str:

@@ -181,6 +181,15 @@ def test_markdown_marks_the_best_and_keeps_text_in_its_cell():
     assert r"the \*loss\* \| of step 1" in lines[4]
 
 
+def test_a_best_value_is_marked_where_one_is_better():
+    def bests(**values: tuple[float, float]) -> list[str]:
+        jobs = [job(n, values={name: pair[n] for name, pair in values.items()}) for n in range(2)]
+        return [line for line in as_text(jobs, 200).splitlines() if line.startswith("best: ")]
+
+    assert bests(fid_classifier=(3.0, 2.0), **{"is": (5.0, 4.0)}) == ["best: fid_classifier 2 (job 1), is 5 (job 0)"]
+    assert bests(copies=(1.0, 2.0), loss=(1.0, 1.0)) == []
+
+
 def test_the_terminal_has_lines_of_its_width():
     long = [job(n, varied={"optim.lr": "0.00027678204943976364", "ckpt": "outputs/" + "x" * 200}) for n in range(3)]
     for jobs in (JOBS, long):
