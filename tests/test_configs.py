@@ -165,6 +165,7 @@ def test_what_is_typed_wins_over_the_recipe():
 
 # Options of train's groups that have keys of their own which help lists.
 WITH_KEYS = [("loss", "hybrid"), ("weight", "min_snr")]
+FILE_OF_FEATURES = ["features=torchscript", "features.path=x"]
 
 
 @pytest.mark.parametrize("command", KEYS)
@@ -173,6 +174,8 @@ def test_the_keys_that_help_lists_exist(command):
     known = set(flat(config(command, *required)))
     for sampler in options("sampler") if command == "sample" else []:
         known |= set(flat(config(command, *required, f"sampler={sampler}")))
+    for words in [FILE_OF_FEATURES] if command == "eval" else []:
+        known |= set(flat(config(command, *required, *words)))
     for group, option in WITH_KEYS if command == "train" else []:
         known |= set(flat(config(command, f"{group}={option}")))
     assert set(KEYS[command]) <= known

@@ -96,7 +96,7 @@ def test_the_memory_of_a_score_does_not_grow_with_the_images():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["metrics=[fid]"], "metrics must be a list of bound, ode"),
+        (["metrics=[fud]"], "metrics must be one of bound, ode"),
         (["metrics=[]"], "metrics must be a list of bound, ode"),
         (["ode.t_min=0"], "ode.t_min must be at least 1, the smallest time that the network was trained at"),
         (["ode.solver=euler"], "ode.solver must be one of rk45, rk4, heun"),
