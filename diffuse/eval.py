@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffuse.errors import UsageError, UserError
+from diffuse.errors import UsageError
 from diffuse.eval_likelihood import LikelihoodPart
-from diffuse.files import OUTPUTS, locked
+from diffuse.files import OUTPUTS
 from diffuse.job import Job, shown
 from diffuse.progress import log
 from diffuse.report import FILE, Report, asked, is_continued
@@ -22,10 +22,7 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     def continued(folder: Path) -> bool:
         return is_continued(folder, config, provenance.get("checkpoint_sha256"))
 
-    with (
-        job.new_folder(home / "eval", config["name"], "eval.log", continued) as folder,
-        locked(folder / ".lock", if_taken=lambda: refuse_twice(folder)),
-    ):
+    with job.new_folder(home / "eval", config["name"], "eval.log", continued) as folder:
         report = Report(folder, config, provenance)
         for part in parts:
             part.score(report)
@@ -46,10 +43,6 @@ def parts_of(config: Mapping[str, Any]) -> list[Any]:
 
         parts.append(SamplesPart(config))
     return parts
-
-
-def refuse_twice(folder: Path) -> None:
-    raise UserError(f"{shown(folder)} is in use: another process is scoring into it; choose another name=")
 
 
 def beside(folder: Path) -> str:

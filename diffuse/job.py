@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import diffuse
 from diffuse.errors import Terminated, UserError
-from diffuse.files import checked_name, make_folder, make_own_folder, write_whole
+from diffuse.files import checked_name, locked, make_folder, make_own_folder, write_whole
 from diffuse.progress import logged_to
 
 
@@ -53,7 +54,7 @@ class Job:
         elif folder.exists() and any(folder.iterdir()) and not is_continued(folder):
             raise UserError(f"{shown(folder)} exists already: choose another name=")
         make_folder(folder)
-        with self.logged(folder, log_name):
+        with locked(folder / ".lock", if_taken=partial(refuse_twice, folder)), self.logged(folder, log_name):
             yield folder
 
     def folder(self, parent: Path, name: str | None) -> Path | None:
@@ -80,6 +81,10 @@ class Job:
             except BaseException:
                 only_there(logging.ERROR, traceback.format_exc())
                 raise
+
+
+def refuse_twice(folder: Path) -> None:
+    raise UserError(f"{shown(folder)} is in use: another process is writing there; choose another name=")
 
 
 def now() -> str:

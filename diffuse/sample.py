@@ -1,5 +1,6 @@
 """`diffuse sample`: draw images from a trained network."""
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ from diffuse.pictures import grid, save_png
 from diffuse.progress import duration, log
 
 GRID_IMAGES = 256
+LOG, FACTS = "sample.log", "samples.json"
 
 
 def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Draw config["n"] images from a checkpoint into a new folder of its run. There is nothing to report by name."""
     sampling = Drawing(config)
     trained, sampler, kind = sampling.trained, sampling.sampler, sampling.kind
-    with job.new_folder(trained.home / "samples", config["name"], "sample.log") as folder:
+    with job.new_folder(trained.home / "samples", config["name"], LOG, is_unfinished) as folder:
+        shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, stopped halfway
         what = f"{config['n']:,} images of {kind.name} (step {trained.step:,})"
         log.info(f"{what}: {len(sampler.times) - 1} steps of {sampler.name} on {sampling.where}, into {shown(folder)}")
         started = time.monotonic()
@@ -47,9 +50,14 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
             "seconds": round(seconds, 3),
             **trained.provenance,
         }
-        write_json(folder / "samples.json", facts)
+        write_json(folder / FACTS, facts)
         log.info(f"{config['n']:,} images in {duration(seconds)}: {shown(folder / 'grid.png')}")
     return {}
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether sampling into this folder was stopped before its end, so that it may begin again."""
+    return (folder / LOG).exists() and not (folder / FACTS).exists()
 
 
 def write_images(folder: Path, numbers: Sequence[int], images: Tensor) -> None:

@@ -185,3 +185,19 @@ def test_the_network_always_sees_the_same_number_of_rows(tiny_run):
         n = sampling.config["n"]
         assert sum(len(drawn) for _, drawn, _ in sampling.batches(n)) == n
     assert rows == {64}
+
+
+def test_sampling_that_was_stopped_begins_again_under_its_name(tiny_run, tmp_path):
+    """As a kill leaves it: images and a log, and no record that says it is done."""
+    words = ["n=5", "sampler=ddim", "sampler.steps=2"]
+    sampled(tiny_run, "whole", *words)
+    sampled(tiny_run, "stopped", *words)
+    whole, stopped = (tiny_run / "samples" / name for name in ("whole", "stopped"))
+    for name in ("samples.json", "samples.npz", "grid.png", "images/00003.png"):
+        (stopped / name).unlink()
+    (stopped / "images" / "00077.png").write_bytes(b"of more images")
+    sampled(tiny_run, "stopped", *words)
+    assert sorted(path.name for path in (stopped / "images").iterdir()) == [f"{i:05d}.png" for i in range(5)]
+    assert (stopped / "samples.npz").read_bytes() == (whole / "samples.npz").read_bytes()
+    with pytest.raises(UserError, match="exists already"):
+        sampled(tiny_run, "stopped", *words)
