@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffuse.drawing import Drawing
 from diffuse.errors import UsageError
 from diffuse.eval_likelihood import LikelihoodPart
 from diffuse.files import OUTPUTS
 from diffuse.job import Job, shown
+from diffuse.prepared import Prepared
 from diffuse.progress import log
 from diffuse.report import FILE, Report, asked, is_continued
 from diffuse.schema import LIKELIHOODS, SAMPLE_SCORES
@@ -15,8 +17,8 @@ from diffuse.schema import LIKELIHOODS, SAMPLE_SCORES
 
 def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Score into a new folder of the run, or go on with an evaluation of that name; returns every value by its name."""
-    parts = parts_of(config)
-    trained = parts[0].trained
+    prepared, parts = parts_of(config)
+    trained = prepared.trained if prepared else None
     home, provenance = (trained.home, trained.provenance) if trained else (OUTPUTS, {})
 
     def continued(folder: Path) -> bool:
@@ -31,18 +33,28 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     return report.values
 
 
-def parts_of(config: Mapping[str, Any]) -> list[Any]:
-    """What the scores asked for need, built and checked before anything is written."""
-    names, parts = set(asked(config)), list[Any]()
-    if names & set(LIKELIHOODS):
-        if config["ckpt"] is None:
-            raise UsageError("ckpt is required: diffuse eval ckpt=RUN; only samples are scored without a network")
-        parts.append(LikelihoodPart(config))
-    if names & set(SAMPLE_SCORES):
+def parts_of(config: Mapping[str, Any]) -> tuple[Prepared | None, list[Any]]:
+    """What the scores asked for need, built and checked before anything is written; the trained network, if any."""
+    names = set(asked(config))
+    of_samples = bool(names & set(SAMPLE_SCORES))
+    if config["ckpt"] is None:
+        if names & set(LIKELIHOODS) or config["samples"] is None:
+            raise UsageError(
+                "ckpt is required: diffuse eval ckpt=RUN. Only samples are scored without a network: "
+                "samples=IMAGES reference=IMAGES metrics=[fid]"
+            )
+        prepared = None
+    else:
+        drawing = of_samples and config["samples"] is None
+        prepared = Drawing(config) if drawing else Prepared(config)
+    parts: list[Any] = []
+    if prepared and names & set(LIKELIHOODS):
+        parts.append(LikelihoodPart(config, prepared))
+    if of_samples:
         from diffuse.eval_samples import SamplesPart  # takes a second more to import
 
-        parts.append(SamplesPart(config))
-    return parts
+        parts.append(SamplesPart(config, prepared))
+    return prepared, parts
 
 
 def beside(folder: Path) -> str:

@@ -25,17 +25,11 @@ AFFORDED_SECONDS = 180.0
 SECTION = "bits_per_dim"  # of eval.json
 
 
-class LikelihoodPart(Prepared):
+class LikelihoodPart:
     """Bound and exact likelihood of the test split, built and checked."""
 
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__(config)
-        self.data_sha256 = self.data.sha256
-        if self.data_sha256 != self.trained.data_sha256:
-            log.warning(
-                f"the images of {self.data.kind.name} are not the ones of the training (their hash differs): "
-                "what is a test image now may have been trained on"
-            )
+    def __init__(self, config: Mapping[str, Any], prepared: Prepared):
+        self.config, self.prepared, self.data = config, prepared, prepared.data
         if len(self.data.test.images) < 2:
             raise UserError(f"the test split of {self.data.kind.name} has a single image; a standard error needs two")
         names = asked(config)
@@ -43,8 +37,8 @@ class LikelihoodPart(Prepared):
             raise UsageError(
                 f"n must be at most {len(self.data.test.images)}, the size of the test split, not {config['n']}"
             )
-        self.bound = BoundScore(self, config) if "bound" in names else None
-        self.ode = OdeScore(self, config) if "ode" in names else None
+        self.bound = BoundScore(prepared, config) if "bound" in names else None
+        self.ode = OdeScore(prepared, config) if "ode" in names else None
 
     @property
     def evaluations(self) -> int:
@@ -53,34 +47,36 @@ class LikelihoodPart(Prepared):
 
     def images_per_second(self) -> float:
         """How many images a second the network takes, measured on one full call after another that warms up."""
-        images = ScoredImages(self, len(self.data.test.images), self.config["seed"])
-        x, y = images.batch(np.arange(self.chunk) % len(images.order))
-        denoiser, t = self.denoiser(clip=False), torch.ones((), dtype=torch.float64)
+        images = ScoredImages(self.prepared, len(self.data.test.images), self.config["seed"])
+        x, y = images.batch(np.arange(self.prepared.chunk) % len(images.order))
+        denoiser, t = self.prepared.denoiser(clip=False), torch.ones((), dtype=torch.float64)
         for _ in range(2):
-            self.device.synchronize()
+            self.prepared.device.synchronize()
             started = time.monotonic()
             with torch.no_grad():
                 denoiser(x, t, y)
-            self.device.synchronize()
-        return self.chunk / (time.monotonic() - started)
+            self.prepared.device.synchronize()
+        return self.prepared.chunk / (time.monotonic() - started)
 
     def afforded(self, images_per_second: float) -> int:
         """n, or without it what takes about three minutes: at least one call of the network, at most the test split."""
         if self.config["n"] is not None:
             return min(int(self.config["n"]), len(self.data.test.images))
-        afforded = int(AFFORDED_SECONDS * images_per_second / self.evaluations) // self.chunk * self.chunk
-        return min(max(afforded, self.chunk), len(self.data.test.images))
+        afforded = (
+            int(AFFORDED_SECONDS * images_per_second / self.evaluations) // self.prepared.chunk * self.prepared.chunk
+        )
+        return min(max(afforded, self.prepared.chunk), len(self.data.test.images))
 
     def score(self, report: Report) -> None:
         """Add each score to the report as soon as it is known: whoever interrupts the next one keeps it."""
         images_per_second = self.images_per_second()
-        n = self.afforded(images_per_second)
-        images, facts = ScoredImages(self, n, self.config["seed"]), protocol(self, n)
+        n = report.facts.get("protocol", {}).get("n") or self.afforded(images_per_second)  # as before, when it goes on
+        images, facts = ScoredImages(self.prepared, n, self.config["seed"]), protocol(self, n)
         scores = {"bound": self.score_bound, "ode": self.score_ode}
         names = [name for name in asked(self.config) if name in scores]
-        calls = -(-n // self.chunk) * self.chunk * self.evaluations
-        what = f"{n} of {len(images.test.images)} test images of {self.kind.name}"
-        log.info(f"{what}: {' and '.join(names)}, about {duration(calls / images_per_second)} on {self.where}")
+        calls = -(-n // self.prepared.chunk) * self.prepared.chunk * self.evaluations
+        what = f"{n} of {len(images.test.images)} test images of {self.prepared.kind.name}"
+        log.info(f"{what}: {' and '.join(names)}, about {duration(calls / images_per_second)} on {self.prepared.where}")
         report.note("protocol", facts)
         for name in names:
             report.add(SECTION, name, partial(scores[name], images, report), partial(told, self))
@@ -95,7 +91,7 @@ class LikelihoodPart(Prepared):
         table = by_level(self.bound.times.tolist(), terms)
         report.note("terms", table)
         write_table(report.folder / "terms.csv", table)
-        title = f"{self.kind.name}: {totals.mean:.3f} bits/dim in all"
+        title = f"{self.prepared.kind.name}: {totals.mean:.3f} bits/dim in all"
         plot_terms(report.folder / "terms.png", table["t"][1:], table["bits_per_dim"][1:], title)
         return {"bound": bound_in_parts(totals, terms)}
 
@@ -131,7 +127,7 @@ def bound_in_parts(totals: Moments, terms: Moments) -> dict[str, float]:
     return {**mean_and_error(totals), **{name: float(value) for name, value in parts.items()}}
 
 
-def told(scoring: "LikelihoodPart", name: str, score: Mapping[str, Any]) -> str:
+def told(scoring: LikelihoodPart, name: str, score: Mapping[str, Any]) -> str:
     """A score in a line, with what it depends on most."""
     how = "the density that the data were drawn from"
     if name == "bound" and scoring.bound:
@@ -147,13 +143,13 @@ def told(scoring: "LikelihoodPart", name: str, score: Mapping[str, Any]) -> str:
 
 def protocol(scoring: LikelihoodPart, n: int) -> dict[str, Any]:
     """What the numbers depend on."""
-    config, kind = scoring.config, scoring.kind
+    config, kind = scoring.config, scoring.prepared.kind
     scores = {"bound": scoring.bound, "ode": scoring.ode}
     return {
         "dataset": kind.name,
         "split": "test",
-        "data_sha256": scoring.data_sha256["test"],
-        "data_as_in_training": scoring.data_sha256 == scoring.trained.data_sha256,
+        "data_sha256": scoring.data.sha256["test"],
+        "data_as_in_training": scoring.data.sha256 == scoring.prepared.trained.data_sha256,
         "n": n,
         "n_in_split": len(scoring.data.test.images),
         "dimensions": kind.dimensions,
@@ -162,8 +158,8 @@ def protocol(scoring: LikelihoodPart, n: int) -> dict[str, Any]:
         "weights": "ema",
         **{name: score.facts for name, score in scores.items() if score},
         "seed": config["seed"],
-        "device": scoring.device.torch.type,
-        "precision": scoring.trained.formulas.precision(scoring.device),
+        "device": scoring.prepared.device.torch.type,
+        "precision": scoring.prepared.trained.formulas.precision(scoring.prepared.device),
     }
 
 

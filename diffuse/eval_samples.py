@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from diffuse.build import build, build_named_dataset, build_with, default_data_dir
-from diffuse.checkpoint import Trained
 from diffuse.device import Device
 from diffuse.drawing import Drawing
 from diffuse.errors import UsageError, UserError
@@ -35,11 +35,10 @@ SPLITS = ("train", "test")
 class SamplesPart:
     """The two sides that are compared and the features that both are seen by, built and checked."""
 
-    def __init__(self, config: Mapping[str, Any]):
-        self.config, trust = config, config["trust"]
+    def __init__(self, config: Mapping[str, Any], prepared: Prepared | None):
+        self.config, self.prepared, trust = config, prepared, config["trust"]
         self.names = [name for name in asked(config) if name in SAMPLE_SCORES]
-        self.device: Device = build(config["device"], "device", trust)
-        self.prepared = prepared(config)
+        self.device: Device = prepared.device if prepared else build(config["device"], "device", trust)
         self.images = self.opened_samples()
         self.real = self.opened_reference()
         self.features: Features = build_with(
@@ -50,10 +49,6 @@ class SamplesPart:
             if self.data is None:
                 raise UsageError("metrics=[memorisation] needs the data set: give ckpt= or reference=DATASET:SPLIT")
             self.outputs = sorted({*self.outputs, "features", "pixels"})
-
-    @property
-    def trained(self) -> Trained | None:
-        return self.prepared.trained if self.prepared else None
 
     @cached_property
     def data(self) -> Dataset | None:
@@ -101,7 +96,9 @@ class SamplesPart:
         rows = Rows(report.folder / "features", {"images": self.images.fingerprint, **self.features.protocol})
         drawn_side = Side(self.images.name, self.images.count)
         if any(name not in report.facts["values"] for name in self.names):
+            started = time.monotonic()
             drawn_side = described(self.images, self.features, self.outputs, rows)
+            report.spent("samples", time.monotonic() - started)
             if "features" in self.outputs:
                 write_statistics(report.folder / "statistics.npz", drawn_side.statistics("features"))
         for name in self.names:
@@ -146,15 +143,6 @@ class SamplesPart:
             "statistics": "float64, covariance with n - 1; kernel distance unbiased",
             "device": self.device.torch.type,
         }
-
-
-def prepared(config: Mapping[str, Any]) -> Prepared | None:
-    """The trained network that draws the samples, or whose data they are compared with; None without a checkpoint."""
-    if config["ckpt"] is None:
-        if config["samples"] is None:
-            raise UsageError("ckpt is required: diffuse eval ckpt=RUN, or samples=IMAGES reference=IMAGES without one")
-        return None
-    return Drawing(config) if config["samples"] is None else Prepared(config)
 
 
 def refuse_other_protocol(report: Report, now: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from diffuse.device import Device
 from diffuse.errors import UsageError, UserError
 from diffuse.images import Dataset, ImageKind
 from diffuse.prepare import Split
+from diffuse.progress import log
 
 
 class Prepared:
@@ -37,6 +38,11 @@ class Prepared:
         """The data set of the training, where this config says that it is now."""
         data = build_dataset(moved(self.trained.config, self.config), self.config["trust"])
         refuse_other_kind(data.kind, self.kind)
+        if data.sha256 != self.trained.data_sha256:
+            log.warning(
+                f"the images of {data.kind.name} are not the ones of the training (their hash differs): "
+                "what is a test image now may have been trained on"
+            )
         return data
 
     @property

@@ -53,8 +53,13 @@ class Report:
         return {key: value for name in order for key, value in found.get(name, {}).items()}
 
     def note(self, key: str, facts: Any) -> None:
-        """Put something beside the scores; it is written with the next one."""
+        """Put something beside the scores. It is written at once: whoever is killed before the first can go on."""
         self.facts[key] = facts
+        self.write()
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Seconds that went into something, added to those of an evaluation that was interrupted."""
+        self.facts["seconds"][name] = round(self.facts["seconds"].get(name, 0.0) + seconds, 3)
 
     def add(self, section: str, name: str, find: Callable[[], Values], told: Callable[[str, Facts], str]) -> None:
         """Find a score, write its values into a section of the file, and say them.
@@ -65,7 +70,7 @@ class Report:
         if known is None:
             started = time.monotonic()
             found = find()
-            self.facts["seconds"][name] = round(time.monotonic() - started, 3)
+            self.spent(name, time.monotonic() - started)
             self.facts[section] = {**self.facts.get(section, {}), **found}
             self.facts["values"][name] = {key: number(facts) for key, facts in found.items()}
             self.write()

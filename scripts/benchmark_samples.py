@@ -16,6 +16,7 @@ import torch
 
 from diffuse import eval as evaluation
 from diffuse.app import CONFIGS
+from diffuse.drawing import Drawing
 from diffuse.eval_samples import SamplesPart
 from diffuse.job import Job
 from diffuse.schema import SCHEMAS, checked
@@ -35,7 +36,7 @@ def main() -> None:
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         typed = hydra.compose("eval", [*words, "metrics=[fid,kid,precision_recall]"])
     config = checked(typed, SCHEMAS["eval"])
-    part = SamplesPart(config)
+    part = SamplesPart(config, Drawing(config))
     _ = part.real_side  # known from now on
     before = calls_alone(part, given.n)
     started = clock()

@@ -17,6 +17,7 @@ from diffuse.eval_likelihood import LikelihoodPart
 from diffuse.grids import time_grid
 from diffuse.images import to_float
 from diffuse.likelihood import vlb
+from diffuse.prepared import Prepared
 from diffuse.randomness import ImageNoise, generator
 from diffuse.variances import fixed_small
 from tests.commands import config, job
@@ -107,9 +108,9 @@ def test_a_conditional_network_is_told_the_labels(conditional_run):
 def test_three_minutes_are_spread_over_the_evaluations_of_an_image(tiny_run):
     """100 images a second at 50 evaluations an image: 360 images in 180 seconds, in whole network calls of 64."""
     typed = config("eval", f"ckpt={tiny_run}", "levels=50", "metrics=[bound]", *FAST)
-    assert LikelihoodPart(typed).afforded(100.0) == 320
-    assert LikelihoodPart(typed).afforded(0.001) == 64
-    assert LikelihoodPart(typed | {"n": 17}).afforded(100.0) == 17
+    assert LikelihoodPart(typed, Prepared(typed)).afforded(100.0) == 320
+    assert LikelihoodPart(typed, Prepared(typed)).afforded(0.001) == 64
+    assert LikelihoodPart(typed | {"n": 17}, Prepared(typed)).afforded(100.0) == 17
 
 
 def test_scores_are_float32_unless_asked(tiny_run):

@@ -12,6 +12,7 @@ from diffuse.denoiser import Denoiser
 from diffuse.errors import UsageError
 from diffuse.eval_likelihood import LikelihoodPart
 from diffuse.likelihood import discretised_gaussian
+from diffuse.prepared import Prepared
 from diffuse.randomness import generator
 from diffuse.schedules import linear
 from diffuse.scores import Moments, ScoredImages
@@ -43,8 +44,9 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
 
 def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
     """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
-    scoring = LikelihoodPart(config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST))
-    images = ScoredImages(scoring, 2, 0)
+    typed = config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST)
+    scoring = LikelihoodPart(typed, Prepared(typed))
+    images = ScoredImages(scoring.prepared, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
@@ -56,8 +58,9 @@ def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
 def test_a_border_is_no_data_for_the_flow():
     """A network that knows that the border is black pays nothing for it: its density is the noise's own."""
     run = trained("name=framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
-    scoring = LikelihoodPart(config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST))
-    images = ScoredImages(scoring, 2, 0)
+    typed = config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST)
+    scoring = LikelihoodPart(typed, Prepared(typed))
+    images = ScoredImages(scoring.prepared, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     rho = math.sqrt(1e-4 / (1 - 1e-4))
@@ -114,7 +117,7 @@ def test_the_likelihood_of_bytes_is_the_cores_density_less_that_of_the_noise(tin
     """-log P = -log p(x + u) - 64 log(2 / 255), with the core's density of the images that were scored."""
     found = scored(tiny_run, "metrics=[ode]", "ode.solver=heun", "ode.steps=3")["bits_per_dim"]["ode"]["total"]
     typed = config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=4", *FAST)
-    images = ScoredImages(LikelihoodPart(typed), 4, 0)
+    images = ScoredImages(Prepared(typed), 4, 0)
     x0, _ = images.batch(images.order)
     uniform = torch.special.ndtr(images.noise("dequantise", images.order)(x0)) - 0.5
     signs = torch.where(images.noise("hutchinson", images.order)(x0) < 0, -1.0, 1.0)
