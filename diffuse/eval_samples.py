@@ -76,6 +76,8 @@ class SamplesPart:
         """The real images: a split of the run's data set, images from anywhere, or statistics of their features."""
         place, path = self.config["reference"], Path(self.config["reference"]).expanduser()
         if place in SPLITS:
+            if self.data is None and all(name in SCORES and SCORES[name].real == "nothing" for name in self.names):
+                return Side("no others", None)
             if self.data is None:
                 raise UsageError(f"reference={place} is a split of a run's data set: give ckpt=, or DATASET:{place}")
             return of_split(self.data.kind, place, self.data.splits[place])

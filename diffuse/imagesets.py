@@ -3,7 +3,6 @@
 All are read in order and in parts, so that scoring needs no more memory for many images than for few.
 """
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from diffuse.images import ImageKind
 from diffuse.prepare import Split
 from diffuse.progress import Progress
 from diffuse.sources import from_files
-from diffuse.userdata import DAMAGED, NpzImages, image_files
+from diffuse.userdata import DAMAGED, NpzImages, fingerprint, image_files
 
 ROWS, NAMED = 256, 5
 
@@ -146,7 +145,7 @@ def of_folder(path: Path, key: str) -> ImageSet:
                 raise UserError(f"images in {path} cannot be scored: {'; '.join(source.unreadable[:NAMED])}")
             yield images
 
-    return telling(ImageSet(path.name, len(names), state_of(path, names), batches))
+    return telling(ImageSet(path.name, len(names), fingerprint(path, names), batches))
 
 
 def exactly(side: int, width: int, height: int) -> Box:
@@ -154,12 +153,3 @@ def exactly(side: int, width: int, height: int) -> Box:
     if (width, height) != (side, side):
         raise ValueError(f"is {width} x {height}, where the first is {side} wide and scores need squares of one size")
     return whole(width, height)
-
-
-def state_of(folder: Path, names: list[str]) -> str:
-    """What changes when a file is added, removed, renamed or rewritten; contents are not read."""
-    digest = hashlib.sha256(os.fsencode(folder))
-    for name in names:
-        status = os.stat(folder / name)
-        digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"))
-    return digest.hexdigest()

@@ -46,21 +46,26 @@ class FolderImages:
         self.tested = np.arange(len(self.names)) >= len(found["train"]) if "test" in found else None
 
     def fingerprint(self) -> str:
-        """What changes when a file is added, removed, renamed or rewritten; contents are not read."""
-        digest = hashlib.sha256(os.fsencode(self.root))
-        for name in self.names:
-            try:
-                status = os.stat(f"{self.root}/{name}")
-                state = f"{status.st_size}\0{status.st_mtime_ns}"
-            except OSError:  # a link to nothing, say: whoever reads it will be told
-                state = "unreadable"
-            digest.update(os.fsencode(f"{name}\0{state}\n"))
-        return digest.hexdigest()
+        """What changes when one of the files does."""
+        return fingerprint(self.root, self.names)
 
     def source(self, rows: np.ndarray, shape: Shape) -> Source:
         """The images whose place in the mask `rows` is true."""
         names = [name for name, chosen in zip(self.names, rows, strict=True) if chosen]
         return from_files(self.root, names, None if self.labels is None else self.labels[rows].tolist(), shape)
+
+
+def fingerprint(root: Path, names: Sequence[str]) -> str:
+    """What changes when a file is added, removed, renamed or rewritten; contents are not read."""
+    digest = hashlib.sha256(os.fsencode(root))
+    for name in names:
+        try:
+            status = os.stat(f"{root}/{name}")
+            state = f"{status.st_size}\0{status.st_mtime_ns}"
+        except OSError:  # a link to nothing, say: whoever reads it will be told
+            state = "unreadable"
+        digest.update(os.fsencode(f"{name}\0{state}\n"))
+    return digest.hexdigest()
 
 
 def image_files(folder: Path) -> list[str]:
