@@ -134,10 +134,10 @@ class Command:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return self.run_in_sweep(cfg)
         try:
-            return first(self.ready(cfg)())
+            self.ready(cfg)()
         except Exception as error:  # Hydra would print a line of its own; `main` words it
             self.error = error
-            return None
+        return None
 
     def run_elsewhere(self, cfg: DictConfig) -> float | None:
         """Run a job of a sweep in a process that a launcher started: among others, and perhaps after others."""
@@ -168,7 +168,7 @@ class Command:
                 log.info("job %s: %s", job.number, varied or " ".join(job.overrides))
                 if self.name not in PASS_OVER_WHAT_IS_DONE and (before := sweep.done_before(job)):
                     log.info("job %s: done before", job.number)
-                    return first(before.values)
+                    return before.first_value
                 return self.run_recorded(cfg, sweep, job)
             except UsageError as refused:
                 log.error("job %s: %s", job.number, refused)
@@ -186,7 +186,7 @@ class Command:
             run = self.ready(cfg)
             started = time.monotonic()  # what is imported once is no job's time
             ended = replace(job, status=DONE, values=finite(run()))
-            return first(ended.values)
+            return ended.first_value
         except Exception as error:
             message = worded(error, self.name, str(CONFIGS))
             reason = message.text if message else traceback.format_exc()
@@ -229,11 +229,6 @@ class Command:
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
         return partial(importlib.import_module(f"diffuse.{self.name}").run, config, job)
-
-
-def first(values: Mapping[str, float]) -> float | None:
-    """The first of what a command reports, which is what an optimiser minimises."""
-    return next(iter(values.values()), None)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -321,7 +316,9 @@ def show_table() -> None:
         sweep.write_tables()
     print("\n" + as_text(sweep.rows(), shutil.get_terminal_size((120, 24)).columns))
     if not sweep.remains_of_nothing():
-        print(f"\ntable: {shown(sweep.folder / MARKDOWN)}   picture: {shown(sweep.folder / PICTURE)}")
+        picture = sweep.folder / PICTURE
+        beside = f"   picture: {shown(picture)}" if picture.exists() else ""
+        print(f"\ntable: {shown(sweep.folder / MARKDOWN)}{beside}")
 
 
 def shown(path: Path) -> str:

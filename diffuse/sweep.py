@@ -49,13 +49,22 @@ class Record:
     varied: Mapping[str, str]
     given: str
     status: str = RUNNING
-    values: Mapping[str, float] = field(default_factory=dict)
+    values: Mapping[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
     reason: str = ""
     refused: str = ""
     process: int = field(default_factory=os.getpid)
     host: str = field(default_factory=platform.node)
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
+
+    def value(self, name: str) -> float | None:
+        """A value that the job reported, if it is a finite number and of the options that were asked for."""
+        return None if self.refused else self.values.get(name)
+
+    @property
+    def first_value(self) -> float | None:
+        """The first value of a job, which is what an optimiser minimises; None counts as a failure there."""
+        return next(iter(self.values.values()), None)
 
 
 class Sweep:
@@ -214,6 +223,6 @@ def closing_words(jobs: Sequence[Record]) -> str | None:
     return ". ".join(sentences) or None
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Values that JSON and a table can hold."""
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Values as JSON and a table can hold them: None in place of one that is no finite number."""
+    return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}

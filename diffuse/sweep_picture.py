@@ -188,7 +188,7 @@ def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], c
     others = [key for key in varied_keys(jobs) if key not in numeric[:1]]
     handles: dict[str, Any] = {}
     for panel, name in zip(axes, names, strict=False):
-        scored = [job for job in jobs if name in job.values]
+        scored = [(job, value) for job in jobs if (value := job.value(name)) is not None]
         if numeric:
             handles |= draw_lines(panel, name, scored, numeric[0], others, jobs)
         else:
@@ -201,37 +201,40 @@ def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], c
 
 
 def draw_lines(
-    panel: Axes, name: str, scored: Sequence[Record], key: str, others: Sequence[str], jobs: Sequence[Record]
+    panel: Axes,
+    name: str,
+    scored: Sequence[tuple[Record, float]],
+    key: str,
+    others: Sequence[str],
+    jobs: Sequence[Record],
 ) -> dict[str, Any]:
     """A line for each combination of the other varied keys; returns them by their labels."""
     combinations = list(dict.fromkeys(label(job, others) if others else "" for job in jobs))
     handles = {}
     for combination, colour in zip(combinations, colours(len(combinations)), strict=True):
         points = sorted(
-            (float(job.varied[key]), job.values[name])
-            for job in scored
-            if not others or label(job, others) == combination
+            (float(job.varied[key]), value) for job, value in scored if not others or label(job, others) == combination
         )
         if points:
             x, y = zip(*points, strict=True)
             (handles[combination],) = panel.plot(x, y, marker="o", markersize=4, linewidth=1.3, color=colour)
-    places = sorted({float(job.varied[key]) for job in scored})
+    places = sorted({float(job.varied[key]) for job, _ in scored})
     panel.set(xlabel=key, title=name)
     panel.grid(alpha=0.3)
-    panel.set(xscale=scale(places), yscale=scale([job.values[name] for job in scored]))
+    panel.set(xscale=scale(places), yscale=scale([value for _, value in scored]))
     if len(places) <= 8 and far_apart(places):
         panel.set_xticks(places, [short(place) for place in places], minor=False)
         panel.set_xticks([], minor=True)
     return handles
 
 
-def draw_bars(panel: Axes, name: str, scored: Sequence[Record]) -> None:
+def draw_bars(panel: Axes, name: str, scored: Sequence[tuple[Record, float]]) -> None:
     """A bar for each job, from top to bottom, with its number at the end."""
-    keys = varied_keys(scored)
-    values = [job.values[name] for job in scored]
+    keys = varied_keys(job for job, _ in scored)
+    values = [value for _, value in scored]
     bars = panel.barh(range(len(scored)), values, color="C0")
     panel.bar_label(bars, [short(value) for value in values], padding=3, fontsize="small")
-    panel.set_yticks(range(len(scored)), [in_lines(label(job, keys), 28) for job in scored], fontsize="small")
+    panel.set_yticks(range(len(scored)), [in_lines(label(job, keys), 28) for job, _ in scored], fontsize="small")
     panel.invert_yaxis()
     panel.margins(x=0.25)
     panel.set(title=name)

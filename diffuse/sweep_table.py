@@ -26,12 +26,12 @@ def varied_keys(jobs: Iterable[Record]) -> list[str]:
 
 def value_names(jobs: Iterable[Record]) -> list[str]:
     """The names of the values that any job reported, in the order in which they are met."""
-    return list(dict.fromkeys(name for job in jobs for name in job.values if not job.refused))
+    return list(dict.fromkeys(name for job in jobs if not job.refused for name in job.values))
 
 
 def best(jobs: Sequence[Record], name: str) -> float | None:
     """The best of the values of that name, where there are several to choose from and some are better than others."""
-    values = [job.values[name] for job in jobs if name in job.values and not job.refused]
+    values = [value for job in jobs if (value := job.value(name)) is not None]
     kind = name.partition("_")[0]  # fid_classifier is a fid
     if len(set(values)) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:
         return None
@@ -69,7 +69,7 @@ def as_csv(jobs: Sequence[Record]) -> str:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["job", *keys, *names, "seconds", "status", "reason", "folder"])
     for job in jobs:
-        values = ["" if job.refused else job.values.get(name, "") for name in names]
+        values = [job.value(name) for name in names]  # None is an empty cell
         about = [round(job.seconds, 1), status(job), reason(job), job.folder]
         table.writerow([job.number, *(job.varied.get(key, "") for key in keys), *values, *about])
     return text.getvalue()
@@ -81,10 +81,10 @@ def as_markdown(jobs: Sequence[Record], picture: str | None) -> str:
     leading = {name: best(jobs, name) for name in names}
 
     def value(job: Record, name: str) -> str:
-        if name not in job.values or job.refused:
+        found = job.value(name)
+        if found is None:
             return ""
-        told = short(job.values[name])
-        return f"**{told}**" if job.values[name] == leading[name] else told
+        return f"**{short(found)}**" if found == leading[name] else short(found)
 
     rows = [["job", *keys, *names, "time", "status", "reason"], ["--:", *["---"] * len(keys), *["--:"] * len(names)]]
     rows[1] += ["--:", "---", "---"]
@@ -114,7 +114,7 @@ def as_text(jobs: Sequence[Record], width: int) -> str:
     rows = [["job", *keys, *names, "time", "status"]]
     for job in jobs:
         varied = [as_typed_or_short(job.varied.get(key, "")) for key in keys]
-        values = ["" if job.refused or name not in job.values else short(job.values[name]) for name in names]
+        values = ["" if (found := job.value(name)) is None else short(found) for name in names]
         rows.append([str(job.number), *varied, *values, duration(job.seconds), status(job)])
     widest = max(12, (width - 30 - 10 * len(names)) // max(1, len(keys)))
     columns = [[cut(cell, widest) for cell in column] for column in zip(*rows, strict=True)]
@@ -139,7 +139,7 @@ def best_of_each(jobs: Sequence[Record], names: Sequence[str]) -> list[str]:
     """A line that says which job has the best of each value, where there is a choice."""
     leading = {name: best(jobs, name) for name in names}
     told = [
-        f"{name} {short(value)} (job {next(job.number for job in jobs if job.values.get(name) == value)})"
+        f"{name} {short(value)} (job {next(job.number for job in jobs if job.value(name) == value)})"
         for name, value in leading.items()
         if value is not None
     ]
