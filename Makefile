@@ -37,7 +37,7 @@ types: dev
 	$(BIN)/mypy
 
 tests: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow -s

@@ -7,8 +7,8 @@ from typing import Any
 from diffuse.drawing import Drawing
 from diffuse.errors import UsageError
 from diffuse.eval_likelihood import LikelihoodPart
-from diffuse.files import OUTPUTS
-from diffuse.job import Job, shown
+from diffuse.files import OUTPUTS, shown
+from diffuse.job import Job
 from diffuse.prepared import Prepared
 from diffuse.progress import log
 from diffuse.report import FILE, Report, asked, is_continued

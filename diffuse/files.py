@@ -92,6 +92,12 @@ def make_own_folder(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{number}")
 
 
+def shown(path: Path) -> str:
+    """The path as short as it can be typed from here."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def folder_of_data(data_dir: str) -> Path:
     """What data_dir= stands for, as an absolute path."""
     return Path(data_dir).expanduser().absolute()

@@ -16,7 +16,7 @@ import torch
 
 import diffuse
 from diffuse.errors import Terminated, UserError
-from diffuse.files import checked_name, locked, make_folder, make_own_folder, write_whole
+from diffuse.files import checked_name, locked, make_folder, make_own_folder, shown, write_whole
 from diffuse.progress import logged_to
 
 
@@ -90,9 +90,3 @@ def refuse_twice(folder: Path) -> None:
 def now() -> str:
     """The time, as a folder's name."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-
-
-def shown(path: Path) -> str:
-    """The path as short as it can be typed from here."""
-    path = Path(path).absolute()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from diffuse.drawing import Drawing
-from diffuse.files import write_json, write_whole
+from diffuse.files import shown, write_json, write_whole
 from diffuse.images import to_uint8
-from diffuse.job import Job, shown
+from diffuse.job import Job
 from diffuse.pictures import grid, save_png
 from diffuse.progress import duration, log
 

@@ -103,7 +103,6 @@ SCORES = {
     "density_coverage": Score("features", density_coverage, least=DENSITY_K + 1),
     "sfid": Score("spatial", sfid),
 }
-LESS_IS_BETTER = ("fid", "kid", "sfid")
 
 
 def needed(names: Collection[str], features: Features) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from diffuse.files import written_whole
+from diffuse.metricslog import METRICS, whole_lines
 from diffuse.sweep_table import as_typed_or_short, cut, short, varied_keys
 
 if TYPE_CHECKING:
@@ -79,22 +78,13 @@ def training_curves(sweep: Path, jobs: Sequence[Record]) -> dict[str, dict[int, 
     """{"loss": {job: (steps, values)}, ...}: the loss, and every score that was computed while training."""
     found: dict[str, dict[int, tuple[list[int], list[float]]]] = {"loss": {}}
     for place, job in enumerate(jobs):
-        for line in metrics(sweep / job.folder):
+        for _, line in whole_lines(sweep / job.folder / METRICS):
             for name, value in line.items():
                 if name == "loss" or name.startswith("eval/"):
                     steps, values = found.setdefault(name, {}).setdefault(place, ([], []))
                     steps.append(int(line["step"]))
                     values.append(value)
     return {name: lines for name, lines in found.items() if lines}
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    """What a training has reported, without what it is writing just now."""
-    found: list[dict[str, float]] = []
-    with suppress(OSError, ValueError):
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(line))
-    return found
 
 
 def last_grid(folder: Path, command: str) -> Path | None:

@@ -9,13 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from diffuse.progress import duration
+from diffuse.schema import LESS_IS_BETTER, MORE_IS_BETTER
 
 if TYPE_CHECKING:
     from diffuse.sweep import Record
 
-# How the names of values begin of which less, or more, is better; of others, such as what tells of copies, neither is.
-LESS_IS_BETTER = ("loss", "bound", "ode", "fid", "kid", "sfid")
-MORE_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
 SHORTEST_REASON = 24
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from diffuse import checkpoint
 from diffuse.build import about
 from diffuse.errors import Terminated, UserError
-from diffuse.files import OUTPUTS, make_own_folder
+from diffuse.files import OUTPUTS, make_own_folder, shown
 from diffuse.forecast import Forecast, cost_on_disk, refuse_small_disk
 from diffuse.hparams import write_hparams
-from diffuse.job import Job, now, shown
+from diffuse.job import Job, now
 from diffuse.metricslog import METRICS, SCORES, last_values, whole_lines
 from diffuse.pictures import grid
 from diffuse.progress import Progress, log

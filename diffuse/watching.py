@@ -18,7 +18,8 @@ from diffuse.metricslog import scores_so_far
 from diffuse.progress import log
 from diffuse.rows import Rows
 from diffuse.run import Run
-from diffuse.sample_scores import LESS_IS_BETTER, described, described_once, needed, scored, values_only
+from diffuse.sample_scores import described, described_once, needed, scored, values_only
+from diffuse.schema import LESS_IS_BETTER
 from diffuse.trainer import Trainer
 
 BEST, IN_FLIGHT = "best.pt", 256

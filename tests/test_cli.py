@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from diffuse.app import job_folder, overrides_first
 from diffuse.cli import COMMANDS
+from diffuse.command import job_folder
 from diffuse.errors import UsageError
+from diffuse.typed import overrides_first
 from tests.commands import TINY, diffuse
 
 

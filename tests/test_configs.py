@@ -7,11 +7,11 @@ import pytest
 import torch
 from omegaconf.errors import MissingMandatoryValue
 
-from diffuse.app import CONFIGS
 from diffuse.build import build, build_dataset, build_network
 from diffuse.device import Device
 from diffuse.drawing import Sampler
 from diffuse.errors import UsageError
+from diffuse.files import CONFIGS
 from diffuse.formulas import Formulas
 from diffuse.help import GROUPS, KEYS
 from diffuse.images import ImageKind

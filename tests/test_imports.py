@@ -42,7 +42,7 @@ ALLOWED = {
     "files": {"errors"},
     "errors": set(),
 }
-KNOW_HYDRA = {"app", "help", "wording"}
+KNOW_HYDRA = {"app", "command", "help", "typed", "wording"}
 
 
 def imported(module: str) -> set[str]:
