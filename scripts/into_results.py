@@ -32,7 +32,8 @@ def main() -> None:
     options.add_argument("--command", action="append", required=True)
     given = options.parse_args()
     commands = "\n".join(f"    {' '.join(command.split())}" for command in given.command)
-    table = "\n".join(line for line in (given.sweep / "sweep.md").read_text().splitlines() if line.startswith("|"))
+    without_links = re.sub(r"\[(\d+)\]\(<.*?>\)", r"\1", (given.sweep / "sweep.md").read_text())
+    table = "\n".join(line for line in without_links.splitlines() if line.startswith("|"))
     made_on = f"{hardware()}, torch {torch.__version__}."
     entry = f"## {datetime.date.today()}: {given.title}\n\n{made_on}\n\n{commands}\n\n{table}\n\n"
     head, mark, rest = RESULTS.read_text().partition("\n## ")
