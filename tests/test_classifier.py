@@ -22,10 +22,12 @@ def short(monkeypatch):
 
 
 def own_images(folder, seed: int, labels: bool = True) -> Dataset:
-    """Forty images of noise, in two classes."""
+    """Forty images of noise, in two classes; the data set is called the same whatever they are."""
     arrays = [random(40, 8, 8, seed=seed)] + ([np.arange(40) % 2] if labels else [])
-    np.savez(folder / f"{seed}.npz", *arrays)
-    return npz(folder / "data", str(folder / f"{seed}.npz"), holdout=0.2)
+    path = folder / str(seed) / "own.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez(path, *arrays)
+    return npz(folder / "data", str(path), holdout=0.2)
 
 
 def test_it_is_trained_once_for_the_data_it_is_of(tmp_path, short):
