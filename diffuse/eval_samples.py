@@ -20,6 +20,7 @@ from diffuse.files import folder_of_data
 from diffuse.images import Dataset, to_uint8
 from diffuse.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
 from diffuse.memorisation import memorisation
+from diffuse.metrics import Statistics
 from diffuse.prepared import Prepared
 from diffuse.progress import log
 from diffuse.report import Facts, Report, Values, asked
@@ -44,6 +45,8 @@ class SamplesPart:
         self.features: Features = build_with(
             config["features"], "features", trust, device=self.device, data=self.data, data_dir=self.data_dir
         )
+        if isinstance(self.real, Side) and self.real.known:
+            refuse_other_features(self.real.name, self.real.known, self.features, self.images.size)
         self.outputs = needed([name for name in self.names if name in SCORES], self.features)
         if "memorisation" in self.names:
             if self.data is None:
@@ -102,7 +105,8 @@ class SamplesPart:
             drawn_side = described(self.images, self.features, self.outputs, rows)
             report.spent("samples", time.monotonic() - started)
             if "features" in self.outputs:
-                write_statistics(report.folder / "statistics.npz", drawn_side.statistics("features"))
+                found = replace(drawn_side.statistics("features"), features=self.features.sha256)
+                write_statistics(report.folder / "statistics.npz", found)
         for name in self.names:
             find = self.remembered if name == "memorisation" else self.compared
             report.add(SECTION, name, partial(find, name, drawn_side, report.folder), told)
@@ -155,6 +159,16 @@ def refuse_other_protocol(report: Report, now: Mapping[str, Any]) -> None:
         raise UserError(f"{report.folder} holds an evaluation with other {', '.join(changed)}: choose another name=")
 
 
+def refuse_other_features(name: str, known: Statistics, features: Features, size: int) -> None:
+    """Raise UsageError where statistics are of another feature network, as far as an image of this size can tell."""
+    width = features(np.zeros((1, 1, size, size), np.uint8))["features"].shape[1]
+    if len(known.mu) != width or known.features not in (None, features.sha256):
+        raise UsageError(
+            f"the statistics in {name} are of {len(known.mu)} features of another network: features={features.name} "
+            f"with the weights {features.sha256[:12]} has {width}"
+        )
+
+
 def opened(place: str, key: str, data_dir: str | None) -> ImageSet:
     """The images that a path, or DATASET:SPLIT, stands for."""
     name, colon, split = place.partition(":")
@@ -176,7 +190,7 @@ def drawn(drawing: Drawing, n: int) -> ImageSet:
             yield to_uint8(x).numpy()
 
     name = f"{drawing.kind.name} drawn at step {drawing.trained.step:,}"
-    return ImageSet(name, n, key_of(json.dumps(facts, sort_keys=True)), batches)
+    return ImageSet(name, n, drawing.kind.size, key_of(json.dumps(facts, sort_keys=True)), batches)
 
 
 def protocol_of(drawing: Drawing) -> dict[str, Any]:

@@ -29,12 +29,13 @@ ROWS, NAMED = 256, 5
 class ImageSet:
     """Images that are read one after the other.
 
-    name, for people; count; fingerprint: what changes when an image does; batches: from image number `first` on, the
+    name, for people; count; size of an image, which is square; fingerprint: what changes when an image does; batches: from image number `first` on, the
     images in order as uint8 [b, C, H, W], with 1 or 3 channels.
     """
 
     name: str
     count: int
+    size: int
     fingerprint: str
     batches: Callable[[int], Iterator[np.ndarray]]
 
@@ -76,7 +77,7 @@ def of_split(kind: ImageKind, name: str, split: Split) -> ImageSet:
         for start in range(first, len(split.images), ROWS):
             yield split.images[start : start + ROWS]
 
-    return telling(ImageSet(f"{kind.name}:{name}", len(split.images), split.sha256, batches))
+    return telling(ImageSet(f"{kind.name}:{name}", len(split.images), kind.size, split.sha256, batches))
 
 
 def refuse_no_pictures(kind: ImageKind) -> None:
@@ -114,7 +115,7 @@ def of_npz(path: Path) -> ImageSet:
             if len(block):
                 yield block
 
-    return telling(ImageSet(path.name, images.count, sha256(path), batches))
+    return telling(ImageSet(path.name, images.count, images.size, sha256(path), batches))
 
 
 def holds_statistics(path: Path) -> bool:
@@ -145,7 +146,7 @@ def of_folder(path: Path, key: str) -> ImageSet:
                 raise UserError(f"images in {path} cannot be scored: {'; '.join(source.unreadable[:NAMED])}")
             yield images
 
-    return telling(ImageSet(path.name, len(names), fingerprint(path, names), batches))
+    return telling(ImageSet(path.name, len(names), side, fingerprint(path, names), batches))
 
 
 def exactly(side: int, width: int, height: int) -> Box:

@@ -21,10 +21,14 @@ CANDIDATES = 4  # for the nearest neighbour, that are measured exactly
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean mu [D] and unbiased covariance sigma [D, D] of feature vectors, in float64."""
+    """Mean mu [D] and unbiased covariance sigma [D, D] of feature vectors, in float64.
+
+    features: what identifies the network that the vectors came from, where it is known.
+    """
 
     mu: np.ndarray
     sigma: np.ndarray
+    features: str | None = None
 
 
 def statistics(rows: np.ndarray) -> Statistics:

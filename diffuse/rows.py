@@ -86,10 +86,11 @@ class Rows:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """The `mu` and `sigma` in an npz file, the form in which the field passes them on."""
+    """The `mu` and `sigma` in an npz file, the form in which the field passes them on; ours name the network too."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")))
+            mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+            found = Statistics(mu, sigma, str(arrays["features"]) if "features" in arrays else None)
     except DAMAGED as error:
         raise UserError(f"{path} is no npz file with mu and sigma: {error}") from error
     if found.mu.ndim != 1 or found.sigma.shape != 2 * found.mu.shape:
@@ -98,5 +99,8 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def write_statistics(path: Path, found: Statistics) -> None:
-    """Write `mu` and `sigma`, in float64."""
-    write_whole(path, lambda file: np.savez(file, mu=found.mu, sigma=found.sigma), mode="wb")
+    """Write `mu` and `sigma`, in float64, and what identifies their feature network."""
+    arrays: dict[str, Any] = {"mu": found.mu, "sigma": found.sigma}
+    if found.features is not None:
+        arrays["features"] = np.asarray(found.features)
+    write_whole(path, lambda file: np.savez(file, **arrays), mode="wb")

@@ -1,6 +1,6 @@
 """The scores of drawn images against real ones: two sides, and a function of both for each score."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from diffuse import metrics
-from diffuse.errors import UsageError, UserError
-from diffuse.features import Features, features_folder, key_of
+from diffuse.errors import UsageError
+from diffuse.features import ROWS, Features, features_folder, key_of
 from diffuse.files import locked, make_folder, slug
 from diffuse.imagesets import ImageSet
 from diffuse.metrics import Statistics
@@ -50,10 +50,7 @@ class Side:
 
 
 def fid(drawn: Side, real: Side) -> Values:
-    found, known = drawn.statistics("features"), real.statistics("features")
-    if len(found.mu) != len(known.mu):
-        raise UserError(f"{real.name} has {len(known.mu)} features, and this feature network gives {len(found.mu)}")
-    return {"fid": {"value": metrics.frechet_distance(found, known)}}
+    return {"fid": {"value": metrics.frechet_distance(drawn.statistics("features"), real.statistics("features"))}}
 
 
 def sfid(drawn: Side, real: Side) -> Values:
@@ -124,11 +121,23 @@ def described(images: ImageSet, features: Features, outputs: Collection[str], ro
     """The side of these images, their features added to the rows that are there."""
 
     def batches(first: int) -> Iterator[Outputs]:
-        for batch in images.batches(first):
+        for batch in regrouped(images.batches(first)):
             yield {**features(batch), "pixels": batch.reshape(len(batch), -1)}
 
     rows.extend(images.count, list(outputs), batches)
     return Side(images.name, images.count, rows)
+
+
+def regrouped(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """The same images, as many at a time as a feature network likes: files of large ones come in handfuls."""
+    waiting: list[np.ndarray] = []
+    for batch in batches:
+        waiting.append(batch)
+        if sum(map(len, waiting)) >= ROWS:
+            yield np.concatenate(waiting)
+            waiting.clear()
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def described_once(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> Side:
@@ -166,7 +175,9 @@ def too_few(name: str, drawn: Side, real: Side) -> list[str]:
             told.append(f"{least} images do not determine a covariance of {width} features")
         if least < FEW_FOR_FID:
             told.append("biased upwards by its few images: compare it at the same n only")
-    if name == "kid" and least < metrics.KID_SUBSET_SIZE:
+    if name == "kid" and least <= metrics.KID_SUBSET_SIZE and drawn.count == real.count:
+        told.append(f"every subset is all of both sets, of {least} images: the deviation says nothing")
+    elif name == "kid" and least < metrics.KID_SUBSET_SIZE:
         told.append(f"subsets of {least} where {metrics.KID_SUBSET_SIZE} are usual: the deviation is not comparable")
     if name == "is" and drawn.count is not None and drawn.count < FEW_FOR_FID:
         told.append("biased downwards by its few images: compare it at the same n only")

@@ -55,7 +55,7 @@ class Watcher:
                 numbers = range(start, min(start + IN_FLIGHT, n))
                 yield to_uint8(self.trainer.draw(numbers, each_step)).cpu().numpy()
 
-        drawn = ImageSet(f"samples at step {self.trainer.step:,}", n, "", batches)
+        drawn = ImageSet(f"samples at step {self.trainer.step:,}", n, self.trainer.data.kind.size, "", batches)
         with tempfile.TemporaryDirectory() as folder:
             side = described(drawn, self.features, self.outputs, Rows(Path(folder) / "features", {}))
             found: dict[str, Any] = {}

@@ -1,5 +1,6 @@
 """Two sides and their scores: what is kept of real images, and what a reader is told beside a value."""
 
+from contextlib import nullcontext as does
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffuse.device import Device
-from diffuse.errors import UsageError, UserError
+from diffuse.errors import UsageError
+from diffuse.eval_samples import refuse_other_features
 from diffuse.features import Features, torchscript
 from diffuse.imagesets import ImageSet, of_place
 from diffuse.metrics import Statistics, density_coverage, frechet_distance, kernel_distance, statistics
@@ -144,10 +146,15 @@ def test_scores_of_too_few_images_are_refused(tmp_path, network):
                 scored(name, network, sides[0], sides[1])
 
 
-def test_statistics_of_another_width_are_refused_in_words(tmp_path, network):
-    known = Side("theirs.npz", None, known=Statistics(np.zeros(7), np.eye(7)))
-    with pytest.raises(UserError, match=r"theirs.npz has 7 features.* 4"):
-        scored("fid", network, side_of(tmp_path, "a", vectors(30, 1)), known)
+@pytest.mark.parametrize(
+    ("width", "of", "refused"), [(7, None, True), (48, "0" * 64, True), (48, None, False), (48, "its own", False)]
+)
+def test_statistics_of_another_network_are_refused_in_words(network, width, of, refused):
+    known = Statistics(np.zeros(width), np.eye(width), network.sha256 if of == "its own" else of)
+    with (
+        pytest.raises(UsageError, match=f"theirs.npz are of {width} features of another network") if refused else does()
+    ):
+        refuse_other_features("theirs.npz", known, network)
 
 
 def warnings(tmp_path: Path, name: str, drawn: int, real: int | None, width: int = 4) -> str:
@@ -172,7 +179,9 @@ def test_a_covariance_needs_more_images_than_features_and_a_distance_ten_thousan
 def test_other_scores_say_what_they_depend_on(tmp_path):
     assert "subsets of 999 where 1000 are usual" in warnings(tmp_path, "kid", 999, 5000)
     assert "subsets of 999" in warnings(tmp_path, "kid", 5000, 999)
-    assert not warnings(tmp_path, "kid", 1000, 1000)
+    assert "all of both sets, of 999 images" in warnings(tmp_path, "kid", 999, 999)
+    assert "the deviation says nothing" in warnings(tmp_path, "kid", 1000, 1000)
+    assert not warnings(tmp_path, "kid", 1000, 1001)
     assert "biased downwards" in warnings(tmp_path, "is", 9999, 20_000)
     assert not warnings(tmp_path, "is", 10_000, 50)
     for name in ("precision", "recall", "density", "coverage"):
