@@ -29,8 +29,8 @@ ROWS, NAMED = 256, 5
 class ImageSet:
     """Images that are read one after the other.
 
-    name, for people; count; size of an image, which is square; fingerprint: what changes when an image does; batches: from image number `first` on, the
-    images in order as uint8 [b, C, H, W], with 1 or 3 channels.
+    name, for people; count; size of an image, which is square; fingerprint: what changes when an image does; batches:
+    from image number `first` on, the images in order as uint8 [b, C, H, W], with 1 or 3 channels.
     """
 
     name: str

@@ -151,10 +151,9 @@ def test_scores_of_too_few_images_are_refused(tmp_path, network):
 )
 def test_statistics_of_another_network_are_refused_in_words(network, width, of, refused):
     known = Statistics(np.zeros(width), np.eye(width), network.sha256 if of == "its own" else of)
-    with (
-        pytest.raises(UsageError, match=f"theirs.npz are of {width} features of another network") if refused else does()
-    ):
-        refuse_other_features("theirs.npz", known, network)
+    message = f"theirs.npz are of {width} features of another network"
+    with pytest.raises(UsageError, match=message) if refused else does():
+        refuse_other_features("theirs.npz", known, network, size=8)
 
 
 def warnings(tmp_path: Path, name: str, drawn: int, real: int | None, width: int = 4) -> str:
