@@ -4,7 +4,7 @@ For images that Inception was not made for, small or grey, and for machines with
 which of two models is nearer to the data; they are no FIDs, and `Features.named` says so in every name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from diffuse.device import Device
 from diffuse.errors import UsageError, UserError
 from diffuse.features import Features, Outputs, as_rgb, existing, features_folder, key_of, load_safely
-from diffuse.files import locked, make_folder, sha256, slug, written_whole
+from diffuse.files import locked, make_folder, sha256, slug, write_whole
 from diffuse.images import Dataset, to_float
 from diffuse.progress import Progress, log
 from diffuse.randomness import generator, reseed
@@ -54,12 +54,14 @@ def layer(before: int, after: int, stride: int) -> nn.Sequential:
     return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
 
 
-def classifier(device: Device, data: Dataset | None, data_dir: Path, weights: str | None = None) -> Features:
+def classifier(
+    device: Device, data: Callable[[], Dataset | None], data_dir: Path, weights: str | None = None
+) -> Features:
     """The features of a classifier of this data set: found, or trained now (seconds) on its training split.
 
     weights   a file that was made so on another machine; null finds or makes it under data_dir
     """
-    path = trained_on(data, data_dir, device) if weights is None else existing(weights, "features.weights")
+    path = trained_on(data(), data_dir, device) if weights is None else existing(weights, "features.weights")
     content = load_safely(path)
     try:
         net = Classifier(len(content["net"]["last.bias"]), content["stride"])
@@ -99,8 +101,8 @@ def trained_on(data: Dataset | None, data_dir: Path, device: Device) -> Path:
     with locked(path.with_suffix(".lock"), if_taken=lambda: log.info(waiting)):
         if not is_whole(path):
             content = fitted(data, device)
-            with written_whole(path) as beside:
-                torch.save(content, beside)
+            # By way of an open file: given a name, torch would write it into the file, and the hash would follow it.
+            write_whole(path, partial(torch.save, content), mode="wb")
     return path
 
 

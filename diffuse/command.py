@@ -27,7 +27,7 @@ from diffuse.errors import Terminated, UsageError
 from diffuse.files import CONFIGS, SWEEP_RECORD, shown, slug, write_whole
 from diffuse.help import help_of
 from diffuse.progress import log, log_to_console
-from diffuse.schema import SCHEMAS, checked
+from diffuse.schema import MORE_IS_BETTER, SCHEMAS, checked
 from diffuse.stopping import at_once, end, handled_by
 from diffuse.sweep import (
     DONE,
@@ -41,7 +41,7 @@ from diffuse.sweep import (
 from diffuse.wording import worded
 
 # Commands that look for themselves whether a job's folder is finished, half done or of other options.
-PASS_OVER_WHAT_IS_DONE = ("train",)
+PASS_OVER_WHAT_IS_DONE = ("train", "eval")
 
 
 def job_folder(number: int, varied: str) -> str:
@@ -188,6 +188,7 @@ class Command:
     def ready(self, cfg: DictConfig) -> Callable[[], Mapping[str, float]]:
         """Check the config, and give what hands it, as plain values, to the command's module."""
         config = checked(cfg, SCHEMAS[self.name])
+        refuse_wrong_direction(config)
         from diffuse.job import Job  # the command's module imports torch: not before the config is known to be right
 
         settings = HydraConfig.get()
@@ -198,6 +199,15 @@ class Command:
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
         return partial(importlib.import_module(f"diffuse.{self.name}").run, config, job)
+
+
+def refuse_wrong_direction(config: Mapping[str, Any]) -> None:
+    """Raise UsageError where Optuna is asked for the smallest value of a score of which more is better."""
+    sweeper, watched = HydraConfig.get().sweeper, config.get("eval", {})
+    names = watched["metrics"] if watched.get("every") else config.get("metrics", [])
+    upwards = bool(names) and names[0].startswith(MORE_IS_BETTER)
+    if upwards and "optuna" in sweeper._target_ and str(sweeper.direction).endswith("minimize"):
+        raise UsageError(f"of {names[0]} more is better: set hydra.sweeper.direction=maximize")
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """`diffuse eval`: how well a trained network describes the test split, and how its samples compare with real images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from diffuse.schema import LIKELIHOODS, SAMPLE_SCORES
 
 def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Score into a new folder of the run, or go on with an evaluation of that name; returns every value by its name."""
+    if config["samples"] is not None:
+        refuse_keys_of_drawing(job.overrides)
     prepared, parts = parts_of(config)
     trained = prepared.trained if prepared else None
     home, provenance = (trained.home, trained.provenance) if trained else (OUTPUTS, {})
@@ -55,6 +57,14 @@ def parts_of(config: Mapping[str, Any]) -> tuple[Prepared | None, list[Any]]:
 
         parts.append(SamplesPart(config, prepared))
     return prepared, parts
+
+
+def refuse_keys_of_drawing(typed: Sequence[str]) -> None:
+    """Raise UsageError where keys about drawn images are typed beside images that are there."""
+    for word in typed:
+        key = word.lstrip("+").partition("=")[0]
+        if key.partition(".")[0] in ("sampler", "label"):
+            raise UsageError(f"{key} is about images that are drawn, and samples= names others: leave one of them out")
 
 
 def beside(folder: Path) -> str:

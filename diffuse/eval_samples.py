@@ -14,23 +14,23 @@ import numpy as np
 from diffuse.build import build, build_named_dataset, build_with, default_data_dir
 from diffuse.device import Device
 from diffuse.drawing import Drawing
-from diffuse.errors import UsageError, UserError
+from diffuse.errors import UsageError
 from diffuse.features import Features, key_of
-from diffuse.files import folder_of_data
+from diffuse.files import as_json_gives_it_back, folder_of_data, sha256
 from diffuse.images import Dataset, to_uint8
 from diffuse.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
 from diffuse.memorisation import memorisation
 from diffuse.metrics import Statistics
 from diffuse.prepared import Prepared
 from diffuse.progress import log
-from diffuse.report import Facts, Report, Values, asked
+from diffuse.report import Facts, Report, Values, asked, refuse_other
 from diffuse.rows import Rows, read_statistics, write_statistics
-from diffuse.sample_scores import SCORES, Side, described, described_once, needed, scored
+from diffuse.sample_scores import SCORES, Side, described, described_once, needed, refuse_too_few, scored
 from diffuse.schema import SAMPLE_SCORES
+from diffuse.sources import SPLITS
 
 SECTION = "sample_scores"  # of eval.json
 DRAWN = 10_000  # images, without n=
-SPLITS = ("train", "test")
 
 
 class SamplesPart:
@@ -43,14 +43,21 @@ class SamplesPart:
         self.images = self.opened_samples()
         self.real = self.opened_reference()
         self.features: Features = build_with(
-            config["features"], "features", trust, device=self.device, data=self.data, data_dir=self.data_dir
+            config["features"], "features", trust, device=self.device, data=lambda: self.data, data_dir=self.data_dir
         )
+        width, of_sides = self.features.width(self.images.size), [name for name in self.names if name in SCORES]
         if isinstance(self.real, Side) and self.real.known:
-            refuse_other_features(self.real.name, self.real.known, self.features, self.images.size)
-        self.outputs = needed([name for name in self.names if name in SCORES], self.features)
+            refuse_other_features(self.real.name, self.real.known, self.features, width)
+        refuse_too_few(of_sides, self.images.count, self.real.count)
+        self.outputs = needed(of_sides, self.features)
         if "memorisation" in self.names:
             if self.data is None:
                 raise UsageError("metrics=[memorisation] needs the data set: give ckpt= or reference=DATASET:SPLIT")
+            if self.images.size != self.data.kind.size:
+                raise UsageError(
+                    f"metrics=[memorisation] compares pixels: {self.images.name} has images of {self.images.size} x "
+                    f"{self.images.size}, and those of {self.data.kind.name} are {self.data.kind.size}"
+                )
             self.outputs = sorted({*self.outputs, "features", "pixels"})
 
     @cached_property
@@ -73,7 +80,7 @@ class SamplesPart:
         if self.config["samples"] is None:
             assert isinstance(self.prepared, Drawing)
             return drawn(self.prepared, DRAWN if self.config["n"] is None else self.config["n"])
-        return opened(self.config["samples"], "samples", self.config["data_dir"]).limited(self.config["n"])
+        return opened(self.config["samples"], "samples", str(self.data_dir)).limited(self.config["n"])
 
     def opened_reference(self) -> ImageSet | Side:
         """The real images: a split of the run's data set, images from anywhere, or statistics of their features."""
@@ -87,9 +94,9 @@ class SamplesPart:
         if path.is_file() and holds_statistics(path):
             for name in self.names:
                 if name not in SCORES or SCORES[name].real == "rows":
-                    raise UsageError(f"metrics=[{name}] needs images, and reference={place} holds statistics alone")
-            return Side(path.name, None, known=read_statistics(path))
-        return opened(place, "reference", self.config["data_dir"])
+                    raise UsageError(f"metrics=[{name}] needs images, and reference={place} is read as mu and sigma")
+            return Side(path.name, None, known=read_statistics(path), fingerprint=sha256(path))
+        return opened(place, "reference", str(self.data_dir))
 
     def score(self, report: Report) -> None:
         """Draw, describe and compare; each score is written as soon as it is known."""
@@ -102,8 +109,11 @@ class SamplesPart:
         drawn_side = Side(self.images.name, self.images.count)
         if any(name not in report.facts["values"] for name in self.names):
             started = time.monotonic()
-            drawn_side = described(self.images, self.features, self.outputs, rows)
-            report.spent("samples", time.monotonic() - started)
+            try:
+                drawn_side = described(self.images, self.features, self.outputs, rows)
+            finally:
+                report.spent("samples", time.monotonic() - started)
+                report.write()
             if "features" in self.outputs:
                 found = replace(drawn_side.statistics("features"), features=self.features.sha256)
                 write_statistics(report.folder / "statistics.npz", found)
@@ -140,10 +150,9 @@ class SamplesPart:
         images = {"name": self.images.name, "n": self.images.count, "fingerprint": self.images.fingerprint}
         if isinstance(self.prepared, Drawing):
             images |= protocol_of(self.prepared)
-        real = {"name": self.real.name, "n": self.real.count}
         return {
             "samples": images,
-            "reference": real | ({} if isinstance(self.real, Side) else {"fingerprint": self.real.fingerprint}),
+            "reference": {"name": self.real.name, "n": self.real.count, "fingerprint": self.real.fingerprint},
             "features": self.features.protocol,
             "pixels": "8-bit, rounded to the nearest: the values that a PNG file holds",
             "statistics": "float64, covariance with n - 1; kernel distance unbiased",
@@ -153,15 +162,12 @@ class SamplesPart:
 
 def refuse_other_protocol(report: Report, now: Mapping[str, Any]) -> None:
     """Raise UserError where what was scored before under these keys has changed: images in a folder, or weights."""
-    then = report.facts.get("sample_protocol")
-    if then and then != json.loads(json.dumps(now)):
-        changed = [key for key in now if then.get(key) != json.loads(json.dumps(now[key]))]
-        raise UserError(f"{report.folder} holds an evaluation with other {', '.join(changed)}: choose another name=")
+    then, today = report.facts.get("sample_protocol"), as_json_gives_it_back(now)
+    refuse_other(report.folder, [key for key in today if then and then.get(key) != today[key]])
 
 
-def refuse_other_features(name: str, known: Statistics, features: Features, size: int) -> None:
-    """Raise UsageError where statistics are of another feature network, as far as an image of this size can tell."""
-    width = features(np.zeros((1, 1, size, size), np.uint8))["features"].shape[1]
+def refuse_other_features(name: str, known: Statistics, features: Features, width: int) -> None:
+    """Raise UsageError where statistics are of another feature network than this one, whose vectors have this width."""
     if len(known.mu) != width or known.features not in (None, features.sha256):
         raise UsageError(
             f"the statistics in {name} are of {len(known.mu)} features of another network: features={features.name} "

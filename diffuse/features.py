@@ -31,9 +31,10 @@ Outputs = Mapping[str, Tensor]
 class Features:
     """A network that describes images by vectors.
 
-    name; sha256 of its weights; resize: what is done to images of another size or with one channel, in words; outputs:
-    which of `features` [n, D], `logits` [n, classes] and `spatial` [n, S] it gives; net: uint8 images [n, C, H, W] on
-    the device -> those, float32; facts: what else is worth knowing.
+    name (`inception` and `classifier` are those networks and no others); sha256 of its weights; resize: what is done to
+    images of another size or with one channel, in words; outputs: which of `features` [n, D], `logits` [n, classes] and
+    `spatial` [n, S] it gives; net: uint8 images [n, C, H, W] on the device -> those, float32; facts: what else is worth
+    knowing.
     """
 
     name: str
@@ -60,6 +61,17 @@ class Features:
             parts.append({name: found[name][: len(here)] for name in self.outputs})
         return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in self.outputs}
 
+    def width(self, size: int) -> int:
+        """How many features an image of this size has. Raises UserError where the network cannot be called with it."""
+        try:
+            return int(self(np.zeros((1, 1, size, size), np.uint8))["features"].shape[1])
+        except (RuntimeError, LookupError, AttributeError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+            raise UserError(
+                f"features={self.name} cannot be called with images of {size} x {size}, or gives no vectors: {reason}\n"
+                "It is given float32 images [n, 3, H, W] and must give a tensor [n, ...]; features.size=N resizes them"
+            ) from error
+
     @property
     def protocol(self) -> dict[str, Any]:
         """What a score must be told with."""
@@ -83,7 +95,12 @@ def inception(device: Device, weights: str | None = None) -> Features:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     path = downloaded_inception() if weights is None else existing(weights, "features.weights")
-    load_safely(path)  # torch-fidelity unpickles whatever it is given
+    try:
+        load_safely(path)  # torch-fidelity unpickles whatever it is given
+    except UserError as error:
+        if weights is None:
+            raise UserError(f"{path} is damaged: remove it, and it is downloaded again") from error
+        raise
     try:
         extractor = FeatureExtractorInceptionV3(
             "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
@@ -128,11 +145,18 @@ def downloaded_inception() -> Path:
 def torchscript(device: Device, path: str, size: int | None = None, low: float = 0.0, high: float = 255.0) -> Features:
     """Any network saved by torch.jit.save: called with float32 images [n, 3, H, W], it gives [n, ...], flattened.
 
+    One whose `forward` has an argument return_features, as StyleGAN's copy of Inception has, is called with it: else it
+    would give probabilities of classes.
+
     path   the file
     size   images are resized to size x size, bilinear with antialiasing; null leaves them as they are
     low    what black is for the network
     high   what white is
     """
+    if size is not None and size < 1:
+        raise ValueError(f"size must be a number of pixels or null, not {size}")
+    if low == high:
+        raise ValueError(f"low and high must be different, and both are {low:g}")
     file = existing(path, "features.path")
     try:
         with warnings.catch_warnings():
@@ -141,15 +165,21 @@ def torchscript(device: Device, path: str, size: int | None = None, low: float =
     except (RuntimeError, ValueError) as error:
         raise UserError(f"features.path={path} is no network saved by torch.jit.save") from error
 
+    named = {argument.name for argument in script.forward.schema.arguments}
+    extra = {"return_features": True} if "return_features" in named else {}
+
     def net(images: Tensor) -> Outputs:
         x = as_rgb(images).float()
         if size is not None:
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return {"features": script(low + (high - low) * x / 255).flatten(1)}
+        return {"features": script(low + (high - low) * x / 255, **extra).flatten(1)}
 
     how = "none" if size is None else f"bilinear with antialiasing to {size} x {size}"
     resize = f"{how}, grey as three equal channels, pixels from {low:g} to {high:g}"
-    return Features(slug(file.stem) or "torchscript", sha256(file), resize, ("features",), device, net)
+    name = slug(file.stem)
+    if name in ("", "inception", "classifier"):  # names that mean something else
+        name = f"torchscript-{name}"
+    return Features(name, sha256(file), resize, ("features",), device, net)
 
 
 def existing(path: str, key: str) -> Path:
@@ -163,7 +193,9 @@ def existing(path: str, key: str) -> Path:
 def load_safely(path: Path) -> Any:
     """The tensors in a file; UserError where it is something else, or holds code that loading would run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of foreign files; the error below says enough
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # what torch raises depends on what the file is

@@ -54,6 +54,11 @@ def write_json(path: Path, facts: Mapping[str, Any]) -> None:
     write_whole(path, lambda file: file.write(_as_json(facts, "") + "\n"))
 
 
+def as_json_gives_it_back(value: Any) -> Any:
+    """The value as it will be when it is read again: tuples as lists, keys as text."""
+    return json.loads(json.dumps(value))
+
+
 def _as_json(value: Any, indent: str) -> str:
     if not isinstance(value, Mapping):
         return json.dumps(value)

@@ -40,7 +40,7 @@ class ImageSet:
     batches: Callable[[int], Iterator[np.ndarray]]
 
     def limited(self, count: int | None) -> "ImageSet":
-        """The first `count` of the images, or all of them. Raises UsageError where there are not so many."""
+        """The first `count` of the images in their order, or all. Raises UsageError where there are not so many."""
         if count is None or count == self.count:
             return self
         if count > self.count:
@@ -54,7 +54,7 @@ class ImageSet:
                 if left <= 0:
                     return
 
-        return replace(self, count=count, batches=batches)
+        return replace(self, name=f"the first {count} of {self.name}", count=count, batches=batches)
 
 
 def telling(images: ImageSet) -> ImageSet:

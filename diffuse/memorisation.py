@@ -1,6 +1,6 @@
 """Does a network draw its training images again? The nearest ones, and a number that fresh images would have too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from diffuse.errors import UsageError
 from diffuse.files import write_whole, written_whole
 from diffuse.images import ImageKind
-from diffuse.metrics import nearest, share_nearer
+from diffuse.metrics import BLOCK, nearest, share_nearer
 from diffuse.pictures import grid
 from diffuse.sample_scores import Side
 
 SHOWN, COLUMNS = 64, 8
 FILE, TABLE = "memorisation.png", "memorisation.csv"
 SPACES = ("features", "pixels")
+PIXELS = "memorisation_pixels"  # whatever the feature network is
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class Nearest:
 
 def memorisation(drawn: Side, train: Side, test: Side, kind: ImageKind, folder: Path, name: str) -> dict[str, Any]:
     """Look for copies of training images; writes the page and a table, gives the shares in both spaces."""
-    if drawn["pixels"].shape[1] != train["pixels"].shape[1]:
-        raise UsageError(f"metrics=[memorisation] compares pixels: {drawn.name} has images of another size or kind")
-    found = {}
+    found, drawn = {}, replace(drawn, pixels=pixels_of(drawn, kind))
     for space in SPACES:
         distances, places = nearest(drawn[space], train[space])
         found[space] = Nearest(distances, places, nearest(test[space], train[space])[0])
@@ -47,7 +46,22 @@ def memorisation(drawn: Side, train: Side, test: Side, kind: ImageKind, folder: 
     draw_page(folder / FILE, found, drawn["pixels"], train["pixels"], kind)
     shares = {space: {"value": found[space].share} for space in SPACES}
     shared = {"n": drawn.count, "n_train": train.count, "n_test": test.count, "fresh_images": 0.5}
-    return {f"{name}_{space}" if space == "pixels" else name: {**share, **shared} for space, share in shares.items()}
+    return {PIXELS if space == "pixels" else name: {**share, **shared} for space, share in shares.items()}
+
+
+def pixels_of(drawn: Side, kind: ImageKind) -> np.ndarray:
+    """The pixels of drawn images as the data set has them: a grey image from a file has three equal channels.
+
+    Raises UsageError where they are colours and the data set has none, or the other way round.
+    """
+    pixels, width = drawn["pixels"], kind.channels * kind.size**2
+    if kind.channels == 1 and pixels.shape[1] == 3 * width:
+        some = pixels[:BLOCK]
+        if all(np.array_equal(some[:, :width], some[:, at : at + width]) for at in (width, 2 * width)):
+            return pixels[:, :width]
+    if pixels.shape[1] != width:
+        raise UsageError(f"metrics=[memorisation] compares pixels: {drawn.name} has other channels than {kind.name}")
+    return pixels
 
 
 def write_table(path: Path, found: dict[str, Nearest]) -> None:

@@ -1,7 +1,7 @@
 """Distances between two sets of feature vectors, and what they say: FID, KID, Inception Score, precision and recall.
 
 Formulas are torch-fidelity's where it has them. Vectors are rows of an array [n, D], which may lie in a file: none of
-these functions holds more than a few thousand rows at a time. Sums are float64.
+these functions holds more than some millions of numbers at a time. Sums are float64.
 """
 
 import warnings
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 1000  # rows that are looked at together
+MOST_DISTANCES = 10_000_000  # that are held together
 KID_SUBSETS, KID_SUBSET_SIZE, SEED = 100, 1000, 2020  # torch-fidelity's
 IS_SPLITS = 10
 CANDIDATES = 4  # for the nearest neighbour, that are measured exactly
@@ -102,7 +103,7 @@ def precision_recall(drawn: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[f
     """
     from torch_fidelity.metric_prc import calculate_precision_recall_part
 
-    precision, recall = calculate_precision_recall_part(as_tensor(drawn), as_tensor(real), k, BLOCK)
+    precision, recall = calculate_precision_recall_part(as_tensor(drawn), as_tensor(real), k, block_beside(drawn, real))
     return whole_share(precision, len(drawn)), whole_share(recall, len(real))
 
 
@@ -119,7 +120,7 @@ def density_coverage(drawn: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[f
 
     x, y = as_tensor(drawn), as_tensor(real)
     inside, covered = 0, 0
-    for block in y.split(BLOCK):
+    for block in y.split(block_beside(drawn, real)):
         radius = calc_cdist_part(block, y, BLOCK).kthvalue(k + 1).values[:, None]  # the nearest of all is itself
         within = calc_cdist_part(block, x, BLOCK) <= radius
         inside += int(within.sum())
@@ -156,6 +157,11 @@ def share_nearer(these: np.ndarray, those: np.ndarray) -> float:
     larger = len(those) - np.searchsorted(ordered, these, side="right")
     not_smaller = len(those) - np.searchsorted(ordered, these, side="left")
     return float((larger + not_smaller).mean() / (2 * len(those)))
+
+
+def block_beside(*sides: np.ndarray) -> int:
+    """How many rows may be looked at together where each has a distance to every row of a side."""
+    return max(100, min(BLOCK, MOST_DISTANCES // max(map(len, sides))))
 
 
 def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

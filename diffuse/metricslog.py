@@ -32,10 +32,11 @@ def forget_after(metrics: Path, step: int) -> None:
 
 
 def last_values(folder: Path) -> dict[str, float]:
-    """What was reported last, by name: the scores of `eval.every`, if there are any, and the loss."""
+    """What was reported at the last step, by name: the scores of `eval.every`, if there are any, and the loss."""
+    lines = [values for _, values in whole_lines(folder / METRICS)]
     found: dict[str, float] = {}
-    for _, values in whole_lines(folder / METRICS):
-        found |= values
+    for values in lines:
+        found |= values if values["step"] == lines[-1]["step"] else {}
     scores = {name.removeprefix(SCORES): value for name, value in found.items() if name.startswith(SCORES)}
     return {**scores, **({"loss": found["loss"]} if "loss" in found else {})}
 

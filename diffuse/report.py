@@ -3,14 +3,14 @@
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import diffuse
 from diffuse.errors import UserError
-from diffuse.files import write_json
+from diffuse.files import as_json_gives_it_back, write_json
 from diffuse.hparams import write_hparams
 from diffuse.progress import log
 from diffuse.run import flat
@@ -18,8 +18,8 @@ from diffuse.schema import SYNONYMS
 
 FILE = "eval.json"
 PACKAGES = ("torch", "torchvision", "torch-fidelity", "numpy", "scipy")
-# What may be typed otherwise when an evaluation is continued: it changes no value.
-FREE = ("name", "data_dir", "trust")
+# What may be typed otherwise when an evaluation is continued: it changes no value. The checkpoint has a hash.
+FREE = ("name", "data_dir", "trust", "ckpt", "batch_size")
 Values = dict[str, dict[str, Any]]
 Facts = Mapping[str, Any]
 
@@ -44,6 +44,8 @@ class Report:
             "versions": {"diffuse": diffuse.__version__, **versions, "python": platform.python_version()},
             "asked": plain(config),
         }
+        if not before:
+            self.write()
 
     @property
     def values(self) -> dict[str, float]:
@@ -107,7 +109,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as JSON gives it back, without what changes no value."""
-    return {key: value for key, value in json.loads(json.dumps(config)).items() if key not in FREE}
+    return {key: value for key, value in as_json_gives_it_back(config).items() if key not in FREE}
 
 
 def is_continued(folder: Path, config: Mapping[str, Any], checkpoint_sha256: str | None) -> bool:
@@ -119,6 +121,11 @@ def is_continued(folder: Path, config: Mapping[str, Any], checkpoint_sha256: str
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     if before.get("checkpoint_sha256") != checkpoint_sha256:
         changed.insert(0, "the checkpoint")
+    refuse_other(folder, changed)
+    return True
+
+
+def refuse_other(folder: Path, changed: Sequence[str]) -> None:
+    """Raise UserError where what was scored before into this folder is not what is asked for now."""
     if changed:
         raise UserError(f"{folder} holds an evaluation with other {', '.join(changed)}: choose another name=")
-    return True

@@ -1,10 +1,12 @@
 """Feature vectors on disk: rows that are added as images come, so that memory does not grow with their number.
 
-A folder holds a file of float32 numbers for each output of a feature network, and `rows.json`, which says how wide they
-are and what they were made from. Whoever is interrupted goes on after the last row that is whole.
+A folder holds a file of numbers for each output of a feature network, float32 vectors or uint8 pixels, and `rows.json`,
+which says how wide they are, what they were made from and, of outputs that are complete, their hash. Whoever is
+interrupted goes on after the last row that is whole.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,38 +15,50 @@ from typing import Any
 import numpy as np
 
 from diffuse.errors import UserError
-from diffuse.files import make_folder, write_json, write_whole
+from diffuse.files import as_json_gives_it_back, make_folder, sha256, write_json, write_whole
 from diffuse.metrics import Statistics, statistics
 from diffuse.userdata import DAMAGED
 
 ABOUT, STATISTICS = "rows.json", "statistics.npz"
-BYTES = 4
-Outputs = Mapping[str, np.ndarray]
+Batch = Mapping[str, np.ndarray]
 
 
 class Rows:
-    """The rows in a folder. made_from: what they depend on; rows made from anything else are thrown away."""
+    """The rows in a folder. made_from: what they depend on; rows made from anything else are thrown away.
+
+    So are complete ones that are not what was written.
+    """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
-        self.folder, self.made_from = folder, json.loads(json.dumps(made_from))
-        self.widths: dict[str, int] = {}
+        self.folder, self.made_from = folder, as_json_gives_it_back(made_from)
+        self.about: dict[str, dict[str, Any]] = {}
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            self.widths = dict(about["widths"]) if about["made_from"] == self.made_from else {}
+            content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            self.about = dict(content["outputs"]) if content["made_from"] == self.made_from else {}
+            damaged = [name for name, facts in self.about.items() if not self._is_as_written(name, facts["sha256"])]
         except (OSError, ValueError, KeyError, TypeError):
-            pass
-        if not self.widths:
+            self.about, damaged = {}, []
+        for name in damaged:
+            self._path(name).unlink(missing_ok=True)
+            del self.about[name]
+        if not self.about:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_as_written(self, name: str, digest: str | None) -> bool:
+        return digest is None or (self._path(name).exists() and sha256(self._path(name)) == digest)
 
     def count(self, name: str) -> int:
         """How many whole rows there are of an output."""
         path = self._path(name)
-        return path.stat().st_size // (BYTES * self.widths[name]) if name in self.widths and path.exists() else 0
+        return path.stat().st_size // self._row_bytes(name) if name in self.about and path.exists() else 0
+
+    def _row_bytes(self, name: str) -> int:
+        return int(self.about[name]["width"] * np.dtype(self.about[name]["type"]).itemsize)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.f32"
+        return self.folder / f"{name}.rows"
 
-    def extend(self, total: int, names: Sequence[str], batches: Callable[[int], Iterator[Outputs]]) -> None:
+    def extend(self, total: int, names: Sequence[str], batches: Callable[[int], Iterator[Batch]]) -> None:
         """Add rows of these outputs until there are `total` of each: batches(k) gives them from row k on.
 
         What is there is not written again, where one output has more rows than another.
@@ -58,21 +72,32 @@ class Rows:
                 rows = len(batch[name])
                 self._append(name, batch[name][max(0, self.count(name) - at) :])
             at += rows
+        if at >= total:
+            for name in names:
+                self.about[name]["sha256"] = sha256(self._path(name))
+            self._write_about()
 
     def _append(self, name: str, rows: np.ndarray) -> None:
         """Add rows after the last one that is whole."""
-        if name not in self.widths:
+        if name not in self.about:
             make_folder(self.folder)
-            self.widths[name] = rows.shape[1]
-            write_json(self.folder / ABOUT, {"widths": self.widths, "made_from": self.made_from})
-        end = self.count(name) * self.widths[name] * BYTES
+            kind = "uint8" if rows.dtype == np.uint8 else "float32"
+            self.about[name] = {"width": rows.shape[1], "type": kind, "sha256": None}
+            self._write_about()
+        end = self.count(name) * self._row_bytes(name)
         with open(self._path(name), "ab") as file:
             file.truncate(end)
-            file.write(np.ascontiguousarray(rows, np.float32).data)
+            file.write(np.ascontiguousarray(rows, self.about[name]["type"]).data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_about(self) -> None:
+        write_json(self.folder / ABOUT, {"outputs": self.about, "made_from": self.made_from})
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The rows [count, width] of an output, read from its file where they are looked at."""
-        return np.memmap(self._path(name), np.float32, "r", shape=(self.count(name), self.widths[name]))
+        about = self.about[name]
+        return np.memmap(self._path(name), about["type"], "r", shape=(self.count(name), about["width"]))
 
     def statistics(self, name: str) -> Statistics:
         """Mean and covariance of an output's rows, kept beside them."""

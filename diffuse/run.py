@@ -51,7 +51,7 @@ SHORT = 60  # letters of a value that it shows
 # the same, wherever they lie now, is held against a hash in the checkpoint.
 FREE = (
     *("steps", "max_hours", "log.", "images.", "checkpoint.", "device.", "trust"),
-    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad", "eval.", "features."),
+    *("data_dir", "dataset.path", "dataset.test_path", "dataset.skip_bad", "eval.every"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,20 @@ from diffuse.files import locked, make_folder, slug
 from diffuse.imagesets import ImageSet
 from diffuse.metrics import Statistics
 from diffuse.progress import log
-from diffuse.rows import Outputs, Rows
+from diffuse.report import Values
+from diffuse.rows import Batch, Rows
 
 PRECISION_K, DENSITY_K = 3, 5
-FEW_FOR_FID = 10_000
+FEW = 10_000
 VERSION = "features 1"  # of what is cached; to be raised with any change of how features are made
-Values = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Side:
     """One of the two sets of images that are compared: its name, how many images it has, their feature vectors.
 
-    rows is None where only the mean and covariance of the features are known, and count then too; pixels [n, D] where
-    they lie in an array already.
+    rows is None where only the mean and covariance of the features are known, and count then too; fingerprint: what
+    changes when an image, or a file of statistics, does; pixels [n, D] where they lie in an array already.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Side:
     rows: Rows | None = None
     known: Statistics | None = None
     pixels: np.ndarray | None = None
+    fingerprint: str | None = None
 
     def __getitem__(self, output: str) -> np.ndarray:
         if output == "pixels" and self.pixels is not None:
@@ -120,7 +122,7 @@ LACKING = {
 def described(images: ImageSet, features: Features, outputs: Collection[str], rows: Rows) -> Side:
     """The side of these images, their features added to the rows that are there."""
 
-    def batches(first: int) -> Iterator[Outputs]:
+    def batches(first: int) -> Iterator[Batch]:
         for batch in regrouped(images.batches(first)):
             yield {**features(batch), "pixels": batch.reshape(len(batch), -1)}
 
@@ -142,7 +144,8 @@ def regrouped(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 def described_once(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> Side:
     """The side of real images, whose features are kept under data_dir for the next time."""
-    made_from = {"images": images.fingerprint, **features.protocol, "version": VERSION}
+    made_on = {"device": features.device.torch.type, "torch-fidelity": version("torch-fidelity")}
+    made_from = {"images": images.fingerprint, **features.protocol, **made_on, "version": VERSION}
     key = key_of(*map(str, made_from.values()))
     folder = features_folder(data_dir) / f"{slug(images.name)}-{slug(features.name)}-{key}"
     make_folder(folder.parent)
@@ -151,16 +154,21 @@ def described_once(images: ImageSet, features: Features, outputs: Collection[str
         return described(images, features, outputs, Rows(folder, made_from))
 
 
+def refuse_too_few(names: Iterable[str], drawn: int, real: int | None) -> None:
+    """Raise UsageError where a score cannot be had of so many drawn images and so many real ones."""
+    for name in names:
+        least = SCORES[name].least
+        if drawn < least or (real is not None and real < least and SCORES[name].real != "nothing"):
+            beside = "" if real is None else f" against {real}"
+            raise UsageError(f"metrics=[{name}] needs at least {least} images on either side, and has {drawn}{beside}")
+
+
 def scored(name: str, features: Features, drawn: Side, real: Side) -> Values:
     """The values of a score by their names, each with how many images it comes from and what is to be said of that."""
-    score = SCORES[name]
-    sides = {"n": drawn} if score.real == "nothing" else {"n": drawn, "n_real": real}
-    for side in sides.values():
-        if side.count is not None and side.count < score.least:
-            raise UsageError(f"metrics=[{name}] needs at least {score.least} images; {side.name} has {side.count}")
+    sides = {"n": drawn} if SCORES[name].real == "nothing" else {"n": drawn, "n_real": real}
     counts = {key: side.count for key, side in sides.items()}
     found = {}
-    for value_name, value in score.of(drawn, real).items():
+    for value_name, value in SCORES[name].of(drawn, real).items():
         told = too_few(value_name, drawn, real)
         found[features.named(value_name)] = {**value, **counts, **({"warnings": told} if told else {})}
     return found
@@ -173,15 +181,15 @@ def too_few(name: str, drawn: Side, real: Side) -> list[str]:
         width = drawn[SCORES[name].output].shape[1]
         if least <= width:
             told.append(f"{least} images do not determine a covariance of {width} features")
-        if least < FEW_FOR_FID:
+        if least < FEW:
             told.append("biased upwards by its few images: compare it at the same n only")
     if name == "kid" and least <= metrics.KID_SUBSET_SIZE and drawn.count == real.count:
         told.append(f"every subset is all of both sets, of {least} images: the deviation says nothing")
     elif name == "kid" and least < metrics.KID_SUBSET_SIZE:
         told.append(f"subsets of {least} where {metrics.KID_SUBSET_SIZE} are usual: the deviation is not comparable")
-    if name == "is" and drawn.count is not None and drawn.count < FEW_FOR_FID:
+    if name == "is" and drawn.count is not None and drawn.count < FEW:
         told.append("biased downwards by its few images: compare it at the same n only")
-    if name in ("precision", "recall", "density", "coverage") and drawn.count != real.count:
+    if name in ("precision", "recall", "density", "coverage") and (drawn.count != real.count or least < FEW):
         told.append(f"depends on both numbers of images: compare it at {drawn.count} and {real.count} only")
     return told
 

@@ -157,9 +157,9 @@ def in_lines(text: str, room: int) -> str:
 
 
 def numeric_keys(jobs: Sequence[Record]) -> list[str]:
-    """The varied keys whose values are all numbers, the one with most values first."""
+    """The varied keys whose values are all numbers, the one with most values first, and the seed last."""
     keys = [key for key in varied_keys(jobs) if all(number(job.varied.get(key)) is not None for job in jobs)]
-    return sorted(keys, key=lambda key: -len({job.varied[key] for job in jobs}))
+    return sorted(keys, key=lambda key: (key == "seed", -len({job.varied[key] for job in jobs})))
 
 
 def number(text: str | None) -> float | None:

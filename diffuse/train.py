@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from diffuse import checkpoint
 from diffuse.build import about
 from diffuse.errors import Terminated, UserError
@@ -83,7 +85,8 @@ def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -
             set_damaged_aside(saved.path)
         else:
             refuse_lost_checkpoints(folder, config, record)
-        if step >= config["steps"] and grid_path(folder, step).exists():
+        watched = config["eval"]["every"] is None or is_scored(folder, step)
+        if step >= config["steps"] and grid_path(folder, step).exists() and watched:
             log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
             return last_values(folder)
         trainer = Trainer(config)
@@ -235,8 +238,12 @@ def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
 
 def watch(watcher: "Watcher", run: Run, stop: Stop) -> None:
     """Score samples and keep the best checkpoint, if there is time."""
-    with suppress(NoTime):
+    try:
         watcher.look(run, partial(NoTime.look, stop))
+    except NoTime:
+        pass
+    except (OSError, torch.OutOfMemoryError) as error:  # no reason to lose the training
+        log.warning(f"the samples of step {watcher.trainer.step:,} could not be scored: {error}")
 
 
 def is_scored(folder: Path, step: int) -> bool:

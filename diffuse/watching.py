@@ -18,11 +18,11 @@ from diffuse.metricslog import scores_so_far
 from diffuse.progress import log
 from diffuse.rows import Rows
 from diffuse.run import Run
-from diffuse.sample_scores import described, described_once, needed, scored, values_only
+from diffuse.sample_scores import described, described_once, needed, refuse_too_few, scored, values_only
 from diffuse.schema import LESS_IS_BETTER
 from diffuse.trainer import Trainer
 
-BEST, IN_FLIGHT = "best.pt", 256
+BEST, IN_FLIGHT = "best.pt", 256  # images, if the training itself has as many
 
 
 class Watcher:
@@ -37,9 +37,12 @@ class Watcher:
         self.trainer, self.options = trainer, config["eval"]
         refuse_no_pictures(trainer.data.kind)
         data_dir = folder_of_data(config["data_dir"])
-        given = {"device": trainer.device, "data": trainer.data, "data_dir": data_dir}
+        given = {"device": trainer.device, "data": lambda: trainer.data, "data_dir": data_dir}
         self.features: Features = build_with(config["features"], "features", config["trust"], **given)
         self.outputs = needed(self.options["metrics"], self.features)
+        refuse_too_few(self.options["metrics"], self.options["n"], len(trainer.data.train.images))
+        self.features.width(trainer.data.kind.size)
+        self.in_flight = min(IN_FLIGHT, max(config["batch_size"], config["images"]["count"]))
         real = of_split(trainer.data.kind, "train", trainer.data.train)
         self.real = described_once(real, self.features, self.outputs, data_dir)
 
@@ -51,8 +54,8 @@ class Watcher:
         n = self.options["n"]
 
         def batches(first: int) -> Iterator[np.ndarray]:
-            for start in range(first, n, IN_FLIGHT):
-                numbers = range(start, min(start + IN_FLIGHT, n))
+            for start in range(first, n, self.in_flight):
+                numbers = range(start, min(start + self.in_flight, n))
                 yield to_uint8(self.trainer.draw(numbers, each_step)).cpu().numpy()
 
         drawn = ImageSet(f"samples at step {self.trainer.step:,}", n, self.trainer.data.kind.size, "", batches)

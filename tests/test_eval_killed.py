@@ -20,7 +20,7 @@ def test_an_evaluation_that_is_killed_ends_as_if_it_had_not_been(tiny_run, tmp_p
     words = [f"ckpt={tiny_run}", "n=1500", "sampler.steps=8", "metrics=[fid,density_coverage]", "batch_size=10"]
     words += [*tiles(tmp_path), f"data_dir={tmp_path}"]
     whole, killed = score("name=whole", *words), tiny_run / "eval" / "killed"
-    rows, command = killed / "features" / "features.f32", [sys.executable, "-m", "diffuse", "eval", "name=killed"]
+    rows, command = killed / "features" / "features.rows", [sys.executable, "-m", "diffuse", "eval", "name=killed"]
     with subprocess.Popen([*command, *FAST, *words], cwd=tmp_path, stdout=subprocess.PIPE) as process:
         while not (rows.exists() and rows.stat().st_size):
             assert not until(process, 0.005)

@@ -127,7 +127,9 @@ def test_statistics_of_one_evaluation_are_the_reference_of_another(words):
     assert report(Path("outputs/eval/by-file"))["sample_scores"]["fid_tiles"]["n_real"] is None
     before = written()
     for name in ("kid", "precision_recall", "density_coverage", "sfid", "memorisation"):
-        with pytest.raises(UsageError, match=rf"metrics=\[{name}\] needs images, and reference=.* statistics alone"):
+        with pytest.raises(
+            UsageError, match=rf"metrics=\[{name}\] needs images, and reference=.* is read as mu and sigma"
+        ):
             score(f"samples={a}", f"reference={kept}", f"metrics=[{name}]", *words)
     assert written() == before
 
@@ -166,7 +168,7 @@ def test_real_features_are_shared_by_evaluations_and_not_by_splits(tiny_run, wor
     kept = []
     for name, reference in (("one", "train"), ("two", "train"), ("three", "test"), ("four", "digits:test")):
         score(f"ckpt={tiny_run}", f"name=kept-{name}", *FEW, *words, f"reference={reference}", f"seed={len(kept)}")
-        kept.append({path: path.stat().st_mtime_ns for path in Path("data/features").rglob("*.f32")})
+        kept.append({path: path.stat().st_mtime_ns for path in Path("data/features").rglob("*.rows")})
     assert kept[0] == kept[1]
     assert len(kept[2]) == 2
     assert kept[3] == kept[2]
@@ -174,7 +176,7 @@ def test_real_features_are_shared_by_evaluations_and_not_by_splits(tiny_run, wor
     save_network(other)
     found = [score(f"ckpt={tiny_run}", "name=low", *FEW, *words, f"features.path={other}", "features.low=-1")]
     assert list(found[0]) == ["fid_other"]
-    assert len(list(Path("data/features").rglob("*.f32"))) == 3
+    assert len(list(Path("data/features").rglob("*.rows"))) == 3
 
 
 def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
@@ -185,13 +187,13 @@ def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
         "density_tiles",
         "coverage_tiles",
         "memorisation_tiles",
-        "memorisation_tiles_pixels",
+        "memorisation_pixels",
     ]
     folder = tiny_run / "eval" / "all"
     assert (folder / "memorisation.png").exists() and (folder / "terms.png").exists()
     assert json.loads((folder / "eval.json").read_text())["values"]["memorisation"].keys() == {
         "memorisation_tiles",
-        "memorisation_tiles_pixels",
+        "memorisation_pixels",
     }
 
 

@@ -35,8 +35,8 @@ def table() -> list[dict[str, str]]:
 def test_copies_of_training_images_are_all_nearer_than_test_images(here):
     places = np.arange(70) * 20
     found = scored(here, digits().train.images[places])
-    assert found == {"memorisation_tiles": 1.0, "memorisation_tiles_pixels": 1.0}
-    facts = report(FOUND)["sample_scores"]["memorisation_tiles_pixels"]
+    assert found == {"memorisation_tiles": 1.0, "memorisation_pixels": 1.0}
+    facts = report(FOUND)["sample_scores"]["memorisation_pixels"]
     assert (facts["n"], facts["n_train"], facts["n_test"], facts["fresh_images"]) == (70, 1438, 359, 0.5)
     lines = table()
     assert [int(line["image"]) for line in lines] == list(range(70))
@@ -47,7 +47,7 @@ def test_copies_of_training_images_are_all_nearer_than_test_images(here):
 
 def test_test_images_are_as_near_as_test_images(here):
     test, train = digits().test.images, digits().train.images
-    assert scored(here, test) == {"memorisation_tiles": 0.5, "memorisation_tiles_pixels": 0.5}
+    assert scored(here, test) == {"memorisation_tiles": 0.5, "memorisation_pixels": 0.5}
     with Image.open(FOUND / "memorisation.png") as picture:
         assert picture.size == (1500, 850)
     line = table()[7]
@@ -58,7 +58,7 @@ def test_test_images_are_as_near_as_test_images(here):
 
 def test_images_of_noise_are_farther_than_test_images(here):
     found = scored(here, np.random.default_rng(0).integers(0, 256, (20, 1, 8, 8)).astype(np.uint8))
-    assert found["memorisation_tiles_pixels"] < 0.05
+    assert found["memorisation_pixels"] < 0.05
 
 
 def test_the_share_is_that_of_pairs():
@@ -80,11 +80,22 @@ def test_the_page_shows_the_nearest_64_beside_their_neighbours():
 
 
 def test_images_of_another_size_or_kind_are_refused(here):
-    with pytest.raises(UsageError, match=r"metrics=\[memorisation\] compares pixels: a.npz has images of another size"):
+    with pytest.raises(UsageError, match=r"metrics=\[memorisation\] compares pixels: a.npz has images of 4 x 4, and"):
         scored(here, smooth(5)[:, :1, :4, :4])
     colour = as_folder(here / "colour", smooth(5))
-    with pytest.raises(UsageError, match="colour has images of another size or kind"):
+    with pytest.raises(UsageError, match="colour has other channels than digits"):
         score(f"samples={colour}", *FAST[:2], "name=colour", *tiles(here), f"data_dir={here}")
+
+
+def test_grey_images_from_files_are_compared_as_grey_ones(here):
+    images = digits().test.images[:70]
+    folder = here / "grey"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image[0]).save(folder / f"{number:03d}.png")
+    words = [*FAST[:2], *tiles(here), f"data_dir={here}"]
+    from_files = score(f"samples={folder}", *words, "name=files")
+    assert from_files == score(f"samples={as_npz(here / 'a.npz', images)}", *words, "name=array")
 
 
 def test_it_needs_the_data_set(here):

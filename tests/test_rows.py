@@ -54,8 +54,8 @@ def test_an_output_is_added_to_those_that_are_there(tmp_path):
 
 @pytest.mark.parametrize(("cut", "left"), [(1, 19), (20, 19), (21, 18), (400, 0)])
 def test_what_was_cut_off_in_the_middle_of_a_row_is_written_again(tmp_path, cut, left):
-    Rows(tmp_path / "rows", FROM).extend(20, ["features", "logits"], Counted())
-    path = tmp_path / "rows" / "features.f32"
+    Rows(tmp_path / "rows", FROM).extend(40, ["features", "logits"], Counted())  # of which 20 come
+    path = tmp_path / "rows" / "features.rows"
     path.write_bytes(path.read_bytes()[:-cut])
     rows, counted = Rows(tmp_path / "rows", FROM), Counted()
     assert rows.count("features") == left
@@ -73,7 +73,20 @@ def test_an_interrupted_writer_is_continued_after_its_last_row(tmp_path):
     assert_whole(rows, "features", "logits")
 
 
-@pytest.mark.parametrize("about", ['{"widths": {"fea', "[]", '{"widths": {"features": 5}}', "", None])
+def test_complete_rows_that_are_not_what_was_written_are_made_again(tmp_path):
+    Rows(tmp_path / "rows", FROM).extend(20, ["features", "logits"], Counted())
+    path = tmp_path / "rows" / "features.rows"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    rows, counted = Rows(tmp_path / "rows", FROM), Counted()
+    assert (rows.count("features"), rows.count("logits")) == (0, 20)
+    rows.extend(20, ["features", "logits"], counted)
+    assert counted.asked == [0]
+    assert_whole(rows, "features", "logits")
+
+
+@pytest.mark.parametrize("about", ['{"outputs": {"fea', "[]", '{"outputs": {"features": 5}}', "", None])
 def test_rows_of_which_nobody_knows_what_they_are_of_are_made_again(tmp_path, about):
     Rows(tmp_path / "rows", FROM).extend(20, ["features"], Counted(last=10))
     place = tmp_path / "rows" / "rows.json"

@@ -14,7 +14,7 @@ from diffuse.features import Features, torchscript
 from diffuse.imagesets import ImageSet, of_place
 from diffuse.metrics import Statistics, density_coverage, frechet_distance, kernel_distance, statistics
 from diffuse.rows import Rows
-from diffuse.sample_scores import SCORES, Side, described, described_once, scored, too_few, values_only
+from diffuse.sample_scores import Side, described, described_once, refuse_too_few, scored, too_few, values_only
 from tests.scoring import as_npz, save_network, smooth
 
 
@@ -74,10 +74,10 @@ def test_features_that_are_not_whole_are_completed(tmp_path, network, damage):
     side = described_once(images, network, ["features"], tmp_path)
     folder, whole = side.rows.folder, np.array(side["features"])
     if damage == "half":
-        path = folder / "features.f32"
+        path = folder / "features.rows"
         path.write_bytes(path.read_bytes()[: 13 * 48 * 4 + 7])
     else:
-        (folder / ("features.f32" if damage == "no rows" else "rows.json")).unlink()
+        (folder / ("features.rows" if damage == "no rows" else "rows.json")).unlink()
     again = described_once(images, counted(network, calls), ["features"], tmp_path)
     assert calls
     np.testing.assert_array_equal(again["features"], whole)
@@ -134,16 +134,18 @@ def test_the_inception_score_is_of_the_drawn_side_alone(tmp_path, network):
     assert found == scored("is", network, drawn, Side("real", None))["is_tiles"]
 
 
-def test_scores_of_too_few_images_are_refused(tmp_path, network):
+def test_scores_of_too_few_images_are_refused():
     for name, least in {"fid": 2, "kid": 2, "is": 10, "precision_recall": 4, "density_coverage": 6, "sfid": 2}.items():
-        output = SCORES[name].output
-        sides = [side_of(tmp_path, f"{name}{count}", vectors(count, 1), output) for count in (least, least - 1)]
-        assert scored(name, network, sides[0], sides[0])
-        with pytest.raises(UsageError, match=rf"metrics=\[{name}\] needs at least {least} images; .* has {least - 1}"):
-            scored(name, network, sides[1], sides[0])
-        if name != "is":
-            with pytest.raises(UsageError, match=f"needs at least {least} images"):
-                scored(name, network, sides[0], sides[1])
+        refuse_too_few([name], least, least)
+        refuse_too_few([name], least, None)
+        message = rf"metrics=\[{name}\] needs at least {least} images on either side, and has "
+        with pytest.raises(UsageError, match=f"{message}{least - 1} against {least}"):
+            refuse_too_few([name], least - 1, least)
+        if name == "is":
+            refuse_too_few([name], least, 0)
+        else:
+            with pytest.raises(UsageError, match=f"{message}{least} against {least - 1}"):
+                refuse_too_few([name], least, least - 1)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_statistics_of_another_network_are_refused_in_words(network, width, of, 
     known = Statistics(np.zeros(width), np.eye(width), network.sha256 if of == "its own" else of)
     message = f"theirs.npz are of {width} features of another network"
     with pytest.raises(UsageError, match=message) if refused else does():
-        refuse_other_features("theirs.npz", known, network, size=8)
+        refuse_other_features("theirs.npz", known, network, network.width(8))
 
 
 def warnings(tmp_path: Path, name: str, drawn: int, real: int | None, width: int = 4) -> str:
@@ -185,7 +187,8 @@ def test_other_scores_say_what_they_depend_on(tmp_path):
     assert not warnings(tmp_path, "is", 10_000, 50)
     for name in ("precision", "recall", "density", "coverage"):
         assert "compare it at 50 and 60 only" in warnings(tmp_path, name, 50, 60)
-        assert not warnings(tmp_path, name, 60, 60)
+        assert "compare it at 60 and 60 only" in warnings(tmp_path, name, 60, 60)
+        assert not warnings(tmp_path, name, 10_000, 10_000)
 
 
 def test_warnings_lie_with_the_value(tmp_path, network):

@@ -9,7 +9,7 @@ import torch
 from diffuse import eval as evaluation
 from diffuse import train
 from diffuse.checkpoint import read
-from diffuse.errors import UserError
+from diffuse.errors import UsageError, UserError
 from tests.commands import TINY, config, diffuse, job
 from tests.comparing import assert_same, assert_tensorboard_has_every_step_once, metrics, newest, without_clock
 from tests.running import forget_from
@@ -113,10 +113,30 @@ def test_scores_that_a_signal_left_no_time_for_are_made_up_for():
     assert scores(stopped, "fid_corners") == scores(whole, "fid_corners")
 
 
-def test_what_is_watched_may_change_when_a_run_goes_on():
+def test_how_often_samples_are_scored_may_change_and_how_may_not():
+    """One curve, and one choice of the best, hold values that can be compared."""
     run = trained("a", "optim.decay=none")
-    trained("a", "optim.decay=none", "steps=10", "eval.every=5", "eval.metrics=[kid]")
-    assert list(scores(run, "kid_corners")) == [10]
+    trained("a", "optim.decay=none", "steps=10", "eval.every=5")
+    assert list(scores(run, "fid_corners")) == [2, 4, 6, 8, 10]
+    for change in ("eval.n=21", "eval.metrics=[kid]", "features.high=1"):
+        with pytest.raises(UsageError, match=change.partition("=")[0]):
+            trained("a", "optim.decay=none", "steps=10", "eval.every=5", change)
+
+
+def test_a_run_whose_last_samples_a_signal_left_unscored_is_not_finished():
+    whole, stopped = trained("whole"), trained("stopped")
+    lines = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not (json.loads(line)["step"] == 8 and "eval/fid_corners" in line)]
+    (stopped / "metrics.jsonl").write_text("".join(kept))
+    trained("stopped")
+    assert scores(stopped, "fid_corners") == scores(whole, "fid_corners")
+
+
+def test_only_scores_of_the_last_step_are_reported():
+    words = ["name=a", "features.path=corners.pt", "data_dir=data", "optim.decay=none"]
+    train.run(config("train", *TINY, *WATCHED, *words), job())
+    further = [*WATCHED, "steps=10", "eval.every=null"]
+    assert list(train.run(config("train", *TINY, *further, *words), job())) == ["loss"]
 
 
 @pytest.mark.parametrize(
@@ -127,13 +147,16 @@ def test_what_is_watched_may_change_when_a_run_goes_on():
         ("eval.metrics=[]", "eval.metrics must be a list of fid"),
         ("eval.metrics=[is]", "cannot be had with features=corners"),
         ("eval.n=1", "eval.n must be at least 2"),
+        ("eval.n=3 eval.metrics=[precision_recall]", "needs at least 4 images on either side, and has 3 against 1438"),
+        ("features.size=0", "features.size must be a number of pixels or null, not 0"),
+        ("features.low=255", "features.low and high must be different"),
         ("eval.every=0", "eval.every must be at least 1 step"),
         ("features.path=nowhere.pt", "features.path=nowhere.pt must be a file"),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_anything_is_written(override, message):
     with pytest.raises(UserError, match=message):
-        trained("a", override)
+        trained("a", *override.split())
     assert not Path("outputs").exists()
 
 
