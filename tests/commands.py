@@ -35,7 +35,7 @@ def diffuse(*words: str, cwd: Path, timeout: float = 300, **environment: str) ->
     return subprocess.run(
         [sys.executable, "-m", "diffuse", *words],
         cwd=cwd,
-        env={**os.environ, **environment},
+        env={**os.environ, "COLUMNS": "160", **environment},  # a table is cut to the terminal's width
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -35,7 +35,7 @@ def written() -> list[Path]:
 
 def test_the_number_is_that_of_the_core(tiny_run, words):
     """Drawn, rounded, described and compared in a few lines: the command adds files and nothing else."""
-    found = score(f"ckpt={tiny_run}", "name=core", *FEW, *words, "seed=3", "reference=test")
+    found = score(f"ckpt={tiny_run}", "name=of-samples", *FEW, *words, "seed=3", "reference=test")
     drawing = Drawing(config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", "seed=3", *FAST))
     ((_, x, _),) = drawing.batches(20)
     network = torchscript(Device("cpu"), words[1].partition("=")[2])
@@ -181,7 +181,7 @@ def test_real_features_are_shared_by_evaluations_and_not_by_splits(tiny_run, wor
 
 def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
     scores = "metrics=[bound,density_coverage,memorisation]"
-    found = score(f"ckpt={tiny_run}", "name=all", "n=20", "levels=3", "sampler.steps=2", scores, *words)
+    found = score(f"ckpt={tiny_run}", "name=of-everything", "n=20", "levels=3", "sampler.steps=2", scores, *words)
     assert list(found) == [
         "bound",
         "density_tiles",
@@ -189,7 +189,7 @@ def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
         "memorisation_tiles",
         "memorisation_pixels",
     ]
-    folder = tiny_run / "eval" / "all"
+    folder = tiny_run / "eval" / "of-everything"
     assert (folder / "memorisation.png").exists() and (folder / "terms.png").exists()
     assert json.loads((folder / "eval.json").read_text())["values"]["memorisation"].keys() == {
         "memorisation_tiles",

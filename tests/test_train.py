@@ -41,7 +41,8 @@ def trained(*overrides: str) -> Path:
 def test_a_run_explains_itself():
     folder = trained("name=exp")
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".hydra", ".lock", "checkpoints", "config.yaml", "images", "metrics.jsonl", "tensorboard", "train.log",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "hparams", "images", "metrics.jsonl", "tensorboard",
+        "train.log",
     ]  # fmt: skip
     assert [line["step"] for line in metrics(folder)] == [2, 4, 6]
     assert sorted(path.name for path in (folder / "images").iterdir()) == [
