@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from diffuse.files import write_whole
+
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
 
@@ -22,7 +24,8 @@ def hardware() -> str:
         return torch.cuda.get_device_name()
     described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*: (.*)", described)
-    return f"{torch.get_num_threads()} threads of {model[1] if model else platform.machine()}"
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''} of {model[1] if model else platform.machine()}"
 
 
 def main() -> None:
@@ -37,7 +40,9 @@ def main() -> None:
     made_on = f"{hardware()}, torch {torch.__version__}."
     entry = f"## {datetime.date.today()}: {given.title}\n\n{made_on}\n\n{commands}\n\n{table}\n\n"
     head, mark, rest = RESULTS.read_text().partition("\n## ")
-    RESULTS.write_text(f"{head}\n{entry}{mark.lstrip()}{rest}")
+    if f": {given.title}\n" in RESULTS.read_text():
+        raise SystemExit(f"{RESULTS} has an entry with this title: choose another, or take it out")
+    write_whole(RESULTS, lambda file: file.write(f"{head}\n{entry}{mark.lstrip()}{rest}"))
     print(f"{given.sweep}/sweep.md stands in {RESULTS} now")
 
 

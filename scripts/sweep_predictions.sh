@@ -4,7 +4,7 @@
 #   bash scripts/sweep_predictions.sh
 #
 # Cost: six trainings of 1,500 steps and six evaluations on the digits, 12 minutes on one core of a server.
-# Expected: eps and v alike, x0 with a much worse bound (its loss does not care for what the lowest levels need); hybrid
+# Expected: eps and v alike in samples, x0 behind them with a much worse bound (its loss does not care for what the lowest levels need); hybrid
 # better than simple in the bound, for every prediction.
 set -euo pipefail
 train="diffuse train -m name=predictions prediction=eps,v,x0 loss=simple,hybrid steps=1500"
