@@ -97,35 +97,52 @@ def inception_score(logits: np.ndarray) -> tuple[float, float]:
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def precision_recall(drawn: np.ndarray, real: np.ndarray, k: int = 3) -> tuple[float, float]:
+def precision_recall(
+    drawn: np.ndarray, real: np.ndarray, k: int = 3, real_radii: np.ndarray | None = None
+) -> tuple[float, float]:
     """Precision: the share of drawn vectors within the k-th nearest neighbour's distance of some real one; recall: the
-    share of real ones within that of some drawn one. Kynkaanniemi et al. 2019.
+    share of real ones within that of some drawn one. Kynkaanniemi et al. 2019. real_radii, where they are known.
     """
-    from torch_fidelity.metric_prc import calculate_precision_recall_part
-
-    precision, recall = calculate_precision_recall_part(as_tensor(drawn), as_tensor(real), k, block_beside(drawn, real))
-    return whole_share(precision, len(drawn)), whole_share(recall, len(real))
+    of_real = radii(real, k) if real_radii is None else real_radii
+    return share_within(drawn, real, of_real), share_within(real, drawn, radii(drawn, k))
 
 
-def whole_share(share: float, count: int) -> float:
-    """A share of so many, without the last digits of a mean in float32."""
-    return round(share * count) / count
+def radii(rows: np.ndarray, k: int) -> np.ndarray:
+    """The distance of each row to the k-th nearest other one, [n]."""
+    from torch_fidelity.metric_prc import calc_cdist_part
+
+    x, found = as_tensor(rows), []
+    for block in x.split(block_beside(rows)):
+        found.append(calc_cdist_part(block, x, BLOCK).kthvalue(k + 1).values)  # the nearest of all is itself
+    return torch.cat(found).numpy()
 
 
-def density_coverage(drawn: np.ndarray, real: np.ndarray, k: int = 5) -> tuple[float, float]:
+def share_within(queries: np.ndarray, centres: np.ndarray, reach: np.ndarray) -> float:
+    """The share of queries that lie within its reach [n] of some centre."""
+    from torch_fidelity.metric_prc import calc_cdist_part
+
+    inside, around, reaches = 0, as_tensor(centres), torch.from_numpy(reach)
+    for block in as_tensor(queries).split(block_beside(centres)):
+        inside += int((calc_cdist_part(block, around, BLOCK) <= reaches).any(1).sum())
+    return inside / len(queries)
+
+
+def density_coverage(
+    drawn: np.ndarray, real: np.ndarray, k: int = 5, real_radii: np.ndarray | None = None
+) -> tuple[float, float]:
     """Density: how many real vectors' k-neighbourhoods a drawn one lies in, over k (1 on average for the same
     distribution); coverage: the share of real vectors that have a drawn one in theirs. Naeem et al. 2020, section 3.
     """
     from torch_fidelity.metric_prc import calc_cdist_part
 
-    x, y = as_tensor(drawn), as_tensor(real)
-    inside, covered = 0, 0
-    for block in y.split(block_beside(drawn, real)):
-        radius = calc_cdist_part(block, y, BLOCK).kthvalue(k + 1).values[:, None]  # the nearest of all is itself
-        within = calc_cdist_part(block, x, BLOCK) <= radius
+    x, inside, covered = as_tensor(drawn), 0, 0
+    of_real = radii(real, k) if real_radii is None else real_radii
+    rows = block_beside(drawn)
+    for block, reach in zip(as_tensor(real).split(rows), torch.from_numpy(of_real).split(rows), strict=True):
+        within = calc_cdist_part(block, x, BLOCK) <= reach[:, None]
         inside += int(within.sum())
         covered += int(within.any(1).sum())
-    return inside / (k * len(x)), covered / len(y)
+    return inside / (k * len(x)), covered / len(real)
 
 
 def nearest(queries: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,9 +176,9 @@ def share_nearer(these: np.ndarray, those: np.ndarray) -> float:
     return float((larger + not_smaller).mean() / (2 * len(those)))
 
 
-def block_beside(*sides: np.ndarray) -> int:
-    """How many rows may be looked at together where each has a distance to every row of a side."""
-    return max(100, min(BLOCK, MOST_DISTANCES // max(map(len, sides))))
+def block_beside(rows: np.ndarray) -> int:
+    """How many vectors may be looked at together where each has a distance to all of these rows."""
+    return max(100, min(BLOCK, MOST_DISTANCES // len(rows)))
 
 
 def blocks(rows: np.ndarray) -> Iterator[np.ndarray]:

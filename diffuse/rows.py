@@ -16,7 +16,7 @@ import numpy as np
 
 from diffuse.errors import UserError
 from diffuse.files import as_json_gives_it_back, make_folder, sha256, write_json, write_whole
-from diffuse.metrics import Statistics, statistics
+from diffuse.metrics import Statistics, radii, statistics
 from diffuse.userdata import DAMAGED
 
 ABOUT, STATISTICS = "rows.json", "statistics.npz"
@@ -108,6 +108,16 @@ class Rows:
             found = statistics(self[name])
             write_statistics(path, found)
             return found
+
+    def radii(self, name: str, k: int) -> np.ndarray:
+        """The distance of each of an output's rows to the k-th nearest other one, kept beside them."""
+        path = self.folder / f"{name}-{self.count(name)}-radii-{k}.npy"
+        try:
+            found = np.load(path, allow_pickle=False)
+        except DAMAGED:  # not there, too
+            found = radii(self[name], k)
+            write_whole(path, lambda file: np.save(file, found), mode="wb")
+        return found
 
 
 def read_statistics(path: Path) -> Statistics:

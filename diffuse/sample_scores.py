@@ -50,6 +50,10 @@ class Side:
         assert self.rows is not None
         return self.rows.statistics(output)
 
+    def radii(self, k: int) -> np.ndarray:
+        assert self.rows is not None
+        return self.rows.radii("features", k)
+
 
 def fid(drawn: Side, real: Side) -> Values:
     return {"fid": {"value": metrics.frechet_distance(drawn.statistics("features"), real.statistics("features"))}}
@@ -72,12 +76,14 @@ def inception_score(drawn: Side, _: Side) -> Values:
 
 
 def precision_recall(drawn: Side, real: Side) -> Values:
-    precision, recall = metrics.precision_recall(drawn["features"], real["features"], PRECISION_K)
+    precision, recall = metrics.precision_recall(
+        drawn["features"], real["features"], PRECISION_K, real.radii(PRECISION_K)
+    )
     return {"precision": {"value": precision, "k": PRECISION_K}, "recall": {"value": recall, "k": PRECISION_K}}
 
 
 def density_coverage(drawn: Side, real: Side) -> Values:
-    density, coverage = metrics.density_coverage(drawn["features"], real["features"], DENSITY_K)
+    density, coverage = metrics.density_coverage(drawn["features"], real["features"], DENSITY_K, real.radii(DENSITY_K))
     return {"density": {"value": density, "k": DENSITY_K}, "coverage": {"value": coverage, "k": DENSITY_K}}
 
 

@@ -158,3 +158,19 @@ def test_statistics_of_another_form_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "s.npz", **arrays)
     with pytest.raises(UserError, match=message):
         read_statistics(tmp_path / "s.npz")
+
+
+def test_radii_are_kept_and_made_again_where_they_are_damaged(tmp_path):
+    """The distance to the third nearest other row, by a loop."""
+    rows = Rows(tmp_path / "rows", FROM)
+    rows.extend(20, ["features"], Counted())
+    x = ROWS["features"].astype(float)
+    expected = [sorted(float(np.linalg.norm(a - b)) for b in x)[3] for a in x]
+    np.testing.assert_allclose(rows.radii("features", 3), expected, rtol=1e-5)
+    (kept,) = (tmp_path / "rows").glob("*.npy")
+    before = kept.stat().st_mtime_ns
+    rows.radii("features", 3)
+    assert kept.stat().st_mtime_ns == before
+    kept.write_bytes(b"damaged")
+    np.testing.assert_allclose(rows.radii("features", 3), expected, rtol=1e-5)
+    assert not np.allclose(rows.radii("features", 5), expected)
