@@ -64,6 +64,8 @@ def classifier(
     path = trained_on(data(), data_dir, device) if weights is None else existing(weights, "features.weights")
     content = load_safely(path)
     try:
+        if not isinstance(content, dict):
+            raise TypeError("a tensor, say")
         net = Classifier(len(content["net"]["last.bias"]), content["stride"])
         net.load_state_dict(content["net"])
         facts = {"trained_on": content["trained_on"], "test_accuracy": content["test_accuracy"]}
