@@ -46,7 +46,7 @@ FAILURE = "failure.pt"
 def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Begin a run or continue the one that is there. Whatever is wrong is said before anything is written.
 
-    Returns what was reported last, by name: the loss.
+    Returns what was reported at the last step, by name: scores of samples, if there are any, and the loss.
     """
     deadline = time.monotonic() + 3600 * (config["max_hours"] or math.inf)
     asked = self_contained({**config, "resume": None})
@@ -124,7 +124,8 @@ def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
         with about("schedule"):
             schedule["values"] = betas_in(schedule["path"])
     dataset = absolute(config["dataset"], "path", "test_path")
-    return {**absolute(config, "data_dir"), "dataset": dataset, "schedule": schedule}
+    features = absolute(config["features"], "path", "weights")
+    return {**absolute(config, "data_dir"), "dataset": dataset, "schedule": schedule, "features": features}
 
 
 def set_damaged_aside(newest: Path) -> None:

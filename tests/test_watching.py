@@ -151,7 +151,7 @@ def test_only_scores_of_the_last_step_are_reported():
         ("features.size=0", "features.size must be a number of pixels or null, not 0"),
         ("features.low=255", "features.low and high must be different"),
         ("eval.every=0", "eval.every must be at least 1 step"),
-        ("features.path=nowhere.pt", "features.path=nowhere.pt must be a file"),
+        ("features.path=nowhere.pt", "features.path=.*nowhere.pt must be a file"),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_anything_is_written(override, message):
@@ -176,3 +176,13 @@ def test_the_hyperparameters_are_shown_with_the_final_values():
     chosen = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"optim.lr" in chosen
     assert b"schedule._target_" in chosen
+
+
+def test_a_network_named_from_here_is_found_from_elsewhere(monkeypatch, tmp_path):
+    run = trained("a", "optim.decay=none").absolute()
+    monkeypatch.chdir(tmp_path.parent)
+    typed = config("train", *TINY, *WATCHED, f"resume={run}", "name=a", f"features.path={tmp_path}/corners.pt")
+    assert Path(read(run / "checkpoints" / "best.pt")["config"]["features"]["path"]) == tmp_path / "corners.pt"
+    assert list(
+        train.run({**typed, "data_dir": str(tmp_path / "data"), "optim": {**typed["optim"], "decay": "none"}}, job())
+    )
