@@ -95,7 +95,10 @@ def trained_on(data: Dataset | None, data_dir: Path, device: Device) -> Path:
             "reference=DATASET:SPLIT or features.weights=FILE, or take features=inception"
         )
     if not data.kind.classes or data.train.labels is None:
-        raise UsageError(f"features=classifier needs labels, and {data.kind.name} has none: take features=inception")
+        raise UsageError(
+            f"features=classifier needs labels, and {data.kind.name} has none: "
+            "take features=inception, or features=torchscript with a network of your own"
+        )
     key = key_of(data.train.sha256, f"classifier {VERSION}")
     path = features_folder(data_dir) / f"classifier-{slug(data.kind.name)}-{key}.pt"
     make_folder(path.parent)

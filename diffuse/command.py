@@ -40,8 +40,10 @@ from diffuse.sweep import (
 )
 from diffuse.wording import worded
 
-# Commands that look for themselves whether a job's folder is finished, half done or of other options.
-PASS_OVER_WHAT_IS_DONE = ("train", "eval")
+# Commands whose folders say by themselves whether a job is finished, half done or of other options.
+HAVE_A_RECORD = ("train",)
+# Commands that say again what is done, if it is still of the same checkpoint.
+SAY_AGAIN = ("eval",)
 
 
 def job_folder(number: int, varied: str) -> str:
@@ -135,7 +137,8 @@ class Command:
             try:
                 varied = " ".join(f"{key}={value}" for key, value in job.varied.items())
                 log.info("job %s: %s", job.number, varied or " ".join(job.overrides))
-                if self.name not in PASS_OVER_WHAT_IS_DONE and (before := sweep.done_before(job)):
+                before = None if self.name in HAVE_A_RECORD else sweep.done_before(job)
+                if before and self.name not in SAY_AGAIN:
                     log.info("job %s: done before", job.number)
                     return before.first_value
                 return self.run_recorded(cfg, sweep, job)

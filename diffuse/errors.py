@@ -29,8 +29,9 @@ class UsageError(UserError):
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' where one of the known words is close to the given one, and nothing otherwise."""
-    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    by_small_letters = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(given.lower(), list(by_small_letters), n=1, cutoff=0.5)
+    return f" Did you mean {by_small_letters[close[0]]!r}?" if close else ""
 
 
 def check_choice(option: str, given: object, allowed: Collection[str]) -> None:

@@ -1,11 +1,14 @@
 """`diffuse eval`: how well a trained network describes the test split, and how its samples compare with real images."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffuse.drawing import Drawing
-from diffuse.errors import UsageError
+from diffuse.errors import Terminated, UsageError
 from diffuse.eval_likelihood import LikelihoodPart
 from diffuse.files import OUTPUTS, shown
 from diffuse.job import Job
@@ -19,7 +22,13 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
     """Score into a new folder of the run, or go on with an evaluation of that name; returns every value by its name."""
     if config["samples"] is not None:
         refuse_keys_of_drawing(job.overrides)
+        if not set(asked(config)) & set(SAMPLE_SCORES):
+            raise UsageError(
+                f"samples= are scored by metrics=[{','.join(SAMPLE_SCORES)}], and "
+                f"metrics=[{','.join(config['metrics'])}] scores the network: say metrics=[fid], for example"
+            )
     prepared, parts = parts_of(config)
+    begun = {"command": job.command, "date": time.strftime("%Y-%m-%d %H:%M:%S"), "threads": torch.get_num_threads()}
     trained = prepared.trained if prepared else None
     home, provenance = (trained.home, trained.provenance) if trained else (OUTPUTS, {})
 
@@ -27,9 +36,17 @@ def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
         return is_continued(folder, config, provenance.get("checkpoint_sha256"))
 
     with job.new_folder(home / "eval", config["name"], "eval.log", continued) as folder:
-        report = Report(folder, config, provenance)
-        for part in parts:
-            part.score(report)
+        report = Report(folder, config, provenance, begun)
+        if report.facts["values"]:
+            log.info(f"scored before: {', '.join(report.facts['values'])}")
+        try:
+            for part in parts:
+                part.score(report)
+        except (KeyboardInterrupt, Terminated):
+            named = config["name"] or job.sweep_folder
+            again = "give the same command again" if named else "with a name= it could go on"
+            log.info(f"stopped; what was found is in {shown(folder)}: {again}")
+            raise
         report.close(trained.config if trained else {})
         log.info(f"written: {shown(folder / FILE)}{beside(folder)}")
     return report.values

@@ -16,7 +16,7 @@ from diffuse.device import Device
 from diffuse.drawing import Drawing
 from diffuse.errors import UsageError
 from diffuse.features import Features, key_of
-from diffuse.files import as_json_gives_it_back, folder_of_data, sha256
+from diffuse.files import CONFIGS, as_json_gives_it_back, folder_of_data, sha256
 from diffuse.images import Dataset, to_uint8
 from diffuse.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
 from diffuse.memorisation import memorisation
@@ -107,6 +107,8 @@ class SamplesPart:
         log.info(f"{sides}: {', '.join(self.names)}")
         rows = Rows(report.folder / "features", {"images": self.images.fingerprint, **self.features.protocol})
         drawn_side = Side(self.images.name, self.images.count)
+        if known := min(map(rows.count, self.outputs)):
+            log.info(f"going on after {known:,} of {self.images.count:,} images")
         if any(name not in report.facts["values"] for name in self.names):
             started = time.monotonic()
             try:
@@ -178,6 +180,8 @@ def refuse_other_features(name: str, known: Statistics, features: Features, widt
 def opened(place: str, key: str, data_dir: str | None) -> ImageSet:
     """The images that a path, or DATASET:SPLIT, stands for."""
     name, colon, split = place.partition(":")
+    if (CONFIGS / "dataset" / f"{place}.yaml").exists() and not Path(place).exists():
+        raise UsageError(f"{key}={place} is a data set: say which split, {place}:train or {place}:test")
     if not colon or Path(place).expanduser().exists():
         return of_place(place, key)
     if split not in SPLITS:

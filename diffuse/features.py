@@ -137,7 +137,7 @@ def downloaded_inception() -> Path:
                 f"features=inception needs its weights (96 MB), and they could not be downloaded: {error}\n"
                 f"Download {URL_INCEPTION_V3}\n"
                 f"to {path}, or say where they are: features.weights=FILE\n"
-                "Without them, features=classifier scores by a small network of the data set's own"
+                "Without them, features=classifier scores by a small network of a data set with labels"
             ) from error
     return path
 

@@ -115,7 +115,7 @@ def of_npz(path: Path) -> ImageSet:
             if len(block):
                 yield block
 
-    return telling(ImageSet(path.name, images.count, images.size, sha256(path), batches))
+    return telling(ImageSet(shown_place(path), images.count, images.size, sha256(path), batches))
 
 
 def holds_statistics(path: Path) -> bool:
@@ -146,7 +146,12 @@ def of_folder(path: Path, key: str) -> ImageSet:
                 raise UserError(f"images in {path} cannot be scored: {'; '.join(source.unreadable[:NAMED])}")
             yield images
 
-    return telling(ImageSet(path.name, len(names), side, fingerprint(path, names), batches))
+    return telling(ImageSet(shown_place(path), len(names), side, fingerprint(path, names), batches))
+
+
+def shown_place(path: Path) -> str:
+    """The end of a path: with its folder, since many a file is called samples.npz."""
+    return "/".join(path.parts[-2:])
 
 
 def exactly(side: int, width: int, height: int) -> Box:

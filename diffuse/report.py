@@ -32,12 +32,13 @@ def asked(config: Mapping[str, Any]) -> list[str]:
 class Report:
     """The eval.json in a folder: what was found before, if it was asked for in the same way, and what is found now."""
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], provenance: Mapping[str, Any]):
+    def __init__(self, folder: Path, config: Mapping[str, Any], provenance: Facts, begun: Facts | None = None):
         self.folder, before = folder, read(folder)
         self.warnings: dict[str, list[str]] = {}  # with the values they are about
         versions = {name: version(name) for name in PACKAGES}
         self.facts: dict[str, Any] = {
             **{key: before.get(key, {}) for key in ("values", "seconds")},
+            **(begun or {}),  # when and how the scoring began, which stays if it goes on
             **{key: facts for key, facts in before.items() if key not in ("values", "seconds")},
             "complete": False,
             **provenance,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from diffuse.sweep import Record
 
 SHORTEST_REASON = 24
+# Groups of which each option has a loss of its own: the smaller one is not the better one.
+LOSSES_DIFFER_BY = {"dataset", "schedule", "prediction", "loss", "weight", "times", "method"}
 
 
 def varied_keys(jobs: Iterable[Record]) -> list[str]:
@@ -29,6 +31,8 @@ def value_names(jobs: Iterable[Record]) -> list[str]:
 
 def best(jobs: Sequence[Record], name: str) -> float | None:
     """The best of the values of that name, where there are several to choose from and some are better than others."""
+    if name == "loss" and {key.partition(".")[0] for key in varied_keys(jobs)} & LOSSES_DIFFER_BY:
+        return None
     values = [value for job in jobs if (value := job.value(name)) is not None]
     kind = name.partition("_")[0]  # fid_classifier is a fid
     if len(set(values)) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:

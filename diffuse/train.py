@@ -163,6 +163,8 @@ def introduce_and_train(trainer: Trainer, watcher: "Watcher | None", folder: Pat
     values, last = last_values(folder), grid_path(folder, trainer.step)
     told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {told}; samples: {shown(last)}")
+    if (best := folder / checkpoint.FOLDER / "best.pt").exists() and config["eval"]["every"]:
+        log.info(f"these are of the last step; the best scored one is ckpt={shown(best)}")
     write_hparams(folder, flat(config), values)
     ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")

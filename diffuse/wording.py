@@ -22,10 +22,12 @@ FILE_TROUBLES = {
     *FULL,
 }
 
-# Hydra's plugins that sweeps can use, and which extra of ours installs them.
+# Hydra's plugins that sweeps can use, and the packages they come in (our extras `launchers` and `optuna`).
 PLUGINS = {
-    **dict.fromkeys((("hydra/launcher", name) for name in ("joblib", "submitit_local", "submitit_slurm")), "launchers"),
-    ("hydra/sweeper", "optuna"): "optuna",
+    ("hydra/launcher", "joblib"): "hydra-joblib-launcher",
+    ("hydra/launcher", "submitit_local"): "hydra-submitit-launcher",
+    ("hydra/launcher", "submitit_slurm"): "hydra-submitit-launcher",
+    ("hydra/sweeper", "optuna"): "hydra-optuna-sweeper",
 }
 
 
@@ -110,8 +112,7 @@ def _missing_option(error: MissingConfigException) -> str:
     """schedule=foo, with the options there are, or with what to install for it."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if (group, option) in PLUGINS:
-        extra = PLUGINS[group, option]
-        return f'{group}={option} needs a plugin that is not installed: pip install "diffuse[{extra}]"'
+        return f"{group}={option} needs a plugin that is not installed: pip install {PLUGINS[group, option]}"
     options = list(error.options or [])
     if not options:
         return f"there is no config {error.missing_cfg_file}"

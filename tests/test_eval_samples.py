@@ -12,6 +12,7 @@ from diffuse.datasets import digits
 from diffuse.device import Device
 from diffuse.drawing import Drawing
 from diffuse.errors import UsageError, UserError
+from diffuse.eval import refuse_keys_of_drawing
 from diffuse.features import torchscript
 from diffuse.files import sha256
 from diffuse.images import to_uint8
@@ -200,7 +201,7 @@ def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        (["samples={a}", "reference={a}", "n=13"], UsageError, "n must be at most 12, the number of images in a"),
+        (["samples={a}", "reference={a}", "n=13"], UsageError, "n must be at most 12, the number of images in .*/a,"),
         (["samples={empty}", "reference={a}"], UserError, "samples=.*empty holds no images"),
         (["samples={a}", "reference={empty}"], UserError, "reference=.*empty holds no images"),
         (["samples={a}", "reference=nothing"], UserError, "reference=nothing is neither a folder nor a file"),
@@ -231,3 +232,17 @@ def test_what_has_no_pixels_is_not_scored(gaussian_run, words):
     with pytest.raises(UserError, match="the images of gaussian have pixels without a range"):
         score(f"ckpt={gaussian_run}", *FEW, *words)
     assert set(gaussian_run.rglob("*")) == before
+
+
+def test_images_that_no_metric_looks_at_are_refused(tiny_run, words):
+    a = as_npz(Path("a.npz").absolute(), smooth(12, 1))
+    before = written()
+    for metrics in ("metrics=[bound,ode]", "metrics=[bpd]"):
+        with pytest.raises(UsageError, match="samples= are scored by"):
+            score(f"ckpt={tiny_run}", f"samples={a}", metrics)
+    for key in ("sampler.steps=3", "label=1", "sampler=ddpm"):
+        with pytest.raises(UsageError, match=f"{key.partition('=')[0]} is about images that are drawn"):
+            refuse_keys_of_drawing([f"samples={a}", key])
+    with pytest.raises(UsageError, match="digits:train or digits:test"):
+        score(f"samples={a}", "reference=digits", "metrics=[fid]", *words)
+    assert written() == before

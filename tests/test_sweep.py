@@ -172,7 +172,7 @@ def test_the_csv_has_every_digit_and_a_column_for_each_key_and_value():
 def test_markdown_marks_the_best_and_keeps_text_in_its_cell():
     lines = [line for line in as_markdown(JOBS, "sweep.png").splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
-    assert "| **0.04123** | 0.25 | 12 s |" in lines[2]
+    assert "| 0.04123 | 0.25 | 12 s |" in lines[2]
     assert "| 0.5 | **0.75** | 60 min |" in lines[3]
     assert r"the \*loss\* \| of step 1" in lines[4]
 
@@ -186,6 +186,14 @@ def test_a_best_value_is_marked_where_one_is_better():
     assert bests(copies=(1.0, 2.0), loss=(1.0, 1.0)) == []
 
 
+@pytest.mark.parametrize(
+    ("key", "told"), [("optim.lr", True), ("seed", True), ("schedule", False), ("loss.omega", False)]
+)
+def test_losses_that_are_different_quantities_have_no_best(key, told):
+    jobs = [job(n, varied={key: str(n)}, values={"loss": 1.0 - n / 2}) for n in range(2)]
+    assert ("best: loss 0.5 (job 1)" in as_text(jobs, 200)) == told
+
+
 def test_the_terminal_has_lines_of_its_width():
     long = [job(n, varied={"optim.lr": "0.00027678204943976364", "ckpt": "outputs/" + "x" * 200}) for n in range(3)]
     for jobs in (JOBS, long):
@@ -194,7 +202,7 @@ def test_the_terminal_has_lines_of_its_width():
             assert max(map(len, lines)) <= width, "\n".join(lines)
             assert len(lines) >= 4
     assert "0.0002768" in as_text(long, 120)
-    assert as_text(JOBS, 100).endswith("best: loss 0.04123 (job 0), recall 0.75 (job 1)")
+    assert as_text(JOBS, 100).endswith("best: recall 0.75 (job 1)")
 
 
 def test_what_is_refused_is_failed_and_what_it_did_before_stands(tmp_path):
