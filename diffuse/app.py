@@ -76,7 +76,7 @@ def run_command(task: Command) -> int:
 
 def compose_and_run(task: Command) -> None:
     """Let Hydra compose the config and call the task, once or for each job of a sweep."""
-    words = named_by_what_varies(overrides_first(task.typed))
+    words = named_by_what_varies(overrides_first(task.typed), task.name)
     sys.argv = ["diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {task.name}", *words]
     config_name = resumed(task.typed) if task.name == "train" else task.name
     hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()

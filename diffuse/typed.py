@@ -1,7 +1,7 @@
 """The words of a command line on their way to Hydra: put in order, looked at for what a sweep varies."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from diffuse.errors import UsageError, did_you_mean
 from diffuse.files import OUTPUTS, RECORD, SWEEP_RECORD, checked_name
+from diffuse.sweep import DONE, Sweep
 
 BARE_FLAGS = (
     "--multirun",
@@ -65,7 +66,7 @@ def by_key(words: Sequence[str]) -> dict[str, Override]:
     return {override.key_or_group: override for override in overrides}
 
 
-def named_by_what_varies(words: list[str]) -> list[str]:
+def named_by_what_varies(words: list[str], command: str) -> list[str]:
     """For a sweep, tell Hydra to leave what is the same in all jobs out of the names of their folders."""
     if not {"-m", "--multirun"} & set(words):
         return words
@@ -74,7 +75,10 @@ def named_by_what_varies(words: list[str]) -> list[str]:
     if "name" in varied:
         raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
     if "name" in typed:
-        refuse_other_content(OUTPUTS / checked_name(str(typed["name"].value())), varied)
+        folder = OUTPUTS / checked_name(str(typed["name"].value()))
+        refuse_other_content(folder, varied)
+        if command != "train":  # whose runs say themselves what may change
+            refuse_other_options(folder, typed)
     fixed = [key for key in typed if key not in varied]
     return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
 
@@ -92,6 +96,20 @@ def refuse_other_content(folder: Path, varied: set[str]) -> None:
     if before != varied:
         then, now = (", ".join(sorted(keys)) or "nothing" for keys in (before, varied))
         raise UsageError(f"{folder} holds a sweep over {then}, and this one is over {now}: choose another name=")
+
+
+def refuse_other_options(folder: Path, now: Mapping[str, Override]) -> None:
+    """Raise UsageError where jobs in a sweep's folder were done with other options than those of all jobs now."""
+    if not any(job.status == DONE for job in Sweep(folder).rows()):
+        return
+    words = OmegaConf.select(OmegaConf.load(folder / SWEEP_RECORD), "hydra.overrides.task") or []
+    before = by_key(list(words))
+    then, today = ({key: said.input_line for key, said in all_of.items()} for all_of in (before, now))
+    for key in sorted({*then, *today}):
+        swept = any(key in some and some[key].is_sweep_override() for some in (before, now))
+        if then.get(key) != today.get(key) and not swept and not key.startswith("hydra"):
+            was, wanted = (words.get(key) or f"without {key}" for words in (then, today))
+            raise UsageError(f"{folder} was made with {was}, and this line says {wanted}: choose another name=")
 
 
 def resumed(typed: list[str]) -> str:
