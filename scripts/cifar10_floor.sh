@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# FID of the CIFAR-10 training set against its test set: what a perfect model would get, and a check of the protocol.
+# FID of the CIFAR-10 training set against its test set: what 10,000 fresh images get, and so a check of the protocol.
 #
 #   bash scripts/cifar10_floor.sh [features.weights=FILE] [data_dir=DIR] [reference=STATISTICS.npz]
 #
