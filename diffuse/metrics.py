@@ -1,8 +1,8 @@
 """Distances between two sets of feature vectors, and what they say: FID, KID, Inception Score, precision and recall.
 
-KID's kernel, the Inception Score and all distances are torch-fidelity's; tests hold the rest against it. Vectors are rows
-of an array [n, D], which may lie in a file: none of these functions holds more than some millions of numbers at a time.
-Sums are float64.
+KID's kernel, the Inception Score and all distances are torch-fidelity's; tests hold the rest against it. Vectors are
+rows of an array [n, D], which may lie in a file: none of these functions holds more than some millions of numbers at a
+time. Sums are float64.
 """
 
 import warnings
