@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from diffuse.errors import check_choice
+from diffuse.memory import keep_freed_memory
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -18,14 +19,19 @@ class Device:
     kind       auto (CUDA, else Apple's MPS, else the processor), cpu, cuda or mps
     precision  auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
     compile    whether training compiles the network; None does so on CUDA where Triton is installed
+    keep_memory  whether memory that tensors leave free is kept for the next ones (glibc); see `diffuse.memory`
 
     Raises ValueError, beginning with the option's name, where this machine has no such device.
     """
 
-    def __init__(self, kind: str = "auto", precision: str = "auto", compile: bool | None = None):
+    def __init__(
+        self, kind: str = "auto", precision: str = "auto", compile: bool | None = None, keep_memory: bool = True
+    ):
         check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
         check_choice("precision", precision, ("auto", "float32", "bfloat16"))
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if keep_memory:
+            keep_freed_memory()
         if kind == "auto":
             kind = next(name for name, there in available.items() if there)
         if not available[kind]:

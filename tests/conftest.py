@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from diffuse import train
+from diffuse.memory import keep_freed_memory
 from diffuse.oracles import Gaussian
 from diffuse.schedules import Schedule, cosine, linear
 from tests.commands import TINY, config, job
+
+keep_freed_memory()
 
 # On N(0, I) wrong samplers look right to machine precision: every channel has a mean and a spread of its own.
 MEAN, STD = (0.3, -1.0, 0.5), (0.1, 0.7, 1.5)
