@@ -1,6 +1,6 @@
 import sys
 
-from diffuse.cli import main
+from diffuse.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse.build import build_named_dataset
-from diffuse.device import Device
-from diffuse.features import inception
-from diffuse.metrics import KID_SUBSET_SIZE, frechet_distance, kernel_distance, precision_recall, statistics
+from diffuse.options.build import build_named_dataset
+from diffuse.scoring.distances import KID_SUBSET_SIZE, frechet_distance, kernel_distance, precision_recall, statistics
+from diffuse.scoring.features import inception
+from diffuse.system.device import Device
 
 NAMES = {
     "fid": "frechet_inception_distance",

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.imagefiles import processors
+from diffuse.data.decoding import processors
 
 
 def make_files(place: Path, count: int, size: int) -> None:
@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60_000)
     parser.add_argument("--size", type=int, default=32)
     arguments = parser.parse_args()
-    from diffuse.datasets import folder  # not above: worker processes import this file, and should not import torch
+    from diffuse.data.datasets import (
+        folder,  # not above: worker processes import this file, and should not import torch
+    )
 
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)

@@ -17,11 +17,11 @@ from typing import Any
 import hydra
 import torch
 
-from diffuse.app import CONFIGS
-from diffuse.drawing import Drawing
-from diffuse.eval_samples import SamplesPart
-from diffuse.report import Report
-from diffuse.schema import SCHEMAS, checked
+from diffuse.cli.app import CONFIGS
+from diffuse.options.schema import SCHEMAS, checked
+from diffuse.runs.drawing import Drawing
+from diffuse.scoring.report import Report
+from diffuse.scoring.samples_part import SamplesPart
 
 # On a processor the seconds that it worked for us: the clock on the wall counts what others do beside.
 clock = time.monotonic if torch.cuda.is_available() else time.process_time

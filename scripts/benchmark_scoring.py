@@ -15,15 +15,15 @@ from functools import partial
 
 import torch
 
-from diffuse.denoiser import Denoiser
-from diffuse.device import Device
-from diffuse.grids import time_grid
-from diffuse.likelihood import bits_per_dim, prior_term, reverse_terms
-from diffuse.randomness import ImageNoise
-from diffuse.schedules import linear
-from diffuse.scores import Moments
-from diffuse.unet import UNet
-from diffuse.variances import fixed_large, reverse_steps
+from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.likelihood import bits_per_dim, prior_term, reverse_terms
+from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.variances import fixed_large, reverse_steps
+from diffuse.networks.unet import UNet
+from diffuse.scoring.likelihoods import Moments
+from diffuse.system.device import Device
+from diffuse.system.randomness import ImageNoise
 
 
 def main() -> None:

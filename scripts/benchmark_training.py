@@ -19,8 +19,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
 from omegaconf import OmegaConf
 
-from diffuse.app import CONFIGS
-from diffuse.trainer import Trainer
+from diffuse.cli.app import CONFIGS
+from diffuse.training.trainer import Trainer
 
 
 def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torch.Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from diffuse.files import write_whole
+from diffuse.system.files import write_whole
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 

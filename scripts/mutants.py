@@ -1,7 +1,7 @@
 """Which slips in the mathematics the tests would not notice: mutmut over the modules named in pyproject.toml.
 
     make mutants                                  # all of them
-    python scripts/mutants.py 'diffuse.paths.*'   # those whose names match
+    python scripts/mutants.py 'diffuse.mathematics.continuous.*'   # those whose names match
 
 A mutant is one function with one thing changed in it: + for -, * for /, 2 for 1, None for an argument. A table of how
 many the tests tell apart from the original is printed; the differences of those that they do not stand in

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffuse.datasets import digits
-from diffuse.pictures import grid, save_png
+from diffuse.data.datasets import digits
+from diffuse.runs.pictures import grid, save_png
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COUNT, COLUMNS, GAP = 48, 8, 40

@@ -11,8 +11,8 @@ import sys
 
 import torch
 
-from diffuse.errors import UserError
-from diffuse.replay import replay
+from diffuse.system.errors import UserError
+from diffuse.training.failure import replay
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from diffuse.paths import VE, VP, Flow
-from diffuse.schedules import Schedule, cosine, linear, scaled_linear, sigmoid
+from diffuse.mathematics.continuous import VE, VP, Flow
+from diffuse.mathematics.schedules import Schedule, cosine, linear, scaled_linear, sigmoid
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TIMES = [1, 250, 500, 750, 1000]

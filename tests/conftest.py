@@ -8,24 +8,15 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from torch import Tensor
 
-from diffuse import train
-from diffuse.memory import keep_freed_memory
-from diffuse.oracles import Gaussian
-from diffuse.schedules import Schedule, cosine, linear
-from tests.commands import TINY, config, job
+from diffuse.commands import train
+from diffuse.mathematics.oracles import Gaussian
+from diffuse.mathematics.schedules import Schedule, cosine, linear
+from diffuse.system.memory import keep_freed_memory
+from tests.support.commands import TINY, config, job
+from tests.support.gaussian import MEAN, STD, column
 
 keep_freed_memory()
-
-# On N(0, I) wrong samplers look right to machine precision: every channel has a mean and a spread of its own.
-MEAN, STD = (0.3, -1.0, 0.5), (0.1, 0.7, 1.5)
-
-
-def column(values: tuple[float, ...]) -> Tensor:
-    """One value a channel, as [C, 1, 1] in float64."""
-    return torch.tensor(values, dtype=torch.float64).reshape(-1, 1, 1)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import re
 
 import torch
 
-from tests.test_configs import README
+from tests.support.places import README
 
 
 def test_the_python_example_runs(tmp_path, monkeypatch):

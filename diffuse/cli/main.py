@@ -1,0 +1,99 @@
+"""The first word of the command line. Standard library only, so that `diffuse --help` is instant."""
+
+import glob
+import os
+import sys
+from pathlib import Path
+
+from diffuse import __version__
+from diffuse.system.errors import did_you_mean
+
+COMMANDS = {
+    "train": "fit a diffusion model to a data set, into a run folder",
+    "sample": "draw images from a trained run",
+    "eval": "score a trained run, by likelihood and by its samples: bits per dimension, FID, KID, ...",
+}
+
+SHELLS = ("bash", "zsh", "fish")
+# Keys whose values are paths, for completion.
+PATHS = (
+    *("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path="),
+    *("samples=", "reference=", "features.weights=", "features.path="),
+)
+
+HELP = f"""diffuse {__version__}: train, sample and score diffusion models
+
+usage: diffuse COMMAND [key=value ...] [-m]
+
+{chr(10).join(f"  {name:8}{what}" for name, what in COMMANDS.items())}
+
+  diffuse train                                     digits that ship with the package, 3 minutes
+  diffuse train dataset=digits schedule=cosine      pick an option of a group
+  diffuse train -m schedule=linear,cosine           a sweep: one run for each
+  diffuse sample ckpt=outputs/RUN n=64              images from a run folder or a checkpoint
+  diffuse eval ckpt=outputs/RUN                     its likelihood on the test split
+
+  diffuse COMMAND --help       groups, options and keys      diffuse COMMAND --cfg job   the config, not run
+  diffuse --version            eval "$(diffuse -sc install=bash)"   tab completion (bash, zsh, fish)
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command in ("-V", "--version"):
+        print(f"diffuse {__version__}")
+        return 0
+    if command in ("-sc", "--shell-completion", "--shell_completion"):
+        return complete(rest)
+    if command not in COMMANDS:
+        hint = did_you_mean(command, COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
+        print(f"error: unknown command {command!r}.{hint}", file=sys.stderr)
+        return 2
+    try:
+        from diffuse.cli.app import main as run  # takes a moment, in which somebody may press Ctrl-C
+
+        return run(command, rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def paths(key: str, begun: str) -> list[str]:
+    """key=PATH for every path that begins like that; Hydra would complete none."""
+    found = sorted(glob.glob(glob.escape(begun) + "*"))  # noqa: PTH207  (pathlib would shorten what was typed)
+    return [f"{key}={path}{'/' if Path(path).is_dir() else ''}" for path in found]
+
+
+def complete(rest: list[str]) -> int:
+    """Tab completion: the first word here, everything after it by Hydra for that command.
+
+    Hydra's shell function asks with the line in COMP_LINE and the cursor in COMP_POINT; without our first word that is
+    a line Hydra understands.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    _, _, typed = line.partition(" ")
+    command, space, _ = typed.lstrip().partition(" ")
+    if rest and rest[0].startswith("query=") and not space:
+        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        return 0
+    last = typed.rpartition(" ")[2]
+    if last.startswith(PATHS):
+        print(" ".join(paths(*last.split("=", 1))))
+        return 0
+    if rest and rest[0].partition("=")[2] not in SHELLS:
+        print(f"error: {rest[0]}: completion knows {', '.join(SHELLS)}", file=sys.stderr)
+        return 2
+    if space and command in COMMANDS:
+        os.environ["COMP_LINE"] = line.replace(f"{command} ", "", 1)
+        cut = len(command) + 1
+        os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - cut))
+    else:
+        command = next(iter(COMMANDS))
+    from diffuse.cli.app import main as run
+
+    return run(command, ["-sc", *rest])

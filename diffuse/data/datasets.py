@@ -1,0 +1,244 @@
+"""Data sets: each is one array of images [N, C, H, W] a split, and batches are rows of it.
+
+Images are uint8 and become floats in [-1, 1] on the device. The exception is `gaussian`, whose floats have no range.
+What data sets of images have in common: `pad`, a black border around each image as the network sees it (cut off again
+from what it draws), and `flip`, whether a mirrored image is as good as the image.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from diffuse.data.arrays import Recipe, Source, Split, prepared
+from diffuse.data.decoding import FITS, Shape, centre_140
+from diffuse.data.images import Dataset, ImageKind
+from diffuse.data.own_images import FolderImages, NpzImages, held_out
+from diffuse.data.sources import TorchvisionSet, cifar10_binary, from_cifar10_binary
+from diffuse.system.errors import UserError, check_choice
+from diffuse.system.files import sha256, slug
+from diffuse.system.randomness import generator
+
+DATA = Path(__file__).parent
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def digits(pad: int = 0, flip: bool = False) -> Dataset:
+    """1,797 handwritten digits, 8 x 8, grey, in 10 classes (1,438 to train on, 359 to test on).
+
+    Alpaydin and Kaynak 1998, UCI, CC BY 4.0; ships with the package, made by scripts/prepare_digits.py.
+    """
+
+    def load() -> dict[str, Split]:
+        with np.load(DATA / "digits.npz") as arrays:
+            return {split: Split(arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")}
+
+    return Dataset(_kind("digits", 1, 8, DIGITS, pad), flip, load)
+
+
+def gaussian(
+    mean: list[float], std: list[float], size: int, train_count: int, test_count: int, flip: bool = False
+) -> Dataset:
+    """Independent Gaussian pixels, channel c with mean[c] and std[c]: data whose every answer is known in closed form.
+
+    size is the side of the images, in pixels. Floats, not 8-bit: nothing is clipped, and the likelihood is a density.
+    """
+    if len(mean) != len(std) or not mean:
+        raise ValueError(f"mean and std must have one value a channel, they have {len(mean)} and {len(std)}")
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive, not {min(std)}")
+    for name, value in {"size": size, "train_count": train_count, "test_count": test_count}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
+
+    def draw(split: str, count: int) -> Split:
+        normal = generator("gaussian", split).standard_normal((count, len(mean), size, size), dtype=np.float32)
+        columns = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+        shift, scale = columns
+        return Split(shift + scale * normal)
+
+    def log_density(images: torch.Tensor) -> torch.Tensor:
+        centre, scale = (torch.tensor(values, dtype=images.dtype).reshape(-1, 1, 1) for values in (mean, std))
+        return torch.distributions.Normal(centre, scale).log_prob(images).flatten(1).sum(1)
+
+    def load() -> dict[str, Split]:
+        return {"train": draw("train", train_count), "test": draw("test", test_count)}
+
+    return Dataset(ImageKind("gaussian", len(mean), size, [], bounded=False), flip, load, log_density)
+
+
+def mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
+    """70,000 handwritten digits, 28 x 28, grey (60,000 to train on). LeCun, Cortes and Burges 1998."""
+    files = TorchvisionSet("MNIST", data_dir, "MNIST/raw/*-ubyte")
+    return _prepared(_kind("mnist", 1, 28, DIGITS, pad), flip, data_dir, files.arrays)
+
+
+def fashion_mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
+    """70,000 pieces of clothing, 28 x 28, grey, in 10 classes (60,000 to train on). Xiao, Rasul and Vollgraf 2017."""
+    files = TorchvisionSet("FashionMNIST", data_dir, "FashionMNIST/raw/*-ubyte")
+    return _prepared(_kind("fashion_mnist", 1, 28, _classes("fashion_mnist"), pad), flip, data_dir, files.arrays)
+
+
+def cifar10(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """60,000 photographs, 32 x 32, colour, in 10 classes (50,000 to train on). Krizhevsky 2009.
+
+    Either official distribution serves: python (torchvision's) or binary, unpacked or not.
+    """
+    files = TorchvisionSet("CIFAR10", data_dir, "cifar-10-batches-py or cifar-10-batches-bin")
+    binary = None if (data_dir / "cifar-10-batches-py").is_dir() else cifar10_binary(data_dir)
+    sources = partial(from_cifar10_binary, binary) if binary else files.arrays
+    return _prepared(_kind("cifar10", 3, 32, _classes("cifar10"), pad), flip, data_dir, sources)
+
+
+def cifar100(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """60,000 photographs, 32 x 32, colour, in 100 classes (50,000 to train on). Krizhevsky 2009."""
+    files = TorchvisionSet("CIFAR100", data_dir, "cifar-100-python")
+    return _prepared(_kind("cifar100", 3, 32, _classes("cifar100"), pad), flip, data_dir, files.arrays)
+
+
+def svhn(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
+    """99,289 house numbers, 32 x 32, colour, by their middle digit (73,257 to train on). Netzer et al. 2011."""
+    files = TorchvisionSet("SVHN", data_dir, "train_32x32.mat and test_32x32.mat")
+    return _prepared(_kind("svhn", 3, 32, DIGITS, pad), flip, data_dir, files.arrays)
+
+
+def celeba(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
+    """182,732 faces of CelebA (162,770 to train on), colour, their middle 140 x 140 pixels scaled to `size`.
+
+    Liu et al. 2015; the crop is Song and Ermon's (2020). The validation split is left out, and so are the attributes.
+    """
+    _check_size(size)
+    files = TorchvisionSet("CelebA", data_dir, "celeba, the folder with img_align_celeba and the lists beside it,")
+    sources = partial(files.celeba, Shape(3, size, centre_140))
+    return _prepared(_kind("celeba", 3, size, [], pad), flip, data_dir, sources, {"crop": 140})
+
+
+def flowers102(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
+    """8,189 flowers in 102 classes, colour, their middle square scaled to `size`. Nilsback and Zisserman 2008.
+
+    The official training and validation splits are trained on (2,040 images), the official test split is for testing.
+    """
+    _check_size(size)
+    files = TorchvisionSet("Flowers102", data_dir, "flowers-102, the folder with jpg, imagelabels.mat and setid.mat,")
+    sources = partial(files.flowers102, Shape(3, size, FITS["crop"]))
+    return _prepared(_kind("flowers102", 3, size, _classes("flowers102"), pad), flip, data_dir, sources)
+
+
+def folder(
+    data_dir: Path,
+    path: str,
+    size: int = 64,
+    channels: int = 3,
+    fit: str = "crop",
+    holdout: float = 0.1,
+    split_seed: int = 0,
+    skip_bad: bool = False,
+    pad: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """Any folder of images (jpg, png, webp, bmp), in it and below. Subfolders, if all images lie in some, are classes.
+
+    size       the side that images are scaled to; fit: crop (their middle square) or resize (squeezed to a square)
+    channels   1 for grey, 3 for colour
+    holdout    the share of images kept for testing, picked by split_seed, where the folder has no test folder beside
+               its train folder
+    skip_bad   leave out images that cannot be read, instead of naming them in an error
+    """
+    _check_size(size)
+    check_choice("fit", fit, FITS)
+    if channels not in (1, 3):
+        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels}")
+    _check_holdout(holdout)
+    images, shape = FolderImages(_existing(path, Path.is_dir, "a folder")), Shape(channels, size, FITS[fit])
+    tested = held_out(images.names, holdout, split_seed) if images.tested is None else images.tested
+
+    def sources() -> dict[str, Source]:
+        return {"train": images.source(~tested, shape), "test": images.source(tested, shape)}
+
+    held = [holdout, split_seed] if images.tested is None else None
+    depends_on = {"fit": fit, "holdout": held, "files": images.fingerprint()}
+    kind = _kind(slug(images.root.name) or "folder", channels, size, images.classes, pad)
+    return _prepared(kind, flip, data_dir, sources, depends_on, skip_bad)
+
+
+def npz(
+    data_dir: Path,
+    path: str,
+    test_path: str | None = None,
+    holdout: float = 0.1,
+    split_seed: int = 0,
+    pad: int = 0,
+    flip: bool = False,
+) -> Dataset:
+    """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and perhaps labels, arr_1 [N].
+
+    Without a second file to test on, `holdout` is the share of images kept for testing, picked by split_seed.
+    """
+    _check_holdout(holdout)
+    train = NpzImages(_existing(path, Path.is_file, "an npz file"))
+    test = NpzImages(_existing(test_path, Path.is_file, "an npz file", "test_path")) if test_path else None
+    if train.count < 2:
+        raise UserError(f"dataset.path={path} has {train.count} image; at least 2 are needed")
+    if test and (test.size, test.channels) != (train.size, train.channels):
+        raise UserError(f"dataset.test_path={test_path} has images of another shape than dataset.path={path}")
+    mask = np.zeros(train.count, bool) if test else held_out([str(i) for i in range(train.count)], holdout, split_seed)
+    parts = [train, test] if test else [train]
+    labels = [part.labels for part in parts if part.labels is not None]
+    count = int(max(part.max() for part in labels)) + 1 if len(labels) == len(parts) else 0
+
+    def sources() -> dict[str, Source]:
+        all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(mask)
+        return {"train": train.source(~mask), "test": all_of_test}
+
+    held = None if test else [holdout, split_seed]
+    depends_on = {"holdout": held, "files": [sha256(part.path) for part in parts]}
+    kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [str(i) for i in range(count)], pad)
+    return _prepared(kind, flip, data_dir, sources, depends_on)
+
+
+def _prepared(
+    kind: ImageKind,
+    flip: bool,
+    data_dir: Path,
+    sources: Callable[[], Mapping[str, Source]],
+    depends_on: Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
+    """A data set whose arrays are prepared under data_dir when they are first asked for."""
+    shape = (kind.channels, kind.size, kind.size)
+    recipe = Recipe(kind.name, shape, depends_on or {}, sources, skip_bad)
+    return Dataset(kind, flip, lambda: prepared(recipe, data_dir))
+
+
+def _kind(name: str, channels: int, size: int, classes: list[str], pad: int) -> ImageKind:
+    if not 0 <= pad <= 1024:
+        raise ValueError(f"pad must be a number of pixels, 0 or a few, not {pad}")
+    return ImageKind(name, channels, size, classes, bounded=True, pad=pad)
+
+
+def _classes(name: str) -> list[str]:
+    """The names of a well-known set's classes, by label."""
+    return list(json.loads((DATA / "classes.json").read_text(encoding="utf-8"))[name])
+
+
+def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:
+    found = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (a folder called .. has no name)
+    if not there(found):
+        there_is = "something else is there" if found.exists() else "there is none"
+        raise UserError(f"dataset.{key}={path} must be {what}, and {there_is}")
+    return found
+
+
+def _check_size(size: int) -> None:
+    if not 4 <= size <= 4096:
+        raise ValueError(f"size must be between 4 and 4096 pixels, not {size}")
+
+
+def _check_holdout(holdout: float) -> None:
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must be a share between 0 and 1, not {holdout}")

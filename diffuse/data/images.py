@@ -1,0 +1,91 @@
+"""Images as data: what a network must know about them, their splits, and the way from bytes to floats and back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffuse.data.arrays import Split
+
+
+@dataclass(frozen=True)
+class ImageKind:
+    """What sampling and scoring must know about the data a network was trained on; every checkpoint holds it.
+
+    name; channels and size of an image (images are square); the names of the classes, if any; bounded: whether pixels
+    lie in [-1, 1] and came from 8-bit integers; pad: the width of the border that the network sees around an image.
+    """
+
+    name: str
+    channels: int
+    size: int
+    classes: list[str]
+    bounded: bool
+    pad: int = 0
+
+    @property
+    def side(self) -> int:
+        """The size of the images as the network sees them."""
+        return self.size + 2 * self.pad
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the images as the network sees them."""
+        return (self.channels, self.side, self.side)
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers an image has, its border aside: what bits per dimension are counted by."""
+        return self.channels * self.size**2
+
+    def to_network(self, images: Tensor) -> Tensor:
+        """Images of a split, [n, C, size, size] -> what the network sees: floats in [-1, 1], with a black border."""
+        return F.pad(to_float(images), [self.pad] * 4, value=-1.0) if self.pad else to_float(images)
+
+    def from_network(self, x: Tensor) -> Tensor:
+        """What the network draws without its border: [n, C, side, side] -> [n, C, size, size]."""
+        return x[..., self.pad : self.pad + self.size, self.pad : self.pad + self.size]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split; flip says whether a mirrored image is as good as the image.
+
+    load makes both splits when one is first asked for, which may take a download: the kind is known before.
+    log_density, where data were drawn from a known one: images [n, C, size, size] -> [n] nats.
+    """
+
+    kind: ImageKind
+    flip: bool
+    load: Callable[[], Mapping[str, Split]]
+    log_density: Callable[[Tensor], Tensor] | None = None
+
+    @cached_property
+    def splits(self) -> Mapping[str, Split]:
+        return self.load()
+
+    @property
+    def train(self) -> Split:
+        return self.splits["train"]
+
+    @property
+    def test(self) -> Split:
+        return self.splits["test"]
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """What identifies the images of each split."""
+        return {name: split.sha256 for name, split in self.splits.items()}
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [-1, 1]; floats are left as they are."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float [-1, 1] -> the nearest uint8 [0, 255]; what lies outside is clipped. The inverse of `to_float`."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

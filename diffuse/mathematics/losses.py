@@ -1,0 +1,84 @@
+"""What a network is trained to do: the loss of each image of a batch, at the time that was drawn for it.
+
+x0 and noise [b, C, H, W], t [b] in (0, T], y [b] labels or None -> [b].
+"""
+
+import torch
+from torch import Tensor
+
+from diffuse.mathematics import loss_weights as weights
+from diffuse.mathematics.denoiser import Denoiser, Prediction, per_image
+from diffuse.mathematics.likelihood import Decoder, bits_per_dim, reverse_term
+from diffuse.mathematics.variances import Variance, learned, reverse_step
+
+
+def simple(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Tensor | None = None,
+    *,
+    weight: weights.Weight = weights.simple,
+) -> Tensor:
+    """The weighted squared error, the mean over pixels; by default L_simple of Ho et al. 2020, equation 14.
+
+        w ||x0 - guess of x0||^2   with   x_t = alpha x0 + sigma noise
+
+    which for the default weight is ||target - net(x_t, t)||^2: for prediction of eps, the target is the noise.
+    """
+    return squared_error(denoiser(denoiser.diffuse(x0, t, noise), t, y), x0, weight)
+
+
+def vlb(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: Variance = learned,
+    decoder: Decoder | None = None,
+) -> Tensor:
+    """L_vlb: T times the bound's term of t, in bits per dimension. Nichol and Dhariwal 2021, section 3.1.
+
+    With t uniform its expectation is the bound without L_T, which has no parameters. For whole levels t.
+    """
+    guess = denoiser(denoiser.diffuse(x0, t, noise), t, y)
+    return bound_term(denoiser, guess, x0, t, variance, decoder)
+
+
+def hybrid(
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Tensor | None = None,
+    *,
+    weight: weights.Weight = weights.simple,
+    decoder: Decoder | None = None,
+    vlb_weight: float = 0.001,
+) -> Tensor:
+    """L_simple + vlb_weight L_vlb, where L_vlb trains the variance alone: Nichol and Dhariwal 2021, equation 16."""
+    if not vlb_weight > 0:
+        raise ValueError(f"vlb_weight must be positive, not {vlb_weight}")
+    guess = denoiser(denoiser.diffuse(x0, t, noise), t, y)
+    of_variance = bound_term(denoiser, guess.with_x0_detached(), x0, t, learned, decoder)
+    return squared_error(guess, x0, weight) + vlb_weight * of_variance
+
+
+def squared_error(guess: Prediction, x0: Tensor, weight: weights.Weight) -> Tensor:
+    """weight times (x0 - guess of x0)^2, the mean over pixels, reckoned in the network's own units."""
+    error = (guess.unclipped - x0) / guess.c_out
+    of_output = weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * guess.c_out**2
+    return (of_output * error.square()).flatten(1).mean(1)
+
+
+def bound_term(
+    denoiser: Denoiser, guess: Prediction, x0: Tensor, t: Tensor, variance: Variance, decoder: Decoder | None
+) -> Tensor:
+    """T times what the step from t to t - 1 adds to the bound, in bits per dimension."""
+    schedule, t = denoiser.schedule, per_image(t, x0)
+    above = torch.clamp(t + 1, max=schedule.T)
+    nats = reverse_term(reverse_step(schedule, t, t - 1, above), guess, x0, variance, decoder)
+    return schedule.T * bits_per_dim(nats, x0[0].numel())

@@ -1,0 +1,267 @@
+"""Noise levels: how much of the image and how much noise there is at time t.
+
+Notation, used everywhere in this package:
+
+    x_t = alpha(t) x0 + sigma(t) eps,    t real in [0, T]
+
+t = 0 is data (alpha 1, sigma 0), t = T is noise, and the integers are the paper's noise levels. A reverse step goes
+from t to s < t. Images are NCHW; those with a range lie in [-1, 1].
+
+| here           | DDPM paper                 | note                                                              |
+|----------------|----------------------------|-------------------------------------------------------------------|
+| `beta[t]`      | beta_t                     | table of T + 1 entries, beta[0] = 0                               |
+| `alpha_bar[t]` | alpha-bar_t                | table of T + 1 entries, alpha_bar[0] = 1                          |
+| `alpha(t)`     | sqrt(alpha-bar_t)          | beware: the paper's own alpha_t is 1 - beta_t                     |
+| `sigma(t)`     | sqrt(1 - alpha-bar_t)      | not the paper's sigma_t, which is a reverse step's standard deviation |
+| `rho(t)`       |                            | sigma / alpha, the sigma of Karras et al. 2022                    |
+| `log_snr(t)`   | log(alpha-bar / (1 - alpha-bar)) | strictly decreasing, infinite at t = 0                      |
+| posterior      | mu-tilde_t, beta-tilde_t   | of q(x_s given x_t, x0), for any s < t                            |
+
+This module has the schedules given by a table of betas; `continuous` has those given by a formula in continuous time.
+Everything is float64 on the CPU; `log_snr` and `alpha_sigma` also answer in the type and on the device of the t they
+are asked about, from copies made once.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Posterior(NamedTuple):
+    """q(x_s given x_t, x0) = N(of_x_t x_t + of_x0 x0, variance): what a reverse step would do if it knew x0."""
+
+    of_x_t: Tensor
+    of_x0: Tensor
+    variance: Tensor
+
+
+class Schedule(ABC):
+    """A path from data to noise; variance preserving (alpha^2 + sigma^2 = 1) unless it says otherwise. Immutable.
+
+    T          the last time
+    prior_std  the standard deviation of x_T, from which sampling starts
+    t_min      the smallest time that networks are trained at
+    discrete   whether they are trained at whole levels 1 ... T alone
+    """
+
+    T: int
+    prior_std: float = 1.0
+    t_min: float = 1.0
+    discrete: bool = False
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2) at any times t in [0, T], in the type of t; for integers in float64."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `log_snr`; values beyond the ends give the ends."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) at times t, in t's type.
+
+        Both come from log_snr: alpha = sqrt(sigmoid(log_snr)), sigma = sqrt(sigmoid(-log_snr)). In float32 that keeps
+        sigma right to 3e-7 near t = 0, where sqrt(1 - alpha_bar) is wrong by 1e-3.
+        """
+        log_snr = self.log_snr(t)
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def transition_variance(self, t: Tensor, s: Tensor) -> Tensor:
+        """v, the variance of q(x_t given x_s) for s < t: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2.
+
+        On a variance-preserving path that is 1 - alpha_bar_t / alpha_bar_s, and beta_t for s = t - 1. Written as
+        sigma_t^2 (1 - snr_t / snr_s), which holds on every path and keeps digits that 1 - alpha_bar_t / alpha_bar_s
+        loses near the data.
+        """
+        return -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.alpha_sigma(t)[1] ** 2
+
+    def posterior(self, t: Tensor, s: Tensor) -> Posterior:
+        """Coefficients and variance of q(x_s given x_t, x0) for any s < t.
+
+        With a = alpha_t / alpha_s and v the transition variance:
+
+            mean      a sigma_s^2 / sigma_t^2  x_t  +  alpha_s v / sigma_t^2  x0
+            variance  v sigma_s^2 / sigma_t^2
+
+        For s = t - 1 these are mu-tilde and beta-tilde of Ho et al. 2020, equations 6 and 7. At s = 0 the mean is x0
+        and the variance 0.
+        """
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.alpha_sigma(t), self.alpha_sigma(s)
+        v = self.transition_variance(t, s)
+        kept = (sigma_s / sigma_t) ** 2
+        return Posterior(alpha_t / alpha_s * kept, alpha_s * v / sigma_t**2, v * kept)
+
+
+class TableSchedule(Schedule):
+    """A schedule given by its betas, the paper's way; between integers log alpha_bar is interpolated linearly.
+
+    betas: beta_1 ... beta_T, each in (0, 1); the last may be 1, and then x_T holds nothing of the image (zero terminal
+    signal-to-noise ratio). In that last interval, where log alpha_bar falls to minus infinity, alpha is what falls
+    linearly. Raises ValueError otherwise.
+    """
+
+    discrete = True
+
+    def __init__(self, betas: Tensor):
+        betas = betas.to(torch.float64)
+        inside = (betas > 0) & (betas < 1)
+        inside[-1:] |= betas[-1:] == 1
+        if betas.ndim != 1 or len(betas) == 0 or not bool(inside.all()):
+            raise ValueError("betas must be a list of numbers between 0 and 1, both excluded (the last may be 1)")
+        self.T = len(betas)
+        self.beta = torch.cat([betas.new_zeros(1), betas])
+        self.log_alpha_bar = torch.log1p(-self.beta).cumsum(0)
+        self.alpha_bar = self.log_alpha_bar.exp()
+        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        t = (t if t.is_floating_point() else t.double()).clamp(0, self.T)
+        table = self._table(t)
+        below = t.floor().clamp(0, self.T - 1).long()
+        start, end, fraction = table[below], table[below + 1], t - below
+        to_nothing = start + 2 * torch.log1p(-fraction)
+        log_alpha_bar = torch.where(end.isneginf(), to_nothing, torch.lerp(start, end, fraction))
+        return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        table = self._table(log_snr)
+        wanted = torch.nn.functional.logsigmoid(log_snr)
+        below = (torch.searchsorted(-table, -wanted) - 1).clamp(0, self.T - 1)
+        start, end = table[below], table[below + 1]
+        to_nothing = -torch.expm1((wanted - start) / 2)
+        fraction = torch.where(end.isneginf(), to_nothing, (wanted - start) / (end - start))
+        return below + fraction.clamp(0, 1)
+
+    def _table(self, like: Tensor) -> Tensor:
+        """log alpha_bar where `like` is and in its type, copied there once: no step waits for the host."""
+        key = (like.device, like.dtype)
+        if key not in self._copies:
+            self._copies[key] = self.log_alpha_bar.to(like)
+        return self._copies[key]
+
+
+def linear(
+    levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+) -> TableSchedule:
+    """beta_t evenly spaced from beta_start (t = 1) to beta_end (t = T): Ho et al. 2020, section 4."""
+    _check_betas(beta_start, beta_end)
+    return _table(_evenly(levels, beta_start, beta_end), zero_terminal_snr)
+
+
+def scaled_linear(
+    levels: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, zero_terminal_snr: bool = False
+) -> TableSchedule:
+    """sqrt(beta_t) evenly spaced from sqrt(beta_start) to sqrt(beta_end), so that beta_t is a quadratic function of t.
+
+    Rombach et al. 2022, in their code; with the ends of `linear` it is the `quad` of Ho et al.'s code.
+    """
+    _check_betas(beta_start, beta_end)
+    return _table(_evenly(levels, beta_start**0.5, beta_end**0.5) ** 2, zero_terminal_snr)
+
+
+def sigmoid(
+    levels: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    width: float = 6.0,
+    zero_terminal_snr: bool = False,
+) -> TableSchedule:
+    """beta_t = beta_start + (beta_end - beta_start) sigmoid(z), with z evenly spaced from -width to width.
+
+    The code of Song, Meng and Ermon 2021. (Jabri et al. 2022 give the name to another one, a sigmoid alpha_bar.)
+    """
+    _check_betas(beta_start, beta_end)
+    if not 0 < width < math.inf:
+        raise ValueError(f"width must be positive, not {width}")
+    z = _evenly(levels, -width, width)
+    return _table(beta_start + (beta_end - beta_start) * torch.sigmoid(z), zero_terminal_snr)
+
+
+def cosine(
+    levels: int = 1000, s: float = 0.008, max_beta: float = 0.999, zero_terminal_snr: bool = False
+) -> TableSchedule:
+    """alpha_bar(t) = f(t) / f(0) with f(t) = cos^2((t / T + s) / (1 + s) pi / 2), and beta_t at most max_beta.
+
+    Nichol and Dhariwal 2021, equation 17. The cap on beta keeps the last level from being pure noise.
+    """
+    _check_levels(levels)
+    if not 0 <= s < math.inf:
+        raise ValueError(f"s must be 0 or more, not {s}")
+    if not 0 < max_beta < 1:
+        raise ValueError(f"max_beta must lie between 0 and 1, not {max_beta}")
+    t = torch.arange(levels + 1, dtype=torch.float64)
+    f = torch.cos((t / levels + s) / (1 + s) * (math.pi / 2)) ** 2
+    return _table((1 - f[1:] / f[:-1]).clamp(max=max_beta), zero_terminal_snr)
+
+
+def betas(path: str | None = None, values: list[float] | None = None, zero_terminal_snr: bool = False) -> TableSchedule:
+    """beta_1 ... beta_T as a file lists them (see `betas_in`), or as `values`, which a run notes down from the file."""
+    if values is None:
+        if path is None:
+            raise ValueError("path must be a file with one beta for each level, and is not set")
+        values = betas_in(path)
+    try:
+        return _table(torch.tensor(values, dtype=torch.float64), zero_terminal_snr)
+    except ValueError as error:
+        given = f"path is {path}" if path is not None else f"values is a list of {len(values)} numbers"
+        raise ValueError(f"{given}: {error}") from error
+
+
+def betas_in(path: str | Path) -> list[float]:
+    """The numbers in a file: .npy, a list in .json, or text with one number a line or with commas or blanks between.
+
+    Raises ValueError where they cannot be read.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.suffix == ".npy":
+            with file.open("rb") as opened:
+                listed = np.lib.format.read_array(opened, allow_pickle=False).reshape(-1).tolist()
+        elif file.suffix == ".json":
+            listed = json.loads(file.read_text())
+        else:
+            listed = file.read_text().replace(",", " ").split()
+        return [float(beta) for beta in listed]
+    except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"path is {path}, where no list of numbers can be read: {error}") from error
+
+
+def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
+    """Betas whose last level is pure noise: sqrt(alpha_bar) shifted and scaled to keep its first value and end at 0.
+
+    sqrt(alpha_bar_t)' = (sqrt(alpha_bar_t) - sqrt(alpha_bar_T)) sqrt(alpha_bar_1) / (sqrt(alpha_bar_1) -
+    sqrt(alpha_bar_T)): Lin et al. 2024, algorithm 1.
+    """
+    if len(betas) < 2:
+        raise ValueError("zero_terminal_snr needs at least 2 levels")
+    alpha = torch.log1p(-betas).cumsum(0).div(2).exp()
+    first, last = alpha[0], alpha[-1]
+    alpha_bar = ((alpha - last) * first / (first - last)) ** 2
+    return torch.cat([betas[:1], 1 - alpha_bar[1:] / alpha_bar[:-1]])
+
+
+def _table(betas: Tensor, zero_terminal_snr: bool) -> TableSchedule:
+    schedule = TableSchedule(betas)  # which checks them first: rescaling would hide a beta that is none
+    return TableSchedule(rescaled_to_zero_snr(betas)) if zero_terminal_snr else schedule
+
+
+def _evenly(levels: int, start: float, end: float) -> Tensor:
+    _check_levels(levels)
+    return torch.linspace(start, end, levels, dtype=torch.float64)
+
+
+def _check_levels(levels: int) -> None:
+    if levels < 1:
+        raise ValueError(f"levels must be at least 1, not {levels}")
+
+
+def _check_betas(beta_start: float, beta_end: float) -> None:
+    for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, not {beta}")

@@ -1,0 +1,88 @@
+"""Grids of times: through which noise levels a sampler, or the bound, walks from noise to data.
+
+A grid is float64 and falls from T to 0; all but the 0 are times at which the network is called. For schedules with
+levels these are whole levels, no two alike; on paths in continuous time they are what the formula says.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffuse.mathematics.schedules import Schedule
+
+Spacing = Callable[[Schedule, int], Tensor]
+
+
+def uniform(schedule: Schedule, steps: int) -> Tensor:
+    """Evenly spaced from T to 1, then 0: Nichol and Dhariwal 2021, section 4; Song et al. 2021 (SDE), appendix C."""
+    return _grid(schedule, 1 + (schedule.T - 1) * _even(steps))
+
+
+def to_zero(schedule: Schedule, steps: int) -> Tensor:
+    """Evenly spaced from T to 0: what flow matching takes."""
+    return _grid(schedule, schedule.T * torch.arange(1, steps + 1, dtype=torch.float64) / steps)
+
+
+def quadratic(schedule: Schedule, steps: int) -> Tensor:
+    """Levels denser near the data, 1 + (T - 1) u^2 for evenly spaced u: after Song et al. 2021 (DDIM), appendix D.2."""
+    return _grid(schedule, 1 + (schedule.T - 1) * _even(steps) ** 2)
+
+
+def log_snr(schedule: Schedule, steps: int) -> Tensor:
+    """Evenly spaced in log-SNR, as DPM-Solver does: Lu et al. 2022, section 3.3."""
+    return _even_in(schedule, steps, lambda log_snr: log_snr, lambda even: even)
+
+
+def karras(schedule: Schedule, steps: int) -> Tensor:
+    """Evenly spaced in rho^(1/7), rho = sigma / alpha: Karras et al. 2022, equation 5, between the times T and 1."""
+    return _even_in(schedule, steps, lambda log_snr: torch.exp(-log_snr / 14), lambda even: -14 * torch.log(even))
+
+
+SPACINGS: dict[str, Spacing] = {
+    "uniform": uniform,
+    "to_zero": to_zero,
+    "quadratic": quadratic,
+    "log_snr": log_snr,
+    "karras": karras,
+}
+
+
+def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform) -> Tensor:
+    """T = t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels where steps is None.
+
+    Raises ValueError where steps is not in 1 ... T.
+    """
+    steps = schedule.T if steps is None else steps
+    if not 1 <= steps <= schedule.T:
+        most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
+        raise ValueError(f"steps must be between 1 and {most}, not {steps}")
+    return spacing(schedule, steps)
+
+
+def _even(steps: int) -> Tensor:
+    """Evenly spaced from 0 to 1; a single step is 1, since every grid begins at T."""
+    return torch.linspace(1, 0, steps, dtype=torch.float64).flip(0)
+
+
+def _even_in(
+    schedule: Schedule, steps: int, of_log_snr: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Evenly spaced in a function of log-SNR. Where x_T is pure noise, from T - 1 on, with T before it."""
+    first, last = torch.tensor([1.0, schedule.T], dtype=torch.float64)
+    noise = schedule.log_snr(last).isneginf()
+    ends = of_log_snr(schedule.log_snr(torch.stack([first, last - 1 if noise else last])))
+    even = ends[0] + (ends[1] - ends[0]) * _even(steps - 1 if noise else steps)
+    return _grid(schedule, torch.cat([schedule.time(back(even))[: steps - 1], last[None]]))
+
+
+def _grid(schedule: Schedule, rising: Tensor) -> Tensor:
+    """Falling, with 0 at the end; of whole levels, no two alike, where the schedule has levels.
+
+    Rounding can make neighbours equal. What a level exceeds its rank by may only grow along the grid, and by T - steps
+    at the most; that spreads equal ones apart and leaves a grid without them as it is.
+    """
+    if schedule.discrete:
+        rank = torch.arange(1, len(rising) + 1, dtype=torch.float64)
+        rising = rank + (rising.round() - rank).cummax(0).values.clamp(0, schedule.T - len(rising))
+    return torch.cat([rising.flip(0), rising.new_zeros(1)])

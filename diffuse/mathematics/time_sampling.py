@@ -1,0 +1,101 @@
+"""How the times of a training batch are drawn, and what each image's loss is multiplied by to make up for it.
+
+Each of these is a module whose buffers are its memory, so that a checkpoint can hold it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.mathematics.schedules import Schedule
+
+
+class Uniform(nn.Module):
+    """Each level 1 ... T equally likely (Ho et al. 2020, algorithm 1); in continuous time each time in [t_min, T]."""
+
+    def __init__(self, schedule: Schedule):
+        super().__init__()
+        self.schedule = schedule
+
+    def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Times [count] and the weights of their losses [count], here 1."""
+        schedule = self.schedule
+        if schedule.discrete:
+            t = torch.randint(1, schedule.T + 1, (count,), device=device)
+        else:
+            t = schedule.t_min + (schedule.T - schedule.t_min) * torch.rand(count, device=device)
+        return t, torch.ones(count, device=device)
+
+    def learn(self, t: Tensor, losses: Tensor) -> None:
+        """Nothing: the losses that came of these times change no probability."""
+
+
+class LogNormal(Uniform):
+    """ln rho from N(mean, std^2), with rho = sigma / alpha: Karras et al. 2022, table 1."""
+
+    def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2):
+        super().__init__(schedule)
+        if schedule.discrete:
+            raise ValueError("=log_normal draws real times, and this schedule has whole levels: choose times=uniform")
+        if not std > 0:
+            raise ValueError(f"std must be positive, not {std}")
+        self.mean, self.std = mean, std
+
+    def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        log_rho = self.mean + self.std * torch.randn(count, device=device)
+        t = self.schedule.time(-2 * log_rho).clamp(self.schedule.t_min, self.schedule.T)
+        return t, torch.ones(count, device=device)
+
+
+class Importance(Uniform):
+    """Levels of the largest losses are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
+
+    p_t is proportional to sqrt(E[L_t^2]) over the last `history` losses of each level, mixed with a little of the
+    uniform distribution, and a loss is multiplied by 1 / (T p_t): its expectation is that of uniform levels. Until
+    every level has its history, levels are uniform.
+    """
+
+    losses: Tensor
+    seen: Tensor
+
+    def __init__(self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001):
+        super().__init__(schedule)
+        if not schedule.discrete:
+            raise ValueError(
+                "=importance remembers the losses of levels, and this schedule has none: choose times=uniform"
+            )
+        if history < 1:
+            raise ValueError(f"history must be at least 1, not {history}")
+        if not 0 < uniform_share <= 1:
+            raise ValueError(f"uniform_share must be above 0 and at most 1, not {uniform_share}")
+        self.uniform_share = uniform_share
+        self.register_buffer("losses", torch.zeros(schedule.T + 1, history))
+        self.register_buffer("seen", torch.zeros(schedule.T + 1, dtype=torch.long))
+
+    def probabilities(self) -> Tensor:
+        """p_t for t = 1 ... T, in [T]."""
+        moments = self.losses[1:].square().mean(1).sqrt()
+        share = (1 - self.uniform_share) * moments / moments.sum().clamp(min=torch.finfo(moments.dtype).tiny)
+        learned = (share + self.uniform_share / self.schedule.T) / (share.sum() + self.uniform_share)
+        full = (self.seen[1:] >= self.losses.shape[1]).all()
+        return torch.where(full, learned, torch.full_like(learned, 1 / self.schedule.T))
+
+    def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        p = self.probabilities()
+        index = torch.multinomial(p, count, replacement=True)
+        return (index + 1).to(device), (1 / (self.schedule.T * p[index])).to(device)
+
+    @torch.no_grad()
+    def learn(self, t: Tensor, losses: Tensor) -> None:
+        """Put the losses [b], as they came, into the histories of their levels [b], in place of the oldest there.
+
+        0 is no level: what comes with it is forgotten.
+        """
+        kept = self.losses.shape[1]
+        t, order = t.sort(stable=True)
+        rank = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)
+        drawn = torch.zeros_like(self.seen).index_add_(0, t, torch.ones_like(t))
+        # More than a history holds of one level: only the last ones count, the others go to the row of no level, 0.
+        row = torch.where(rank >= drawn[t] - kept, t, 0)
+        self.losses[row, (self.seen[t] + rank) % kept] = losses[order].float()
+        self.losses[0] = 0
+        self.seen += drawn

@@ -1,0 +1,102 @@
+"""Reverse variances: how much noise a step from t to s adds, in sampling and in the bound.
+
+A reverse variance is a function (step, guess) -> variance; `Step` holds what depends on the schedule alone, the guess
+what the network says. The posterior of a step, q(x_s given x_t, x0), is known only with x0; what is not known of x0
+has to be added to its variance.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffuse.mathematics.denoiser import Prediction
+from diffuse.mathematics.schedules import Posterior, Schedule
+
+
+class Step(NamedTuple):
+    """A reverse step from t to s, or one for each image of a batch.
+
+    small and large are the two variances of Ho et al. 2020, section 3.2, and the limits of a learned one. On the step
+    to s = 0, where the posterior's variance is 0, small is that of the step before, as Ho et al. and Nichol and
+    Dhariwal have it; where there is none, it is large.
+    """
+
+    t: Tensor
+    s: Tensor
+    posterior: Posterior
+    small: Tensor
+    large: Tensor
+
+
+Variance = Callable[[Step, Prediction], Tensor]
+
+
+def reverse_step(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor) -> Step:
+    """The step from t to s; above is the time that the step before came from (t itself where there was none)."""
+    posterior, large = schedule.posterior(t, s), schedule.transition_variance(t, s)
+    before = torch.where(above > t, schedule.posterior(above, t).variance, large)
+    return Step(t, s, posterior, torch.where(s > 0, posterior.variance, before), large)
+
+
+def reverse_steps(schedule: Schedule, times: Tensor) -> list[Step]:
+    """The steps of a grid of times, as samplers take them."""
+    aboves = [times[0], *times[:-2]]
+    return [reverse_step(schedule, t, s, above) for (t, s), above in zip(pairwise(times), aboves, strict=True)]
+
+
+def fixed_small(step: Step, guess: Prediction) -> Tensor:
+    """The posterior's variance, beta-tilde: right where x0 is a single point. Ho et al. 2020, section 3.2."""
+    return step.small
+
+
+def fixed_large(step: Step, guess: Prediction) -> Tensor:
+    """That of q(x_t given x_s), beta_t for s = t - 1: right where x0 is N(0, I). Ho et al. 2020, section 3.2.
+
+    On the step to 0 as `fixed_small`: far too wide for 8-bit data otherwise.
+    """
+    return torch.where(step.s > 0, step.large, step.small)
+
+
+def learned(step: Step, guess: Prediction) -> Tensor:
+    """exp(v log large + (1 - v) log small), v one a pixel, from the network: Nichol and Dhariwal 2021, equation 15."""
+    assert guess.between is not None, "this network does not learn the variance"
+    return torch.exp(guess.between * torch.log(step.large) + (1 - guess.between) * torch.log(step.small))
+
+
+@dataclass(frozen=True)
+class Analytic:
+    """The variance that is best for a perfect network, in closed form: Bao et al. 2022 (Analytic-DPM), theorem 1.
+
+        posterior variance + of_x0^2 E Var[x0 given x_t],   E Var[x0 given x_t] = rho^2 (1 - E ||eps||^2 / d)
+
+    with rho = sigma / alpha and eps what the network predicts at t, over the data and the noise. One number a level.
+    With `largest`, the estimate is clipped to the bounds of the paper's theorem 2: at least 0, at most rho^2, and at
+    most `largest`, the square of half the range of a pixel, 1 in [-1, 1]; inf without range. On the step to 0, where
+    nothing is left of it if the network's eps is larger than it should be, at least `small`. None: no clipping.
+
+    eps_squared  t -> E ||eps||^2 / d, for every t of the grid
+    """
+
+    schedule: Schedule
+    eps_squared: Mapping[float, float]
+    largest: float | None = 1.0
+
+    def __call__(self, step: Step, guess: Prediction) -> Tensor:
+        found = step.posterior.variance + step.posterior.of_x0**2 * self.uncertainty(step.t)
+        return found if self.largest is None else torch.maximum(found, step.small)
+
+    def uncertainty(self, t: Tensor) -> Tensor:
+        """E Var[x0 given x_t], the mean over pixels; 1 - E ||eps||^2 / d is what is left of the noise."""
+        rho_squared = torch.exp(-self.schedule.log_snr(t))
+        found = rho_squared * (1 - self.eps_squared[float(t)])
+        if self.largest is None:
+            return found
+        return found.clamp(min=0).minimum(rho_squared.clamp(max=self.largest))
+
+
+FIXED: dict[str, Variance] = {"fixed_small": fixed_small, "fixed_large": fixed_large}
+VARIANCES = (*FIXED, "learned", "analytic")

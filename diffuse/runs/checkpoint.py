@@ -1,0 +1,267 @@
+"""Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine.
+
+The file is PyTorch's zip file. Its archive comment, which readers of zip files pass over, is a seal: the SHA-256 of all
+bytes before it. So a file that was damaged on any disk or on any way is recognised, wherever it has been moved.
+"""
+
+import hashlib
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import diffuse
+from diffuse.data.images import ImageKind
+from diffuse.mathematics.schedules import Schedule
+from diffuse.options.build import build_network, checked_options
+from diffuse.options.formulas import Formulas
+from diffuse.system.errors import UserError
+from diffuse.system.files import link_whole, sha256, written_whole
+from diffuse.system.progress import log
+
+FORMAT = 3
+FOLDER = "checkpoints"
+NEWEST, MILESTONE = "last.pt", ".milestone"
+NAME = re.compile(r"step_(\d+)(\.milestone)?\.pt")
+SEAL_LENGTH = 64
+# How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
+ZIP_END = b"PK\x05\x06"
+ZIP_END_LENGTH = 22
+
+
+class Damaged(UserError):
+    """The file is not what was written, or was never a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint that was read: where it lies, the SHA-256 of the file, what it holds."""
+
+    path: Path
+    sha256: str
+    content: dict[str, Any]
+
+
+def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
+    """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
+
+    A milestone has it in its name, step_00001000.milestone.pt: those stay, whatever milestone_every is later, and are
+    not counted.
+    """
+    path = folder / f"step_{step:08d}{MILESTONE if is_milestone(step, milestone_every) else ''}.pt"
+    write(path, step, content)
+    point_to(path)
+    passing = [old for old in all_in(folder) if MILESTONE not in old.name]
+    for old in passing[: max(0, len(passing) - keep)]:
+        old.unlink()
+    return path
+
+
+def is_milestone(step: int, milestone_every: int | None) -> bool:
+    """Whether the checkpoint of this step is kept for good."""
+    return milestone_every is not None and step % milestone_every == 0
+
+
+def point_to(newest: Path) -> None:
+    """Make last.pt a link to this checkpoint, where links can be made: it is for people, nothing here reads it."""
+    link = newest.parent / NEWEST
+    if link.is_symlink() and link.readlink() == Path(newest.name):
+        return
+    with suppress(OSError):
+        link_whole(link, newest.name)
+
+
+def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
+    """Write one sealed file, whole or not at all."""
+    stamped = {"format": FORMAT, "program": f"diffuse {diffuse.__version__}", "step": step, **content}
+    with written_whole(path) as beside:
+        try:
+            torch.save(stamped, beside)
+        except RuntimeError as error:
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise UserError(  # how torch's writer reports that the disk is full
+                f"{path} could not be written; is the disk full?\n"
+                "Make room and give the command again: the checkpoints before it are whole"
+            ) from error
+        _seal(beside)
+
+
+def _seal(path: Path) -> None:
+    """Announce a comment in the last two bytes, and add it: the hash of everything so far."""
+    with open(path, "rb+") as file:
+        file.seek(-ZIP_END_LENGTH, os.SEEK_END)
+        assert file.read(4) == ZIP_END, "torch.save has begun to write something else than a zip file without comment"
+        file.seek(-2, os.SEEK_END)
+        file.write(SEAL_LENGTH.to_bytes(2, "little"))
+    digest = sha256(path)
+    with open(path, "ab") as file:
+        file.write(digest.encode())
+
+
+def verify(path: Path) -> str:
+    """The SHA-256 of the whole file. Raises Damaged where its seal does not fit its content."""
+    digest, left = hashlib.sha256(), path.stat().st_size - SEAL_LENGTH
+    end = b""
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            digest.update(block)
+            end = (end + block)[-ZIP_END_LENGTH:]
+            left -= len(block)
+        seal = file.read()
+    if not end.startswith(ZIP_END) or not end.endswith(SEAL_LENGTH.to_bytes(2, "little")):
+        raise Damaged(f"{path} is no checkpoint of this program, or its end is missing; use another one")
+    if digest.hexdigest().encode() != seal:
+        raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256); use another one")
+    digest.update(seal)
+    return digest.hexdigest()
+
+
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: (step_of(path), path.name))
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint was written at, by its name."""
+    return int(path.name[5:].partition(".")[0])
+
+
+def newest(folder: Path) -> Stored | None:
+    """The newest checkpoint in a folder that can be read; None where there never was one.
+
+    Damaged ones are passed over with a warning. Raises Damaged where there is no other.
+    """
+    damaged: list[Damaged] = []
+    for path in reversed(all_in(folder)):
+        try:
+            found = stored(path.resolve())
+        except Damaged as error:
+            damaged.append(error)
+        except FileNotFoundError:  # a training that goes on has removed it, since it has newer ones
+            return newest(folder)
+        else:
+            for complaint in damaged:
+                log.warning(str(complaint).replace("use another one", f"taking {path.name}"))
+            return found
+    if damaged:
+        raise Damaged(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read: {damaged[0]}\n"
+            "Bring one back from a copy, or choose another name= to begin again"
+        )
+    return None
+
+
+def find(ckpt: str) -> Stored:
+    """The checkpoint that `ckpt` means: that file, or the newest of that run folder."""
+    path = Path(ckpt).expanduser()
+    if path.is_file():
+        return stored(path.resolve())
+    if not path.exists():
+        raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
+    for folder in (path / FOLDER, path):
+        if found := newest(folder):
+            return found
+    runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{FOLDER}/step_*.pt")})
+    hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
+    raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({FOLDER}/step_*.pt).{hint}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file. Nothing in it is run; whatever is wrong with it is said in words."""
+    return stored(path).content
+
+
+def stored(path: Path) -> Stored:
+    """A checkpoint file, with its hash and its content."""
+    digest = verify(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch thinks of foreign pickles; the error below says enough
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise Damaged(
+            f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run"
+        ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # what torch raises depends on where the damage is
+        raise Damaged(f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})") from error
+    types = {"format": int, "step": int, "config": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in types.items()):
+        raise Damaged(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads format {FORMAT}; "
+            f"it was written by {content.get('program', 'an unknown version')}"
+        )
+    return Stored(path, digest, content)
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Say in words where what a checkpoint holds does not fit together, or not to this program."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:
+        why = (str(error).splitlines() or [""])[0][:200]
+        raise UserError(f"{path} does not fit together: {type(error).__name__} {why}") from error
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds, ready to sample from or to score: the network has the EMA weights."""
+
+    path: Path
+    sha256: str
+    data_sha256: dict[str, str]
+    step: int
+    config: dict[str, Any]
+    kind: ImageKind
+    formulas: Formulas
+    net: nn.Module
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.formulas.schedule
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which checkpoint this is, for the records of whatever is made with it."""
+        return {
+            "checkpoint": str(self.path),
+            "checkpoint_sha256": self.sha256,
+            "step": self.step,
+            "weights": "ema",
+        }
+
+    @property
+    def home(self) -> Path:
+        """The run folder that the checkpoint is in, or the folder of a checkpoint that is in none."""
+        folder = self.path.parent
+        return folder.parent if folder.name == FOLDER else folder
+
+
+def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
+    """Rebuild formulas and network from the config stored in a checkpoint, with its EMA weights."""
+    found = find(ckpt)
+    content = found.content
+    if "failure" in content:
+        raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py does it again")
+    with fitting(found.path):
+        config, step = content["config"], int(content["step"])
+        kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
+        formulas = Formulas.of(config, kind, trust)
+        net = build_network(config, kind, trust)
+        net.load_state_dict(content["ema"])
+        data = dict(content["data_sha256"])
+    return Trained(found.path, found.sha256, data, step, config, kind, formulas, net.eval().requires_grad_(False))

@@ -1,0 +1,61 @@
+"""Pictures for people: grids of images, the forward process, curves."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffuse.data.images import to_uint8
+from diffuse.mathematics.denoiser import Denoiser
+from diffuse.system.files import written_whole
+
+SMALLEST_TILE = 48
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """[n, C, H, W] -> [n, 1 or 3, H, W]: the first three channels, or the first where there are fewer."""
+    return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+
+
+def grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Images [n, C, H, W], uint8 or in [-1, 1] -> one uint8 picture [3, H', W'], `columns` wide (about square if None).
+
+    Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen.
+    """
+    from torchvision.utils import make_grid  # as slow to import as torch itself, and few commands draw a grid early
+
+    columns = columns or max(1, round(len(images) ** 0.5))
+    factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
+    whole = images if images.dtype == torch.uint8 else to_uint8(images)
+    enlarged = as_rgb(whole).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    return make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
+
+
+def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> None:
+    """Write a uint8 picture [1 or 3, H, W] as PNG, whole or not at all."""
+    array = picture.cpu().numpy()
+    image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    with written_whole(path, survives_power_cut) as beside:
+        image.save(beside, format="PNG")
+
+
+def forward_process(denoiser: Denoiser, x0: Tensor, noise: Tensor, columns: int = 9) -> Tensor:
+    """A picture of q(x_t given x0): a row for each image, from x_0 on the left to x_T on the right."""
+    times = torch.linspace(0, denoiser.schedule.T, columns, dtype=torch.float64).round()
+    steps = [denoiser.diffuse(x0, t, noise) for t in times]
+    return grid(torch.stack(steps, dim=1).flatten(0, 1), columns)
+
+
+def plot_terms(path: Path, levels: list[float], bits: list[float], title: str) -> None:
+    """The bound's terms against their noise level, both on logarithmic axes."""
+    from matplotlib.figure import Figure  # a second to import, and only `eval` draws curves
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(levels, bits, marker="." if len(levels) < 100 else None)
+    axes.set(xscale="log", yscale="log", xlabel="noise level t", ylabel="bits/dim", title=title)
+    axes.grid(alpha=0.3)
+    with written_whole(path) as beside:
+        figure.savefig(beside, format="png", dpi=120)

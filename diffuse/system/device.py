@@ -1,0 +1,136 @@
+"""Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils._triton import has_triton
+
+from diffuse.system.errors import check_choice
+from diffuse.system.memory import keep_freed_memory
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Device:
+    """A processor or accelerator, and how this package uses it.
+
+    kind       auto (CUDA, else Apple's MPS, else the processor), cpu, cuda or mps
+    precision  auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
+    compile    whether training compiles the network; None does so on CUDA where Triton is installed
+    keep_memory  whether memory that tensors leave free is kept for the next ones (glibc); see `diffuse.system.memory`
+
+    Raises ValueError, beginning with the option's name, where this machine has no such device.
+    """
+
+    def __init__(
+        self, kind: str = "auto", precision: str = "auto", compile: bool | None = None, keep_memory: bool = True
+    ):
+        check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
+        check_choice("precision", precision, ("auto", "float32", "bfloat16"))
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        if keep_memory:
+            keep_freed_memory()
+        if kind == "auto":
+            kind = next(name for name, there in available.items() if there)
+        if not available[kind]:
+            raise ValueError(f"kind is {kind}, but torch finds no {kind} device on this machine; use device=auto")
+        if precision == "auto":
+            precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
+        self.torch = torch.device(kind)
+        self.bfloat16 = precision == "bfloat16"
+        self.compiles = (kind == "cuda" and has_triton()) if compile is None else compile
+        self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
+        if kind == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products have it so by default
+
+    def place(self, net: nn.Module) -> nn.Module:
+        """The network, on this device and in the memory layout its convolutions like best."""
+        return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
+
+    def network(self, net: nn.Module, rows: int | None = None, float32: bool = False) -> Network:
+        """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
+
+        float32 is for networks whose output is too delicate for less.
+
+        Results differ in the last bits between batch sizes. Cut and padded to a fixed number of rows, an image's
+        result depends on the image alone, whatever batch it came in.
+        """
+
+        def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+            x = x.to(memory_format=self.layout)
+            with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16 and not float32):
+                return net(x, time, y).to(x.dtype)
+
+        return call if rows is None else in_chunks(call, rows)
+
+    def rows(self, image_size: int, batch_size: int) -> int:
+        """How many images one network call takes when sampling and scoring.
+
+        On the processor that is fixed by the image size alone (64 of 8 x 8, 16 of 32 x 32: beyond that nothing is
+        gained), so that results do not depend on batch_size; elsewhere it is batch_size.
+        """
+        if self.torch.type == "cpu":
+            return max(4, min(64, 16384 // image_size**2))
+        return batch_size
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A small tensor of the processor's, on this device, without waiting until it is there."""
+        return send(tensor, self.torch)
+
+    def hold(self, array: Tensor) -> Tensor:
+        """The array on this device, or on the processor where it would take more than half of the free memory."""
+        if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
+            return array
+        return array.to(self.torch)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether work is queued, so that looking at a number of its own costs the device idle time."""
+        return self.torch.type == "cuda"
+
+    def peak_memory(self) -> int:
+        """The most memory in use so far, in bytes: the device's own, or that of the whole process on the processor."""
+        if self.torch.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        if self.torch.type == "mps":
+            return torch.mps.driver_allocated_memory()
+        import resource  # not on Windows
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def synchronize(self) -> None:
+        """Wait until everything asked of the device is done; for timing only."""
+        if self.torch.type != "cpu":
+            getattr(torch, self.torch.type).synchronize()
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; to CUDA by way of pinned memory, since a plain copy waits for all work queued."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def in_chunks(net: Network, rows: int) -> Network:
+    """The same network, called with exactly `rows` images each time: the last chunk is filled up with zeros."""
+
+    def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        missing = -len(x) % rows
+        xs, times = (_pad(part, missing).split(rows) for part in (x, time))
+        ys = [None] * len(xs) if y is None else _pad(y, missing).split(rows)
+        return torch.cat([net(*chunk) for chunk in zip(xs, times, ys, strict=True)])[: len(x)]
+
+    return call
+
+
+def _pad(part: Tensor, missing: int) -> Tensor:
+    return torch.cat([part, part.new_zeros(missing, *part.shape[1:])]) if missing else part
+
+
+def _computes_in_bfloat16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return kind == "cpu" and torch.cpu._is_avx512_bf16_supported()

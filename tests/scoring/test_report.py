@@ -1,0 +1,78 @@
+"""What an evaluation leaves behind: eval.json, and the values for TensorBoard's page of hyperparameters."""
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from diffuse.runs.hparams import write_hparams
+from diffuse.scoring.report import Report, asked, is_continued
+from diffuse.system.errors import UserError
+from tests.support.commands import config
+
+
+def shown(folder) -> tuple[dict, dict]:
+    """Hyperparameters and final values, as TensorBoard reads them."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    started = HParamsPluginData.FromString(content).session_start_info.hparams
+    chosen = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.items()}
+    return chosen, {name: events.Scalars(name)[-1].value for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_what_was_chosen_and_what_came_of_it(tmp_path):
+    write_hparams(tmp_path, {"a.b": 1, "on": True, "name": "x", "none": None, "list": [1, 2]}, {"fid": 2.5})
+    write_hparams(tmp_path, {"a.b": 2, "on": True, "name": "x", "none": None, "list": [1, 2]}, {"fid": 1.5})
+    chosen, final = shown(tmp_path / "hparams")
+    assert chosen == {"a.b": 2.0, "on": True, "name": "x", "none": "None", "list": "[1, 2]"}
+    assert final == {"final/fid": 1.5}
+    assert len(list((tmp_path / "hparams").iterdir())) == 1
+
+
+def test_bpd_stands_for_both_likelihoods_and_each_score_is_asked_once():
+    assert asked({"metrics": ["fid", "bpd", "fid", "ode", "kid"]}) == ["fid", "bound", "ode", "kid"]
+
+
+def told(name: str, facts: dict) -> str:
+    return f"{name} {facts['value']}"
+
+
+def test_a_score_that_is_known_is_not_found_again(tmp_path):
+    given = config("eval", "metrics=[fid,is]", "samples=a")
+    first = Report(tmp_path, given, {"checkpoint_sha256": "1"})
+    first.add("sample_scores", "fid", lambda: {"fid_tiles": {"value": 2.0, "warnings": ["few"]}}, told)
+    assert is_continued(tmp_path, given, "1")
+    second = Report(tmp_path, given, {"checkpoint_sha256": "1"})
+
+    def never() -> dict:
+        raise AssertionError
+
+    second.add("sample_scores", "fid", never, told)
+    second.add("sample_scores", "is", lambda: {"is_tiles": {"value": 3.0}}, told)
+    assert second.values == {"fid_tiles": 2.0, "is_tiles": 3.0}
+    assert second.warnings == {"few": ["fid_tiles"]}
+    assert not second.facts["complete"]
+    second.close({})
+    assert Report(tmp_path, given, {}).values == second.values
+    assert shown(tmp_path / "hparams")[1] == {"final/fid_tiles": 2.0, "final/is_tiles": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "checkpoint", "named"),
+    [
+        (["n=20"], "1", "other n: choose another name="),
+        (["seed=1", "features=classifier"], "1", "other features._target_, seed"),
+        ([], "2", "other the checkpoint"),
+    ],
+)
+def test_an_evaluation_of_something_else_is_not_continued(tmp_path, words, checkpoint, named):
+    Report(tmp_path, config("eval", "metrics=[fid]"), {"checkpoint_sha256": "1"}).write()
+    assert is_continued(tmp_path, config("eval", "metrics=[fid]", "name=b", "data_dir=x", "trust=[y]"), "1")
+    with pytest.raises(UserError, match=named):
+        is_continued(tmp_path, config("eval", "metrics=[fid]", *words), checkpoint)
+
+
+def test_a_folder_without_a_report_is_not_continued(tmp_path):
+    assert not is_continued(tmp_path, config("eval"), None)
+    (tmp_path / "eval.json").write_text('{"values": {')
+    assert not is_continued(tmp_path, config("eval"), None)

@@ -1,0 +1,7 @@
+"""Where things are in this repository."""
+
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+PACKAGE = REPOSITORY / "diffuse"
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

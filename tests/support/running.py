@@ -1,0 +1,43 @@
+"""Runs of seconds in the current folder, and what a crash would leave of them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from diffuse.commands import eval as evaluation
+from diffuse.commands import sample, train
+from diffuse.runs import checkpoint
+from tests.support.commands import FAST, TINY, config, job
+
+
+def trained(name: str, *overrides: str) -> Path:
+    """`diffuse train name=... OVERRIDES`; the run folder."""
+    train.run(config("train", *TINY, f"name={name}", *overrides), job())
+    return Path("outputs") / name
+
+
+def as_it_is(folder: Path) -> dict[Path, int]:
+    """Every file and folder, and when it was changed last."""
+    return {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+
+def forget_from(folder: Path, step: int) -> None:
+    """Leave the run as a crash would that came before this step was saved."""
+    for path in checkpoint.all_in(folder / "checkpoints"):
+        if checkpoint.step_of(path) >= step:
+            path.unlink()
+    (folder / "checkpoints" / "last.pt").unlink()
+
+
+def sampled(run: Path, *overrides: str) -> np.ndarray:
+    options = ["name=s", "n=3", "sampler.steps=4", *FAST, *overrides]
+    sample.run(config("sample", f"ckpt={run}", *options), job())
+    name = next(word.partition("=")[2] for word in reversed(options) if word.startswith("name="))
+    return np.load(run / "samples" / name / "samples.npz")["arr_0"]
+
+
+def scored(run: Path, *overrides: str) -> dict:
+    name = f"e{len(list(run.glob('eval/*')))}"
+    evaluation.run(config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", *FAST, *overrides), job())
+    return json.loads((run / "eval" / name / "eval.json").read_text())

@@ -1,0 +1,40 @@
+"""The default run, judged by three classifiers trained on real digits."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.svm import SVC
+
+from diffuse.data.datasets import digits
+from tests.support.commands import diffuse
+
+
+def votes(images: np.ndarray) -> np.ndarray:
+    """What each classifier calls each image, [3, n]."""
+    real = digits().train
+    judges = [SVC(C=10), KNeighborsClassifier(3), MLPClassifier((64,), max_iter=600, random_state=0)]
+    flat = images.reshape(len(images), -1) / 255
+    return np.stack([judge.fit(real.images.reshape(-1, 64) / 255, real.labels).predict(flat) for judge in judges])
+
+
+@pytest.mark.slow
+def test_digits_of_the_default_run_are_hard_to_tell_from_real(tmp_path):
+    """Real test digits: 97% agreement."""
+    started = time.monotonic()
+    done = diffuse("train", "name=default", cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=str(os.cpu_count()))
+    print(f"trained in {time.monotonic() - started:.0f} s")
+    assert done.returncode == 0, done.stderr
+    words = ["ckpt=outputs/default", "n=1000", "sampler=ddim", "sampler.steps=50", "name=judged"]
+    assert diffuse("sample", *words, cwd=tmp_path).returncode == 0
+    drawn = np.load(tmp_path / "outputs/default/samples/judged/samples.npz")["arr_0"]
+    first, second, third = votes(drawn)
+    agreement = ((first == second) & (second == third)).mean()
+    shares = np.bincount(first, minlength=10) / len(first)
+    print(f"agreement {agreement:.3f}, shares {shares}")
+    assert agreement >= 0.86
+    assert shares.min() >= 0.05
+    assert shares.max() <= 0.16

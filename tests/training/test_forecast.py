@@ -1,0 +1,110 @@
+"""What a run costs: said before it begins and true, refused where there is no room, stopped when time is up."""
+
+import logging
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from diffuse.runs import checkpoint
+from diffuse.system.errors import UserError
+from diffuse.system.progress import Progress
+from diffuse.training.forecast import most_checkpoints
+from diffuse.training.trainer import Trainer
+from tests.support.commands import TINY, config
+from tests.support.comparing import assert_runs_are_the_same, newest
+from tests.support.running import trained
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_time_budget_stops_with_a_checkpoint_and_loses_nothing(caplog):
+    """As often as it takes: each turn has time for a few steps."""
+    options = ["steps=40", "checkpoint.every=100", "unet.dropout=0.2", "log.every=7", "images.every=16"]
+    whole = trained("whole", *options)
+    for turn in range(41):
+        before = newest(Path("outputs/parts"))["step"] if turn else 0
+        trained("parts", *options, "max_hours=0.00002")
+        if newest(Path("outputs/parts"))["step"] == 40:
+            break
+        assert newest(Path("outputs/parts"))["step"] > before
+    assert turn >= 1
+    assert "stopped after max_hours=2e-05, step" in caplog.text
+    assert_runs_are_the_same(whole, Path("outputs/parts"))
+
+
+def test_what_it_costs_is_said_and_true(caplog):
+    caplog.set_level(logging.INFO, logger="diffuse")
+    folder = trained("exp", "steps=40", "checkpoint.every=10", "images.every=100")
+    said = (folder / "train.log").read_text()
+    trainer = Trainer(config("train", *TINY))
+    assert f"{trainer.parameters:,} parameters" in said
+    assert "images/s: " in said
+    assert "15 steps will take about" in said
+    assert "peak memory" in said
+    size = next(iter(checkpoint.all_in(folder / "checkpoints"))).stat().st_size
+    assert trainer.checkpoint_bytes == pytest.approx(size, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "keep", "milestone_every"), [(7, 1, 2, 3), (7, 3, 9, None), (4, 9, 1, None)]
+)
+def test_no_more_checkpoints_than_foretold_are_ever_there(tmp_path, steps, every, keep, milestone_every):
+    options = {"every": every, "keep": keep, "milestone_every": milestone_every}
+    most = 0
+    for step in range(1, steps + 1):
+        if step % every == 0 or step == steps or (milestone_every and step % milestone_every == 0):
+            most = max(most, len(checkpoint.all_in(tmp_path)) + 1)
+            checkpoint.save(tmp_path, step, {"config": {}}, keep, milestone_every)
+    assert most <= most_checkpoints({"steps": steps, "checkpoint": options, "eval": {"every": None}}) <= most + 1
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1_000_000, 400_000, 600_000))
+    with pytest.raises(
+        UserError, match=r"the checkpoints need 1\.\d MB more \(3 of \d+ kB\), and the disk of .* has 600 kB"
+    ):
+        trained("exp", "steps=30")
+    assert not Path("outputs").exists()
+    trained("exp", "checkpoint.every=100")
+
+
+def test_a_warm_up_longer_than_the_run_is_noticed(caplog):
+    trained("exp", "optim.warmup=7")
+    assert "optim.warmup=7 is longer than steps=6: the rate never comes to optim.lr" in caplog.text
+
+
+def test_milestones_are_saved_between_other_checkpoints():
+    folder = trained("exp", "checkpoint.every=4", "checkpoint.milestone_every=5", "checkpoint.keep=1")
+    kept = [path.name for path in checkpoint.all_in(folder / "checkpoints")]
+    assert kept == ["step_00000005.milestone.pt", "step_00000006.pt"]
+
+
+def test_the_disk_is_asked_for_what_is_still_to_come_where_the_run_is(monkeypatch):
+    usage, asked = namedtuple("usage", "total used free"), []
+
+    def disk_usage(path):
+        asked.append(Path(path))
+        return usage(10**9, 0, free)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    free, flat = 10**8, ["optim.decay=none", "checkpoint.every=2"]
+    folder = trained("exp", *flat)
+    free = 2 * 484_000  # two are there already, and three are the most
+    trained("exp", *flat, "steps=8")
+    assert Path.cwd() / folder in asked
+    free = 100_000
+    with pytest.raises(UserError, match="the checkpoints need .* more"):
+        trained("exp", *flat, "steps=10")
+
+
+def test_steps_that_warm_up_are_left_out_of_the_speed(monkeypatch):
+    counted = []
+    monkeypatch.setattr(Progress, "count_from_here", lambda progress: counted.append(progress.done))
+    trained("exp", "steps=40")
+    assert counted == [5]
