@@ -23,7 +23,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sweeps": ("runs.scalars", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
     "commands": (*BELOW, "options", "runs", "scoring", "training"),
-    "cli": ("system", "sweeps", "options.schema", "runs.output", "runs.folder"),
+    "cli": ("system", "sweeps", "options.schema", "options.score_names", "runs.output", "runs.folder"),
 }
 KNOW_HYDRA = ("cli",)
 KNOW_OMEGACONF = ("cli", "options", "runs.folder")

@@ -12,15 +12,8 @@ import hydra
 from diffuse.cli.messages import Message, worded
 from diffuse.cli.overrides import named_by_what_varies, overrides_first, resumed
 from diffuse.cli.task import Command, SweepFolder
-from diffuse.sweeps.record import (
-    DONE,
-    JOBS,
-    KILLED,
-    MARKDOWN,
-    PICTURE,
-    Sweep,
-    closing_words,
-)
+from diffuse.sweeps.folder import JOBS, MARKDOWN, PICTURE, Sweep
+from diffuse.sweeps.record import DONE, KILLED, closing_words
 from diffuse.sweeps.table import as_text
 from diffuse.system.errors import Terminated
 from diffuse.system.files import CONFIGS, shown

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from diffuse.sweeps.record import DONE, Sweep
+from diffuse.sweeps.folder import Sweep
+from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
 from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, checked_name
 

@@ -25,16 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.cli.help import help_of
 from diffuse.cli.messages import worded
-from diffuse.options.schema import MORE_IS_BETTER, SCHEMAS, checked
-from diffuse.sweeps.record import (
-    DONE,
-    FAILED,
-    INTERRUPTED,
-    MARKDOWN,
-    Record,
-    Sweep,
-    finite,
-)
+from diffuse.options.schema import SCHEMAS, checked
+from diffuse.options.score_names import MORE_IS_BETTER
+from diffuse.sweeps.folder import MARKDOWN, Sweep
+from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import CONFIGS, SWEEP_RECORD, shown, slug, write_whole
 from diffuse.system.progress import log, log_to_console

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffuse.options.schema import LIKELIHOODS, SAMPLE_SCORES
+from diffuse.options.score_names import LIKELIHOODS, SAMPLE_SCORES
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.output import Job
 from diffuse.runs.trained import Prepared

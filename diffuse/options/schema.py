@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffuse.options.score_names import METRICS, SAMPLE_SCORES
 from diffuse.system.errors import UsageError, did_you_mean, pick
 
 
@@ -175,13 +176,6 @@ class Ode:
 
 SOLVERS = ("rk45", "rk4", "heun")
 DIVERGENCES = ("hutchinson", "exact")
-LIKELIHOODS = ("bound", "ode")
-SAMPLE_SCORES = ("fid", "kid", "is", "precision_recall", "density_coverage", "sfid", "memorisation")
-SYNONYMS = {"bpd": LIKELIHOODS}  # both give bits per dimension
-# How the names of values begin of which less, or more, is better; of others, as of what tells of copies, neither is.
-LESS_IS_BETTER = ("loss", *LIKELIHOODS, "fid", "kid", "sfid")
-MORE_IS_BETTER = ("is", "precision", "recall", "density", "coverage")
-METRICS = (*LIKELIHOODS, *SYNONYMS, *SAMPLE_SCORES)
 
 
 def check_metrics(names: list[str], key: str, known: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.likelihood import bits_per_dim
-from diffuse.options.schema import LIKELIHOODS
+from diffuse.options.score_names import LIKELIHOODS
 from diffuse.runs.pictures import plot_terms
 from diffuse.runs.trained import Prepared
 from diffuse.scoring.likelihoods import BoundScore, Moments, OdeScore, ScoredImages

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import diffuse
-from diffuse.options.schema import SYNONYMS
+from diffuse.options.score_names import SYNONYMS
 from diffuse.runs.folder import flat
 from diffuse.runs.hparams import write_hparams
 from diffuse.system.errors import UserError

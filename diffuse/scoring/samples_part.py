@@ -14,7 +14,7 @@ import numpy as np
 from diffuse.data.images import Dataset, to_uint8
 from diffuse.data.sources import SPLITS
 from diffuse.options.build import build, build_named_dataset, build_with, default_data_dir
-from diffuse.options.schema import SAMPLE_SCORES
+from diffuse.options.score_names import SAMPLE_SCORES
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.trained import Prepared
 from diffuse.scoring.distances import Statistics

@@ -1,12 +1,10 @@
 """The picture of a sweep: curves and last grids of trainings, scores against what was swept, samples side by side."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,11 +13,9 @@ from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from diffuse.runs.scalars import METRICS, whole_lines
+from diffuse.sweeps.record import Record
 from diffuse.sweeps.table import as_typed_or_short, cut, short, varied_keys
 from diffuse.system.files import written_whole
-
-if TYPE_CHECKING:
-    from diffuse.sweeps.record import Record
 
 WIDTH = 11.0
 MOST_GRIDS = 40  # in a montage; more would be too small to see anything

@@ -1,18 +1,13 @@
 """The table of a sweep: a row for each job, as CSV for programs, Markdown for people and text for a terminal."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from diffuse.options.schema import LESS_IS_BETTER, MORE_IS_BETTER
+from diffuse.options.score_names import LESS_IS_BETTER, MORE_IS_BETTER
+from diffuse.sweeps.record import Record
 from diffuse.system.progress import duration
-
-if TYPE_CHECKING:
-    from diffuse.sweeps.record import Record
 
 SHORTEST_REASON = 24
 # Groups of which each option has a loss of its own: the smaller one is not the better one.

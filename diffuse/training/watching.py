@@ -9,7 +9,7 @@ import numpy as np
 
 from diffuse.data.images import to_uint8
 from diffuse.options.build import build_with
-from diffuse.options.schema import LESS_IS_BETTER
+from diffuse.options.score_names import LESS_IS_BETTER
 from diffuse.runs import checkpoint
 from diffuse.runs.folder import Run
 from diffuse.runs.scalars import SCORES as PREFIX

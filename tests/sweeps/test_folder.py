@@ -11,7 +11,8 @@ import sys
 import pytest
 from PIL import Image
 
-from diffuse.sweeps.record import Record, Sweep, closing_words
+from diffuse.sweeps.folder import Sweep
+from diffuse.sweeps.record import Record, closing_words
 from diffuse.sweeps.table import as_csv, as_markdown, as_text
 from diffuse.system.errors import UsageError
 from tests.support.commands import TINY, diffuse
@@ -240,7 +241,8 @@ def test_a_record_that_cannot_be_read_is_no_row(tmp_path):
 
 def test_processes_that_write_at_once_lose_no_row(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from diffuse.sweeps.record import Record, Sweep\n"
+        "import sys; from pathlib import Path\n"
+        "from diffuse.sweeps.folder import Sweep; from diffuse.sweeps.record import Record\n"
         "for n in range(int(sys.argv[1]), 12, 2):\n"
         "    Sweep(Path(sys.argv[2])).write(Record(n, f'{n}_x', 'train', 'diffuse', [], {'seed': str(n)}, 'now'))"
     )
