@@ -77,7 +77,7 @@ def seconds_of_bound(denoiser, device: Device, rows: int, steps: list, count: in
         noise = ImageNoise(0, "benchmark", range(start, start + rows))
         x0 = torch.rand(rows, 3, 32, 32, device=device.torch) * 2 - 1
         terms = [prior_term(denoiser.schedule, x0)]
-        terms += reverse_terms(denoiser, x0, steps, noise, variance=fixed_large)
+        terms += reverse_terms(denoiser, x0, steps, None, fixed_large, None, noise)
         totals.add(bits_per_dim(torch.stack(terms, dim=1).double(), 3072).cpu().numpy())
     return time.monotonic() - started
 

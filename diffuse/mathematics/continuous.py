@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.schedules import Schedule
+from diffuse.system.errors import check
 
 T = 1000
 
@@ -24,10 +25,8 @@ class VP(Schedule):
     t_min = 1e-5 * T
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        if not 0 < beta_min < math.inf:
-            raise ValueError(f"beta_min must be positive, not {beta_min}")
-        if not beta_min <= beta_max < math.inf:
-            raise ValueError(f"beta_max must be at least beta_min={beta_min}, not {beta_max}")
+        check(0 < beta_min < math.inf, "beta_min", "positive", beta_min)
+        check(beta_min <= beta_max < math.inf, "beta_max", f"at least beta_min={beta_min}", beta_max)
         self.beta_min, self.growth = beta_min, beta_max - beta_min
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -55,10 +54,8 @@ class VE(Schedule):
     T = T
 
     def __init__(self, sigma_min: float = 0.02, sigma_max: float = 100.0):
-        if not 0 < sigma_min < math.inf:
-            raise ValueError(f"sigma_min must be positive, not {sigma_min}")
-        if not sigma_min < sigma_max < math.inf:
-            raise ValueError(f"sigma_max must be above sigma_min={sigma_min}, not {sigma_max}")
+        check(0 < sigma_min < math.inf, "sigma_min", "positive", sigma_min)
+        check(sigma_min < sigma_max < math.inf, "sigma_max", f"above sigma_min={sigma_min}", sigma_max)
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
         self.prior_std = sigma_max
 

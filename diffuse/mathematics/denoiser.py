@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from diffuse.mathematics.predictions import Coefficients, PredictionType, eps
-from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.schedules import Schedule, per_image
 
 Noise = Callable[[Tensor], Tensor]  # standard normal noise like a tensor: torch.randn_like, or one with a key
 
@@ -91,11 +91,6 @@ class Denoiser(nn.Module):
         prediction, variance = output.chunk(2, dim=1)
         return prediction, (variance + 1) / 2
 
-    def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = alpha x0 + sigma noise, a draw from q(x_t given x0): Ho et al. 2020, equation 4."""
-        alpha, sigma = self.alpha_sigma(x0, t)
-        return alpha * x0 + sigma * noise
-
     def alpha_sigma(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The schedule's alpha and sigma, ready to multiply images like x."""
         return self.schedule.alpha_sigma(per_image(t, x))
@@ -103,12 +98,3 @@ class Denoiser(nn.Module):
     def coefficients(self, x: Tensor, t: Tensor) -> Coefficients:
         """The prediction type's coefficients, ready to multiply images like x."""
         return self.prediction(self.schedule, per_image(t, x))
-
-
-def per_image(t: Tensor, x: Tensor) -> Tensor:
-    """Times, ready for schedules whose numbers shall multiply images like x.
-
-    One time for all images is a float64 number on the CPU; one for each, [b], becomes [b, 1, 1, 1] in the images' type
-    and on their device.
-    """
-    return t.cpu().double() if t.ndim == 0 else t.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffuse.mathematics.denoiser import Denoiser, Noise, Prediction
 from diffuse.mathematics.schedules import Schedule
-from diffuse.mathematics.variances import Step, Variance, fixed_large, reverse_steps
+from diffuse.mathematics.variances import ReverseStep, Variance, fixed_large, reverse_steps
 
 Decoder = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -33,16 +32,23 @@ class Bound:
         return self.prior + self.terms.sum(1) + self.reconstruction
 
 
-@torch.no_grad()
 def vlb(
-    denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Noise = torch.randn_like, y: Tensor | None = None, **how: Any
+    denoiser: Denoiser,
+    x0: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: Variance = fixed_large,
+    decoder: Decoder | None = None,
+    noise: Noise = torch.randn_like,
 ) -> Bound:
     """The bound of each image over a time grid, with one draw of x_t for every t.
 
-    x0 [b, C, H, W]; times as samplers take them; `how` are the arguments of `reverse_term`. Costs one network
+    x0 [b, C, H, W]; times as samplers take them; variance and decoder as in `reverse_term`. Costs one network
     evaluation a step and image.
     """
-    terms = torch.stack(list(reverse_terms(denoiser, x0, reverse_steps(denoiser.schedule, times), noise, y, **how)), 1)
+    steps = reverse_steps(denoiser.schedule, times)
+    terms = torch.stack(list(reverse_terms(denoiser, x0, steps, y, variance, decoder, noise)), dim=1)
     return Bound(prior_term(denoiser.schedule, x0), terms[:, :-1], terms[:, -1])
 
 
@@ -60,16 +66,22 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reverse_terms(
-    denoiser: Denoiser, x0: Tensor, steps: Sequence[Step], noise: Noise, y: Tensor | None = None, **how: Any
+    denoiser: Denoiser,
+    x0: Tensor,
+    steps: Sequence[ReverseStep],
+    y: Tensor | None,
+    variance: Variance,
+    decoder: Decoder | None,
+    noise: Noise,
 ) -> Iterator[Tensor]:
     """The terms of `vlb` after the prior's, [b] nats each, as they are computed: L_{t-1} for every step, then L_0."""
     for step in steps:
-        guess = denoiser(denoiser.diffuse(x0, step.t, noise(x0)), step.t, y)
-        yield reverse_term(step, guess, x0, **how)
+        guess = denoiser(denoiser.schedule.diffuse(x0, step.t, noise(x0)), step.t, y)
+        yield reverse_term(step, guess, x0, variance, decoder)
 
 
 def reverse_term(
-    step: Step,
+    step: ReverseStep,
     guess: Prediction,
     x0: Tensor,
     variance: Variance = fixed_large,
@@ -88,7 +100,7 @@ def reverse_term(
     kl = gaussian_kl(between_means, step.small, reverse_variance).flatten(1).sum(1)
     if step.s.ndim == 0:
         return kl
-    # Elsewhere the decoder is asked about a perfect guess: a gradient that overflows is not masked by a factor of 0.
+    # The other images ask the decoder about a perfect guess: a factor of 0 would not mask a gradient that overflows.
     last = step.s == 0
     nats = decoder(x0, torch.where(last, guess.x0, x0), torch.where(last, reverse_variance, 1))
     return torch.where(last.flatten(), nats, kl)
@@ -127,5 +139,5 @@ def gaussian_density(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """In float64, on its own device or, from Apple's MPS, which has none, on the processor."""
+    """In float64, on the tensor's device or, from Apple's MPS, which has no float64, on the CPU."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from diffuse.system.errors import check
+
 Weight = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -22,9 +24,8 @@ def snr(snr: Tensor, c_out: Tensor) -> Tensor:
 
 
 def min_snr(snr: Tensor, c_out: Tensor, *, gamma: float = 5.0) -> Tensor:
-    """min(snr, gamma), so that nearly clean images do not take all: Hang et al. 2023, section 3.4."""
-    if not gamma > 0:
-        raise ValueError(f"gamma must be positive, not {gamma}")
+    """min(snr, gamma), so that nearly clean images do not dominate the loss: Hang et al. 2023, section 3.4."""
+    check(gamma > 0, "gamma", "positive", gamma)
     return snr.clamp(max=gamma)
 
 

@@ -6,10 +6,12 @@ x0 and noise [b, C, H, W], t [b] in (0, T], y [b] labels or None -> [b].
 import torch
 from torch import Tensor
 
-from diffuse.mathematics import loss_weights as weights
-from diffuse.mathematics.denoiser import Denoiser, Prediction, per_image
+from diffuse.mathematics import loss_weights
+from diffuse.mathematics.denoiser import Denoiser, Prediction
 from diffuse.mathematics.likelihood import Decoder, bits_per_dim, reverse_term
+from diffuse.mathematics.schedules import per_image
 from diffuse.mathematics.variances import Variance, learned, reverse_step
+from diffuse.system.errors import check
 
 
 def simple(
@@ -19,7 +21,7 @@ def simple(
     noise: Tensor,
     y: Tensor | None = None,
     *,
-    weight: weights.Weight = weights.simple,
+    weight: loss_weights.Weight = loss_weights.simple,
 ) -> Tensor:
     """The weighted squared error, the mean over pixels; by default L_simple of Ho et al. 2020, equation 14.
 
@@ -27,7 +29,7 @@ def simple(
 
     which for the default weight is ||target - net(x_t, t)||^2: for prediction of eps, the target is the noise.
     """
-    return squared_error(denoiser(denoiser.diffuse(x0, t, noise), t, y), x0, weight)
+    return squared_error(denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y), x0, weight)
 
 
 def vlb(
@@ -44,7 +46,7 @@ def vlb(
 
     With t uniform its expectation is the bound without L_T, which has no parameters. For whole levels t.
     """
-    guess = denoiser(denoiser.diffuse(x0, t, noise), t, y)
+    guess = denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y)
     return bound_term(denoiser, guess, x0, t, variance, decoder)
 
 
@@ -55,20 +57,19 @@ def hybrid(
     noise: Tensor,
     y: Tensor | None = None,
     *,
-    weight: weights.Weight = weights.simple,
+    weight: loss_weights.Weight = loss_weights.simple,
     decoder: Decoder | None = None,
     vlb_weight: float = 0.001,
 ) -> Tensor:
     """L_simple + vlb_weight L_vlb, where L_vlb trains the variance alone: Nichol and Dhariwal 2021, equation 16."""
-    if not vlb_weight > 0:
-        raise ValueError(f"vlb_weight must be positive, not {vlb_weight}")
-    guess = denoiser(denoiser.diffuse(x0, t, noise), t, y)
+    check(vlb_weight > 0, "vlb_weight", "positive", vlb_weight)
+    guess = denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y)
     of_variance = bound_term(denoiser, guess.with_x0_detached(), x0, t, learned, decoder)
     return squared_error(guess, x0, weight) + vlb_weight * of_variance
 
 
-def squared_error(guess: Prediction, x0: Tensor, weight: weights.Weight) -> Tensor:
-    """weight times (x0 - guess of x0)^2, the mean over pixels, reckoned in the network's own units."""
+def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) -> Tensor:
+    """weight times (x0 - guess of x0)^2, the mean over pixels, computed in the network's own units."""
     error = (guess.unclipped - x0) / guess.c_out
     of_output = weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * guess.c_out**2
     return (of_output * error.square()).flatten(1).mean(1)

@@ -31,7 +31,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class OdeLikelihood:
-    """log_density [b] of each image, in nats and float64 on the processor; the noise that it flows to; how often the
+    """log_density [b] of each image, in nats and float64 on the CPU; the noise that it flows to; how often the
     network was called, each time with its derivative.
     """
 
@@ -91,7 +91,7 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
 
 
 def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
-    """dz / dphi, and its divergence as float64 on the processor, as the denoiser has them."""
+    """dz / dphi, and its divergence as float64 on the CPU, as the denoiser has them."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def rk4(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def rk45(tolerance: float = 1e-5) -> Solver:
-    """Dormand and Prince's pair of orders 5 and 4 with steps of its own, scipy's: Song et al. 2021, appendix D.2.
+    """Dormand and Prince's adaptive pair of orders 5 and 4, from scipy: Song et al. 2021, appendix D.2.
 
     tolerance: relative and absolute, of z and of the log-density together. The steps are those of a whole batch.
     """
@@ -172,7 +172,7 @@ def rk45(tolerance: float = 1e-5) -> Solver:
             here = torch.from_numpy(state[:count]).to(z).reshape(z.shape)
             found = np.concatenate([part.flatten().cpu().double().numpy() for part in field(float(angle), here)])
             if not np.isfinite(found).all():  # scipy would look for a smaller step for ever
-                raise ArithmeticError("what the network says along the ODE is not a finite number")
+                raise ArithmeticError("the network gives NaN or infinite values along the ODE")
             return found
 
         start = np.concatenate([z.flatten().cpu().double().numpy(), np.zeros(len(z))])

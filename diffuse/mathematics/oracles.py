@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.predictions import Coefficients, PredictionType, eps
 from diffuse.mathematics.schedules import Schedule
-from diffuse.mathematics.variances import Step
+from diffuse.mathematics.variances import ReverseStep
 
 
 class Gaussian:
@@ -40,7 +40,7 @@ class Gaussian:
         x_T = alpha[1] * self.mean + grown * (x0 - self.mean)
         return x_T, torch.log(grown).expand(x0.shape[1:]).sum().expand(len(x0))
 
-    def bound_terms(self, schedule: Schedule, steps: list[Step], variances: list[Tensor]) -> Tensor:
+    def bound_terms(self, schedule: Schedule, steps: list[ReverseStep], variances: list[Tensor]) -> Tensor:
         """Expected nats of the bound with the best denoiser: [steps + 1, C, H, W], L_T first, L_0 last.
 
         The posterior and the reverse step differ in their means only by of_x0 (x0 - E[x0 given x_t]), whose expected

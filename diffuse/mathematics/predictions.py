@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.schedules import Schedule
+from diffuse.system.errors import check
 
 
 class Coefficients(NamedTuple):
@@ -72,8 +73,7 @@ def edm(schedule: Schedule, t: Tensor, *, sigma_data: float = 0.5) -> Coefficien
 
         x0 = d^2 / (rho^2 + d^2) y + rho d / sqrt(rho^2 + d^2) net(y / sqrt(rho^2 + d^2), ln(rho) / 4)
     """
-    if not sigma_data > 0:
-        raise ValueError(f"sigma_data must be positive, not {sigma_data}")
+    check(sigma_data > 0, "sigma_data", "positive", sigma_data)
     alpha, sigma = schedule.alpha_sigma(t)
     variance = sigma**2 + (sigma_data * alpha) ** 2
     return Coefficients(

@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.system.errors import Refused, check
+
 
 class Posterior(NamedTuple):
     """q(x_s given x_t, x0) = N(of_x_t x_t + of_x0 x0, variance): what a reverse step would do if it knew x0."""
@@ -72,6 +74,14 @@ class Schedule(ABC):
         log_snr = self.log_snr(t)
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
+    def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = alpha x0 + sigma noise, a draw from q(x_t given x0): Ho et al. 2020, equation 4.
+
+        t is one time for all images, or one for each, [b].
+        """
+        alpha, sigma = self.alpha_sigma(per_image(t, x0))
+        return alpha * x0 + sigma * noise
+
     def transition_variance(self, t: Tensor, s: Tensor) -> Tensor:
         """v, the variance of q(x_t given x_s) for s < t: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2.
 
@@ -103,7 +113,7 @@ class TableSchedule(Schedule):
 
     betas: beta_1 ... beta_T, each in (0, 1); the last may be 1, and then x_T holds nothing of the image (zero terminal
     signal-to-noise ratio). In that last interval, where log alpha_bar falls to minus infinity, alpha is what falls
-    linearly. Raises ValueError otherwise.
+    linearly. Raises Refused otherwise.
     """
 
     discrete = True
@@ -113,7 +123,7 @@ class TableSchedule(Schedule):
         inside = (betas > 0) & (betas < 1)
         inside[-1:] |= betas[-1:] == 1
         if betas.ndim != 1 or len(betas) == 0 or not bool(inside.all()):
-            raise ValueError("betas must be a list of numbers between 0 and 1, both excluded (the last may be 1)")
+            raise Refused("betas", "must be a list of numbers between 0 and 1, both excluded (the last may be 1)")
         self.T = len(betas)
         self.beta = torch.cat([betas.new_zeros(1), betas])
         self.log_alpha_bar = torch.log1p(-self.beta).cumsum(0)
@@ -177,8 +187,7 @@ def sigmoid(
     The code of Song, Meng and Ermon 2021. (Jabri et al. 2022 give the name to another one, a sigmoid alpha_bar.)
     """
     _check_betas(beta_start, beta_end)
-    if not 0 < width < math.inf:
-        raise ValueError(f"width must be positive, not {width}")
+    check(0 < width < math.inf, "width", "positive", width)
     z = _evenly(levels, -width, width)
     return _table(beta_start + (beta_end - beta_start) * torch.sigmoid(z), zero_terminal_snr)
 
@@ -191,10 +200,8 @@ def cosine(
     Nichol and Dhariwal 2021, equation 17. The cap on beta keeps the last level from being pure noise.
     """
     _check_levels(levels)
-    if not 0 <= s < math.inf:
-        raise ValueError(f"s must be 0 or more, not {s}")
-    if not 0 < max_beta < 1:
-        raise ValueError(f"max_beta must lie between 0 and 1, not {max_beta}")
+    check(0 <= s < math.inf, "s", "0 or more", s)
+    check(0 < max_beta < 1, "max_beta", "between 0 and 1", max_beta)
     t = torch.arange(levels + 1, dtype=torch.float64)
     f = torch.cos((t / levels + s) / (1 + s) * (math.pi / 2)) ** 2
     return _table((1 - f[1:] / f[:-1]).clamp(max=max_beta), zero_terminal_snr)
@@ -204,19 +211,19 @@ def betas(path: str | None = None, values: list[float] | None = None, zero_termi
     """beta_1 ... beta_T as a file lists them (see `betas_in`), or as `values`, which a run notes down from the file."""
     if values is None:
         if path is None:
-            raise ValueError("path must be a file with one beta for each level, and is not set")
+            raise Refused("path", "must be a file with one beta for each level, and is not set")
         values = betas_in(path)
     try:
         return _table(torch.tensor(values, dtype=torch.float64), zero_terminal_snr)
-    except ValueError as error:
-        given = f"path is {path}" if path is not None else f"values is a list of {len(values)} numbers"
-        raise ValueError(f"{given}: {error}") from error
+    except Refused as error:
+        argument, given = ("path", path) if path is not None else ("values", f"a list of {len(values)} numbers")
+        raise Refused(argument, f"is {given}: {error}") from error
 
 
 def betas_in(path: str | Path) -> list[float]:
     """The numbers in a file: .npy, a list in .json, or text with one number a line or with commas or blanks between.
 
-    Raises ValueError where they cannot be read.
+    Raises Refused where they cannot be read.
     """
     file = Path(path).expanduser()
     try:
@@ -229,7 +236,7 @@ def betas_in(path: str | Path) -> list[float]:
             listed = file.read_text().replace(",", " ").split()
         return [float(beta) for beta in listed]
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"path is {path}, where no list of numbers can be read: {error}") from error
+        raise Refused("path", f"is {path}, where no list of numbers can be read: {error}") from error
 
 
 def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
@@ -239,7 +246,7 @@ def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
     sqrt(alpha_bar_T)): Lin et al. 2024, algorithm 1.
     """
     if len(betas) < 2:
-        raise ValueError("zero_terminal_snr needs at least 2 levels")
+        raise Refused("zero_terminal_snr", "needs at least 2 levels")
     alpha = torch.log1p(-betas).cumsum(0).div(2).exp()
     first, last = alpha[0], alpha[-1]
     alpha_bar = ((alpha - last) * first / (first - last)) ** 2
@@ -247,7 +254,7 @@ def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
 
 
 def _table(betas: Tensor, zero_terminal_snr: bool) -> TableSchedule:
-    schedule = TableSchedule(betas)  # which checks them first: rescaling would hide a beta that is none
+    schedule = TableSchedule(betas)  # checks the betas first: rescaling would hide a value that is not allowed
     return TableSchedule(rescaled_to_zero_snr(betas)) if zero_terminal_snr else schedule
 
 
@@ -257,11 +264,18 @@ def _evenly(levels: int, start: float, end: float) -> Tensor:
 
 
 def _check_levels(levels: int) -> None:
-    if levels < 1:
-        raise ValueError(f"levels must be at least 1, not {levels}")
+    check(levels >= 1, "levels", "at least 1", levels)
 
 
 def _check_betas(beta_start: float, beta_end: float) -> None:
-    for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
-        if not 0 < beta < 1:
-            raise ValueError(f"{name} must lie between 0 and 1, not {beta}")
+    check(0 < beta_start < 1, "beta_start", "between 0 and 1", beta_start)
+    check(0 < beta_end < 1, "beta_end", "between 0 and 1", beta_end)
+
+
+def per_image(t: Tensor, x: Tensor) -> Tensor:
+    """Times, ready for schedules whose numbers shall multiply images like x.
+
+    One time for all images is a float64 number on the CPU; one for each, [b], becomes [b, 1, 1, 1] in the images' type
+    and on their device.
+    """
+    return t.cpu().double() if t.ndim == 0 else t.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.schedules import Schedule
+from diffuse.system.errors import check
 
 Spacing = Callable[[Schedule, int], Tensor]
 
@@ -51,12 +52,11 @@ SPACINGS: dict[str, Spacing] = {
 def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform) -> Tensor:
     """T = t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels where steps is None.
 
-    Raises ValueError where steps is not in 1 ... T.
+    Raises Refused where steps is not in 1 ... T.
     """
     steps = schedule.T if steps is None else steps
-    if not 1 <= steps <= schedule.T:
-        most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
-        raise ValueError(f"steps must be between 1 and {most}, not {steps}")
+    most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
+    check(1 <= steps <= schedule.T, "steps", f"between 1 and {most}", steps)
     return spacing(schedule, steps)
 
 

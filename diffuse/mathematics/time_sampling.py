@@ -1,12 +1,14 @@
-"""How the times of a training batch are drawn, and what each image's loss is multiplied by to make up for it.
+"""How the times of a training batch are drawn, each with its importance weight.
 
-Each of these is a module whose buffers are its memory, so that a checkpoint can hold it.
+The importance weight multiplies an image's loss, so that its expectation is that of uniform times. Each of these is a
+module whose buffers are its memory, so that a checkpoint can hold it.
 """
 
 import torch
 from torch import Tensor, nn
 
 from diffuse.mathematics.schedules import Schedule
+from diffuse.system.errors import Refused, check
 
 
 class Uniform(nn.Module):
@@ -17,7 +19,7 @@ class Uniform(nn.Module):
         self.schedule = schedule
 
     def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Times [count] and the weights of their losses [count], here 1."""
+        """Times [count] and their importance weights [count], here 1."""
         schedule = self.schedule
         if schedule.discrete:
             t = torch.randint(1, schedule.T + 1, (count,), device=device)
@@ -26,18 +28,23 @@ class Uniform(nn.Module):
         return t, torch.ones(count, device=device)
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Nothing: the losses that came of these times change no probability."""
+        """Nothing: the losses at these times change no probability."""
 
 
 class LogNormal(Uniform):
-    """ln rho from N(mean, std^2), with rho = sigma / alpha: Karras et al. 2022, table 1."""
+    """ln rho from N(mean, std^2), with rho = sigma / alpha: Karras et al. 2022, table 1.
+
+    mean  of ln rho
+    std   of ln rho
+
+    The importance weight is 1: the distribution of rho is part of EDM's loss.
+    """
 
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2):
         super().__init__(schedule)
         if schedule.discrete:
-            raise ValueError("=log_normal draws real times, and this schedule has whole levels: choose times=uniform")
-        if not std > 0:
-            raise ValueError(f"std must be positive, not {std}")
+            raise Refused("schedule", "must be continuous for LogNormal, which draws real times: choose times=uniform")
+        check(std > 0, "std", "positive", std)
         self.mean, self.std = mean, std
 
     def draw(self, count: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -50,8 +57,10 @@ class Importance(Uniform):
     """Levels of the largest losses are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
 
     p_t is proportional to sqrt(E[L_t^2]) over the last `history` losses of each level, mixed with a little of the
-    uniform distribution, and a loss is multiplied by 1 / (T p_t): its expectation is that of uniform levels. Until
-    every level has its history, levels are uniform.
+    uniform distribution. The importance weight is 1 / (T p_t). Until every level has its history, levels are uniform.
+
+    history        how many losses of each level are remembered
+    uniform_share  the share of the uniform distribution, above 0 and at most 1
     """
 
     losses: Tensor
@@ -60,13 +69,10 @@ class Importance(Uniform):
     def __init__(self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001):
         super().__init__(schedule)
         if not schedule.discrete:
-            raise ValueError(
-                "=importance remembers the losses of levels, and this schedule has none: choose times=uniform"
-            )
-        if history < 1:
-            raise ValueError(f"history must be at least 1, not {history}")
-        if not 0 < uniform_share <= 1:
-            raise ValueError(f"uniform_share must be above 0 and at most 1, not {uniform_share}")
+            reason = "must have levels for Importance, which remembers the losses of each: choose times=uniform"
+            raise Refused("schedule", reason)
+        check(history >= 1, "history", "at least 1", history)
+        check(0 < uniform_share <= 1, "uniform_share", "above 0 and at most 1", uniform_share)
         self.uniform_share = uniform_share
         self.register_buffer("losses", torch.zeros(schedule.T + 1, history))
         self.register_buffer("seen", torch.zeros(schedule.T + 1, dtype=torch.long))
@@ -88,13 +94,13 @@ class Importance(Uniform):
     def learn(self, t: Tensor, losses: Tensor) -> None:
         """Put the losses [b], as they came, into the histories of their levels [b], in place of the oldest there.
 
-        0 is no level: what comes with it is forgotten.
+        0 is not a level: a loss that comes with it is forgotten.
         """
         kept = self.losses.shape[1]
         t, order = t.sort(stable=True)
         rank = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)
         drawn = torch.zeros_like(self.seen).index_add_(0, t, torch.ones_like(t))
-        # More than a history holds of one level: only the last ones count, the others go to the row of no level, 0.
+        # More losses of one level than a history holds: the last ones count, the others go to row 0, which is no level.
         row = torch.where(rank >= drawn[t] - kept, t, 0)
         self.losses[row, (self.seen[t] + rank) % kept] = losses[order].float()
         self.losses[0] = 0

@@ -1,8 +1,8 @@
 """Reverse variances: how much noise a step from t to s adds, in sampling and in the bound.
 
-A reverse variance is a function (step, guess) -> variance; `Step` holds what depends on the schedule alone, the guess
-what the network says. The posterior of a step, q(x_s given x_t, x0), is known only with x0; what is not known of x0
-has to be added to its variance.
+A reverse variance is a function (step, guess) -> variance; `ReverseStep` holds what depends on the schedule alone, the
+guess what the network predicts. The posterior of a step, q(x_s given x_t, x0), is known only with x0; what is not known
+of x0 has to be added to its variance.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from diffuse.mathematics.denoiser import Prediction
 from diffuse.mathematics.schedules import Posterior, Schedule
 
 
-class Step(NamedTuple):
+class ReverseStep(NamedTuple):
     """A reverse step from t to s, or one for each image of a batch.
 
     small and large are the two variances of Ho et al. 2020, section 3.2, and the limits of a learned one. On the step
@@ -32,28 +32,28 @@ class Step(NamedTuple):
     large: Tensor
 
 
-Variance = Callable[[Step, Prediction], Tensor]
+Variance = Callable[[ReverseStep, Prediction], Tensor]
 
 
-def reverse_step(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor) -> Step:
+def reverse_step(schedule: Schedule, t: Tensor, s: Tensor, above: Tensor) -> ReverseStep:
     """The step from t to s; above is the time that the step before came from (t itself where there was none)."""
     posterior, large = schedule.posterior(t, s), schedule.transition_variance(t, s)
     before = torch.where(above > t, schedule.posterior(above, t).variance, large)
-    return Step(t, s, posterior, torch.where(s > 0, posterior.variance, before), large)
+    return ReverseStep(t, s, posterior, torch.where(s > 0, posterior.variance, before), large)
 
 
-def reverse_steps(schedule: Schedule, times: Tensor) -> list[Step]:
+def reverse_steps(schedule: Schedule, times: Tensor) -> list[ReverseStep]:
     """The steps of a grid of times, as samplers take them."""
     aboves = [times[0], *times[:-2]]
     return [reverse_step(schedule, t, s, above) for (t, s), above in zip(pairwise(times), aboves, strict=True)]
 
 
-def fixed_small(step: Step, guess: Prediction) -> Tensor:
+def fixed_small(step: ReverseStep, guess: Prediction) -> Tensor:
     """The posterior's variance, beta-tilde: right where x0 is a single point. Ho et al. 2020, section 3.2."""
     return step.small
 
 
-def fixed_large(step: Step, guess: Prediction) -> Tensor:
+def fixed_large(step: ReverseStep, guess: Prediction) -> Tensor:
     """That of q(x_t given x_s), beta_t for s = t - 1: right where x0 is N(0, I). Ho et al. 2020, section 3.2.
 
     On the step to 0 as `fixed_small`: far too wide for 8-bit data otherwise.
@@ -61,7 +61,7 @@ def fixed_large(step: Step, guess: Prediction) -> Tensor:
     return torch.where(step.s > 0, step.large, step.small)
 
 
-def learned(step: Step, guess: Prediction) -> Tensor:
+def learned(step: ReverseStep, guess: Prediction) -> Tensor:
     """exp(v log large + (1 - v) log small), v one a pixel, from the network: Nichol and Dhariwal 2021, equation 15."""
     assert guess.between is not None, "this network does not learn the variance"
     return torch.exp(guess.between * torch.log(step.large) + (1 - guess.between) * torch.log(step.small))
@@ -85,7 +85,7 @@ class Analytic:
     eps_squared: Mapping[float, float]
     largest: float | None = 1.0
 
-    def __call__(self, step: Step, guess: Prediction) -> Tensor:
+    def __call__(self, step: ReverseStep, guess: Prediction) -> Tensor:
         found = step.posterior.variance + step.posterior.of_x0**2 * self.uncertainty(step.t)
         return found if self.largest is None else torch.maximum(found, step.small)
 

@@ -83,5 +83,5 @@ def eps_squared(prepared: Prepared, denoiser: Denoiser, train: Split, rows: np.n
     x0 = prepared.kind.to_network(torch.from_numpy(train.images[rows])).to(prepared.device.torch)
     time = torch.tensor(t, dtype=torch.float64)
     noise = ImageNoise(0, f"analytic {t!r}", rows.tolist())(x0)
-    eps = denoiser(denoiser.diffuse(x0, time, noise), time, prepared.labels(train, rows)).eps
+    eps = denoiser(denoiser.schedule.diffuse(x0, time, noise), time, prepared.labels(train, rows)).eps
     return 1 + float((eps.square() - noise.square()).mean())

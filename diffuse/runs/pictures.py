@@ -44,7 +44,7 @@ def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> N
 def forward_process(denoiser: Denoiser, x0: Tensor, noise: Tensor, columns: int = 9) -> Tensor:
     """A picture of q(x_t given x0): a row for each image, from x_0 on the left to x_T on the right."""
     times = torch.linspace(0, denoiser.schedule.T, columns, dtype=torch.float64).round()
-    steps = [denoiser.diffuse(x0, t, noise) for t in times]
+    steps = [denoiser.schedule.diffuse(x0, t, noise) for t in times]
     return grid(torch.stack(steps, dim=1).flatten(0, 1), columns)
 
 

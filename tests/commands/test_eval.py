@@ -67,7 +67,7 @@ def test_the_number_is_that_of_the_core(tiny_run):
     x0 = to_float(torch.from_numpy(digits().test.images[rows]))
     denoiser = Denoiser(trained.net, trained.schedule, clip=True)
     noise = ImageNoise(4, "eval", rows.tolist())
-    bound = vlb(denoiser, x0, time_grid(trained.schedule, 25), noise, variance=fixed_small)
+    bound = vlb(denoiser, x0, time_grid(trained.schedule, 25), noise=noise, variance=fixed_small)
     bits = bound.total.double().numpy() / (64 * math.log(2))
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(bits.mean(), rel=1e-5)
     assert result["bits_per_dim"]["bound"]["standard_error"] == pytest.approx(
@@ -99,7 +99,7 @@ def test_a_conditional_network_is_told_the_labels(conditional_run):
     rows = generator(0, "test order").permutation(359)[:20]
     x0, labels = to_float(torch.from_numpy(digits().test.images[rows])), torch.from_numpy(digits().test.labels[rows])
     denoiser, noise = Denoiser(trained.net, trained.schedule, clip=True), ImageNoise(0, "eval", rows.tolist())
-    bound = vlb(denoiser, x0, time_grid(trained.schedule, 5), noise, labels, variance=fixed_small)
+    bound = vlb(denoiser, x0, time_grid(trained.schedule, 5), labels, noise=noise, variance=fixed_small)
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(
         bound.total.mean().item() / (64 * math.log(2)), rel=1e-5
     )

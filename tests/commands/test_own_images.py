@@ -14,7 +14,7 @@ from diffuse.commands import sample, train
 from diffuse.data.images import to_uint8
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import discretised_gaussian, vlb
-from diffuse.mathematics.samplers import ddim
+from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large
 from diffuse.runs.checkpoint import load_trained
@@ -87,7 +87,7 @@ def test_bits_per_dimension_are_counted_without_the_border(folder, images):
     def inside(x0, mean, variance):
         return discretised_gaussian(x0[..., 3:13, 3:13], mean[..., 3:13, 3:13], variance)
 
-    bound = vlb(denoiser, x0, time_grid(stored.schedule, 5), noise, variance=fixed_large, decoder=inside)
+    bound = vlb(denoiser, x0, time_grid(stored.schedule, 5), noise=noise, variance=fixed_large, decoder=inside)
     nats = bound.prior + bound.terms.sum(1) + bound.reconstruction
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(float(nats.mean()) / 100 / np.log(2), rel=1e-4)
 

@@ -12,7 +12,8 @@ from PIL import Image
 from diffuse.commands import sample
 from diffuse.data.images import to_uint8
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.samplers import ancestral, ddim
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
 from diffuse.runs.checkpoint import load_trained, read

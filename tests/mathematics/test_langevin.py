@@ -11,7 +11,9 @@ from torch import Tensor
 from diffuse.mathematics import predictions
 from diffuse.mathematics.continuous import VE, Flow
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.samplers import analytic_ddim, ancestral, annealed_langevin, ddim, predictor_corrector
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
+from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
 from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.variances import Analytic
 from tests.support.samplers import COARSE, LEVELS, last, normal64
@@ -180,7 +182,7 @@ def test_annealed_langevin_lands_on_what_is_predicted_and_counts_its_calls():
 
 def test_annealed_langevin_refuses_paths_that_end_in_pure_noise():
     for schedule, prediction in ((Flow(), predictions.flow), (linear(zero_terminal_snr=True), predictions.v)):
-        with pytest.raises(ValueError, match="divides by alpha, which is 0"):
+        with pytest.raises(ValueError, match="must have alpha > 0 at its last level"):
             next(annealed_langevin(Denoiser(Says(), schedule, prediction), normal64(1, 2, 1, 2, 2), COARSE))
 
 

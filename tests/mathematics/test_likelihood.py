@@ -84,7 +84,7 @@ def exact_expectation(gaussian: Gaussian, path: Path, levels: list[int], varianc
     noise = signs[:, 1].reshape(-1, 1, 1, 1).expand_as(x0)
     times = torch.tensor([*levels, 0], dtype=torch.float64)
     denoiser = KnowsTheVariance(gaussian, path)
-    return vlb(denoiser, x0, times, lambda _: noise, variance=variance, decoder=gaussian_density)
+    return vlb(denoiser, x0, times, noise=lambda _: noise, variance=variance, decoder=gaussian_density)
 
 
 def closed_form(path: Path, levels: list[int], variance: str) -> list[float]:
@@ -216,7 +216,7 @@ def test_the_bound_keeps_nothing_for_derivatives():
     denoiser, x0 = Denoiser(lambda x, time, label: scale * x, linear()), torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     times = torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
     assert not vlb(denoiser, x0, times).total.requires_grad
-    for term in reverse_terms(denoiser, x0, reverse_steps(linear(), times), torch.randn_like):
+    for term in reverse_terms(denoiser, x0, reverse_steps(linear(), times), None, fixed_large, None, torch.randn_like):
         assert not term.requires_grad
         assert torch.is_grad_enabled()
 
@@ -225,7 +225,7 @@ def test_the_bound_takes_the_large_variance_and_8_bit_images_unless_it_is_said_o
     x0 = torch.tensor([-1.0, 0.2, 3 / 255], dtype=torch.float64).reshape(1, 3, 1, 1)
     denoiser, times = gaussian.denoiser(linear()), torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
     options = {"variance": fixed_large, "decoder": discretised_gaussian}
-    ours, theirs = (vlb(denoiser, x0, times, lambda x: 0.3 + 0 * x, **how).total for how in ({}, options))
+    ours, theirs = (vlb(denoiser, x0, times, noise=lambda x: 0.3 + 0 * x, **how).total for how in ({}, options))
     assert torch.equal(ours, theirs)
 
 
@@ -325,5 +325,7 @@ def test_the_bound_uses_the_denoisers_clipping():
     torch.manual_seed(0)
     noise = torch.randn_like(x0)
     times = time_grid(linear(), 10)
-    clipped, loose = (vlb(Denoiser(Blind(), linear(), clip=clip), x0, times, lambda _: noise) for clip in (True, False))
+    clipped, loose = (
+        vlb(Denoiser(Blind(), linear(), clip=clip), x0, times, noise=lambda _: noise) for clip in (True, False)
+    )
     assert (clipped.total < loose.total).all()

@@ -142,7 +142,7 @@ def test_the_mean_of_l_vlb_over_all_levels_is_the_bound_that_is_evaluated(schedu
     """But for the prior's term, which nothing can be learned from: Nichol and Dhariwal 2021, section 3.1."""
     denoiser = Denoiser(Linear(learned_variance=True), schedule, learned_variance=True)
     each = [losses.vlb(denoiser, x0, torch.full((5,), level), noise) for level in range(1, LEVELS + 1)]
-    bound = likelihood.vlb(denoiser, x0, time_grid(schedule, None), lambda _: noise, variance=learned)
+    bound = likelihood.vlb(denoiser, x0, time_grid(schedule, None), noise=lambda _: noise, variance=learned)
     expected = bits_per_dim(bound.total - bound.prior, DIMS)
     torch.testing.assert_close(torch.stack(each).mean(0), expected, rtol=1e-11, atol=0)
 
@@ -176,7 +176,7 @@ def test_hybrid_weighs_the_simple_part(schedule, x0, noise):
     simple = losses.simple(denoiser, x0, t, noise, weight=constant)
     expected = simple + 0.001 * losses.vlb(denoiser, x0, t, noise)
     close(losses.hybrid(denoiser, x0, t, noise, weight=constant), expected)
-    close(simple, 3 * (x0 - denoiser(denoiser.diffuse(x0, t, noise), t).x0).square().mean((1, 2, 3)))
+    close(simple, 3 * (x0 - denoiser(denoiser.schedule.diffuse(x0, t, noise), t).x0).square().mean((1, 2, 3)))
 
 
 @pytest.mark.parametrize("loss", [losses.vlb, losses.hybrid])

@@ -4,7 +4,9 @@
 needs many steps or many samples.
 """
 
+import importlib
 import math
+import pkgutil
 from itertools import pairwise
 
 import numpy as np
@@ -12,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuse.mathematics import predictions
+from diffuse.mathematics import predictions, samplers
 from diffuse.mathematics.continuous import Flow
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.samplers import analytic_ddim, ancestral, ddim, predictor_corrector
-from diffuse.mathematics.schedules import Schedule, linear
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
+from diffuse.mathematics.samplers.langevin import predictor_corrector
+from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.variances import Analytic, fixed_large, fixed_small, learned
 from tests.support.gaussian import MEAN, STD
 from tests.support.paths import PATHS, Path, on_every_path
@@ -182,22 +186,42 @@ def test_a_learned_variance_is_each_pixels_own(sampler):
     torch.testing.assert_close(first(z) - first(0 * z), added * z, rtol=1e-9, atol=1e-9)
 
 
-def test_ddim_converges_with_order_one(gaussian: Gaussian, schedule: Schedule):
-    """Halving the steps in log-SNR halves the distance to the probability-flow map, which scales x - alpha mean."""
-    alpha_T, sigma_T = schedule.alpha_sigma(torch.tensor(1000.0).double())
-    end = schedule.log_snr(torch.tensor([1000.0, 1.0]).double())
-    x = torch.ones(1, 3, 1, 1, dtype=torch.float64)
-    alpha_1, sigma_1 = schedule.alpha_sigma(torch.tensor(1.0).double())
-    spread_T = ((alpha_T * gaussian.std) ** 2 + sigma_T**2).sqrt()
-    spread_1 = ((alpha_1 * gaussian.std) ** 2 + sigma_1**2).sqrt()
-    exact = alpha_1 * gaussian.mean + spread_1 / spread_T * (x - alpha_T * gaussian.mean)
+DETERMINISTIC = {"ddim": ddim}
+
+
+@on_every_path
+@pytest.mark.parametrize("sampler", DETERMINISTIC.values(), ids=DETERMINISTIC)
+def test_a_deterministic_sampler_has_the_order_that_it_declares(gaussian: Gaussian, path: Path, sampler):
+    """Its distance to the exact probability flow, where the steps are halved.
+
+    The flow scales x - alpha mean by the growth of the standard deviation. Steps are even in the angle of sigma / alpha,
+    which is finite where alpha(T) = 0.
+    """
+    schedule = path.schedule
+    (alpha_T, sigma_T), (alpha_s, sigma_s) = path.alpha_sigma(1000), path.alpha_sigma(20)
+    spread_T, spread_s = (
+        ((alpha * gaussian.std) ** 2 + sigma**2).sqrt() for alpha, sigma in ((alpha_T, sigma_T), (alpha_s, sigma_s))
+    )
+    x = path.prior_std * normal64(5, 4, 3, 1, 1)
+    exact = alpha_s * gaussian.mean + spread_s / spread_T * (x - alpha_T * gaussian.mean)
     errors = []
-    for steps in (40, 80, 160):
-        times = schedule.time(torch.linspace(end[0], end[1], steps + 1, dtype=torch.float64))
-        times[0], times[-1] = 1000, 1
-        errors.append((last(ddim(gaussian.denoiser(schedule), x, times)) - exact).abs().max().item())
+    for steps in (100, 200, 400):
+        ends = math.atan2(sigma_T, alpha_T), math.atan2(sigma_s, alpha_s)
+        times = schedule.time(-2 * torch.log(torch.tan(torch.linspace(*ends, steps + 1, dtype=torch.float64))))
+        times[0], times[-1] = 1000, 20
+        found = last(sampler(gaussian.denoiser(schedule, path.prediction), x, times))
+        errors.append((found - exact).abs().max().item())
     orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    assert all(0.9 < order < 1.1 for order in orders), orders
+    assert all(abs(order - sampler.order) < 0.15 for order in orders), orders
+
+
+def test_every_sampler_declares_its_order():
+    """None for those that add noise."""
+    names = [module.name for module in pkgutil.iter_modules(samplers.__path__, f"{samplers.__name__}.")]
+    found = {name: value for module in names for name, value in vars(importlib.import_module(module)).items()}
+    orders = {name: value.order for name, value in found.items() if hasattr(value, "order")}
+    assert {name for name, order in orders.items() if order is not None} == DETERMINISTIC.keys()
+    assert {"ancestral", "analytic_ddim", "predictor_corrector", "annealed_langevin"} <= orders.keys()
 
 
 @on_every_path

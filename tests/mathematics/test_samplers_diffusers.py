@@ -6,7 +6,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.samplers import ancestral, ddim
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.samplers import ancestral, annealed_langevin, predictor_corrector
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import log_snr, time_grid
 from diffuse.mathematics.variances import fixed_small

@@ -134,7 +134,7 @@ def test_what_eps_squared_of_the_gaussian_is(gaussian: Gaussian, path: Path):
     denoiser = gaussian.denoiser(path.schedule, path.prediction)
     for t, expected in exact_eps_squared(path, LEVELS).items():
         time = torch.tensor(t, dtype=torch.float64)
-        found = denoiser(denoiser.diffuse(x0, time, noise), time).eps.square().mean()
+        found = denoiser(denoiser.schedule.diffuse(x0, time, noise), time).eps.square().mean()
         assert found.item() == pytest.approx(expected, rel=1e-9)
 
 

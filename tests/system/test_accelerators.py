@@ -15,7 +15,9 @@ from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import prior_term, reverse_terms
-from diffuse.mathematics.samplers import ancestral, annealed_langevin, ddim, predictor_corrector
+from diffuse.mathematics.samplers.ancestral import ancestral
+from diffuse.mathematics.samplers.ddim import ddim
+from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
 from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.time_sampling import Importance, LogNormal, Uniform
@@ -68,6 +70,6 @@ def test_the_bound_stays_on_the_device(variance):
     steps = reverse_steps(denoiser.schedule, time_grid(denoiser.schedule, 4))
     for term in [
         prior_term(denoiser.schedule, x0),
-        *reverse_terms(denoiser, x0, steps, torch.randn_like, variance=variance),
+        *reverse_terms(denoiser, x0, steps, None, variance, None, torch.randn_like),
     ]:
         assert (term.device.type, term.dtype) == ("meta", torch.float32)

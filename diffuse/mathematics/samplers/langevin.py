@@ -1,0 +1,88 @@
+"""Samplers with Langevin dynamics: steps along the score, with noise, at one noise level after the other."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from diffuse.mathematics.denoiser import Denoiser, Noise
+from diffuse.mathematics.samplers.sampler import sampler
+from diffuse.mathematics.variances import Variance, fixed_large, reverse_steps
+from diffuse.system.errors import Refused, check
+
+
+@sampler(order=None)
+def predictor_corrector(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    variance: Variance = fixed_large,
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    noise: Noise = torch.randn_like,
+) -> Iterator[Tensor]:
+    """Langevin steps at each level, then the step of `ancestral`: Song et al. 2021 (SDE), algorithms 2 to 5.
+
+        corrector   x <- x + e score + sqrt(2 e) z,   e = 2 (alpha_t / alpha_s)^2 (snr ||z|| / ||score||)^2
+
+    The norms are those of each image (the paper's code takes their mean over the batch). Shapes as in `ancestral`.
+
+    variance         of the predictor's steps, as in ddpm; null is the run's
+    corrector_steps  Langevin steps at each level
+    snr              how large a Langevin step is: the ratio of its score part to its noise part
+    """
+    check(corrector_steps >= 1, "corrector_steps", "at least 1", corrector_steps)
+    check(snr > 0, "snr", "positive", snr)
+    schedule = denoiser.schedule
+    for step in reverse_steps(schedule, times):
+        for _ in range(corrector_steps):
+            score, z = denoiser(x, step.t, y).score, noise(x)
+            kept = (schedule.alpha_sigma(step.t)[0] / schedule.alpha_sigma(step.s)[0]) ** 2
+            e = 2 * kept * (snr * _norm(z) / _norm(score)) ** 2
+            x = x + e * score + (2 * e).sqrt() * z
+        guess = denoiser(x, step.t, y)
+        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
+        if step.s > 0:
+            x = x + variance(step, guess).sqrt() * noise(x)
+        yield x
+
+
+@sampler(order=None)
+def annealed_langevin(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    y: Tensor | None = None,
+    *,
+    langevin_steps: int = 5,
+    step_size: float = 0.062,
+    noise: Noise = torch.randn_like,
+) -> Iterator[Tensor]:
+    """Langevin dynamics at one noise level after the other: Song and Ermon 2019, algorithm 1; 2020 (NCSNv2).
+
+        x <- x + step_size sigma_t^2 score / 2 + sqrt(step_size) sigma_t z
+
+    Between levels x / alpha stays the same, and the last step is to the predicted x0. Shapes as in `ancestral`.
+
+    langevin_steps  Langevin steps at each level
+    step_size       the papers' epsilon / sigma_L^2 (0.062 is NCSNv2's for CIFAR-10; 0.2 with 100 steps NCSN's)
+    """
+    check(langevin_steps >= 1, "langevin_steps", "at least 1", langevin_steps)
+    check(step_size > 0, "step_size", "positive", step_size)
+    schedule = denoiser.schedule
+    if schedule.alpha_sigma(times[0])[0] == 0:
+        raise Refused("schedule", "must have alpha > 0 at its last level, by which annealed_langevin divides")
+    for t, s in pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, _) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
+        for _ in range(langevin_steps):
+            x = x - step_size / 2 * sigma_t * denoiser(x, t, y).eps + step_size**0.5 * sigma_t * noise(x)
+        x = alpha_s / alpha_t * x if s > 0 else denoiser(x, t, y).x0
+        yield x
+
+
+def _norm(x: Tensor) -> Tensor:
+    """The length of each image as a vector, [b, 1, 1, 1]."""
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)
