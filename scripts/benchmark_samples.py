@@ -14,30 +14,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 
-from diffuse.cli.app import CONFIGS
-from diffuse.options.schema import SCHEMAS, checked
-from diffuse.runs.drawing import Drawing
+from diffuse.cli.task import compose
+from diffuse.runs.drawing import drawing_of
+from diffuse.runs.trained import load_for
 from diffuse.scoring.report import Report
 from diffuse.scoring.samples_part import SamplesPart
+from diffuse.system.device import Device
 
-# On a processor the seconds that it worked for us: the clock on the wall counts what others do beside.
+# On a CPU the seconds that it worked for us: the clock on the wall counts what other programs do beside.
 clock = time.monotonic if torch.cuda.is_available() else time.process_time
 
 
 class Timed:
     """A function with the seconds that its calls took."""
 
-    def __init__(self, function: Callable[..., Any], drawing: Drawing):
-        self.function, self.drawing, self.seconds = function, drawing, 0.0
+    def __init__(self, function: Callable[..., Any], device: Device):
+        self.function, self.device, self.seconds = function, device, 0.0
 
     def __call__(self, *arguments: Any) -> Any:
-        self.drawing.device.synchronize()
+        self.device.synchronize()
         started = clock()
         result = self.function(*arguments)
-        self.drawing.device.synchronize()
+        self.device.synchronize()
         self.seconds += clock() - started
         return result
 
@@ -50,19 +50,18 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=50)
     given = options.parse_args()
     words = [f"ckpt={given.ckpt}", f"n={given.n}", f"sampler.steps={given.steps}", f"features={given.features}"]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        typed = hydra.compose("eval", [*words, "metrics=[fid,kid,precision_recall]"])
-    config = checked(typed, SCHEMAS["eval"])
-    _ = SamplesPart(config, Drawing(config)).real_side  # its features are known from now on
+    config = compose("eval", *words, "metrics=[fid,kid,precision_recall]")
+    trained = load_for(config)
+    _ = SamplesPart(config, trained, drawing_of(trained, config)).real_side  # its features are known from now on
     started = clock()
-    drawing = Drawing(config)
-    part = SamplesPart(config, drawing)
-    network, features = Timed(drawing.trained.net.forward, drawing), Timed(part.features.net, drawing)
-    drawing.trained.net.forward, part.features = network, replace(part.features, net=features)
+    trained = load_for(config)
+    part = SamplesPart(config, trained, drawing_of(trained, config))
+    network, features = Timed(trained.net.forward, trained.device), Timed(part.features.net, trained.device)
+    trained.net.forward, part.features = network, replace(part.features, net=features)
     with tempfile.TemporaryDirectory() as folder:
-        part.score(Report(Path(folder), config, drawing.trained.provenance))
+        part.score(Report(Path(folder), config, trained.provenance))
     whole, calls = clock() - started, network.seconds + features.seconds
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {drawing.where}, n {given.n}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {trained.where}, n {given.n}")
     print(f"evaluation {whole:.2f} s: network {network.seconds:.2f} s, features {features.seconds:.2f} s")
     print(f"ratio {whole / calls:.3f}")
 

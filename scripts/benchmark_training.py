@@ -12,15 +12,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
-import hydra
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers.training_utils import EMAModel
-from omegaconf import OmegaConf
 
-from diffuse.cli.app import CONFIGS
-from diffuse.training.trainer import Trainer
+from diffuse.cli.task import compose
+from diffuse.commands.train import build_training
 
 
 def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torch.Tensor]:
@@ -30,10 +29,7 @@ def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torc
         *(f"dataset.{moment}={[value] * options.channels}" for moment, value in (("mean", 0.1), ("std", 0.5))),
         *("dataset.train_count=1024", "dataset.test_count=1"),
     ]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("train", overrides=overrides))
-    assert isinstance(config, dict)
-    trainer = Trainer({str(key): value for key, value in config.items()})
+    trainer = build_training(compose("train", *overrides)).trainer
 
     def step() -> None:
         trainer.advance()
@@ -45,8 +41,7 @@ def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torc
 def their_step(options: argparse.Namespace, images: torch.Tensor) -> tuple[Callable[[], None], int]:
     """The loop body of diffusers' examples/unconditional_image_generation, without its data loader and logging."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        unet = hydra.compose("train", overrides=[f"unet={options.unet}"]).unet
+    unet = SimpleNamespace(**compose("train", f"unet={options.unet}").unet)
     attends = [options.size >> level in unet.attention for level in range(len(unet.channel_mult))]
     net = UNet2DModel(
         options.size,

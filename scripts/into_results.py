@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from diffuse.system.files import write_whole
+from diffuse.system.files import write_atomic
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results.md"
 
@@ -42,7 +42,7 @@ def main() -> None:
     head, mark, rest = RESULTS.read_text().partition("\n## ")
     if f": {given.title}\n" in RESULTS.read_text():
         raise SystemExit(f"{RESULTS} has an entry with this title: choose another, or take it out")
-    write_whole(RESULTS, lambda file: file.write(f"{head}\n{entry}{mark.lstrip()}{rest}"))
+    write_atomic(RESULTS, lambda file: file.write(f"{head}\n{entry}{mark.lstrip()}{rest}"))
     print(f"{given.sweep}/sweep.md stands in {RESULTS} now")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffuse.data.datasets import digits
-from diffuse.runs.pictures import grid, save_png
+from diffuse.runs.pictures import image_grid, save_png
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COUNT, COLUMNS, GAP = 48, 8, 40
@@ -25,7 +25,7 @@ COUNT, COLUMNS, GAP = 48, 8, 40
 def main(run: Path) -> None:
     drawn = torch.from_numpy(np.load(run / "samples/readme/samples.npz")["arr_0"][:COUNT]).permute(0, 3, 1, 2)
     real = torch.from_numpy(digits().test.images[:COUNT])
-    left, right = (grid(images, COLUMNS) for images in (drawn, real))
+    left, right = (image_grid(images, COLUMNS) for images in (drawn, real))
     between = torch.full((3, left.shape[1], GAP), 255, dtype=torch.uint8)
     save_png(DOCS / "digits.png", torch.cat([left, between, right], dim=2))
     shutil.copyfile(run / "images/forward_process.png", DOCS / "forward_process.png")

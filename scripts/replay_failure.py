@@ -1,4 +1,4 @@
-"""Do a training step again that ended in something that is no finite number, and say where it shows.
+"""Do a training step again that ended in NaN or infinite numbers, and say where they show.
 
     python scripts/replay_failure.py outputs/RUN/failure.pt
 

@@ -13,7 +13,7 @@ from diffuse.commands import train
 from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.schedules import Schedule, cosine, linear
 from diffuse.system.memory import keep_freed_memory
-from tests.support.commands import TINY, config, job
+from tests.support.commands import TINY, config, output
 from tests.support.gaussian import MEAN, STD, column
 
 keep_freed_memory()
@@ -50,6 +50,6 @@ def gaussian_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(folder: Path, *overrides: str) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train.run(config("train", *TINY, *overrides), job())
+        train.run(config("train", *TINY, *overrides), output())
     (run,) = (folder / "outputs").iterdir()
     return run

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.places import PACKAGE
 
+TORCH_FREE = ("options.keys", "options.reference", "options.schema", "options.score_names")
 BELOW = ("mathematics", "networks", "data", "system")
 # What the modules of a room may import of this package, beside their own room: rooms, or single modules of a room.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -23,7 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sweeps": ("runs.scalars", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
     "commands": (*BELOW, "options", "runs", "scoring", "training"),
-    "cli": ("system", "sweeps", "options.schema", "options.score_names", "runs.output", "runs.folder"),
+    "cli": ("system", "sweeps", *TORCH_FREE, "runs.output", "runs.folder"),
 }
 KNOW_HYDRA = ("cli",)
 KNOW_OMEGACONF = ("cli", "options", "runs.folder")

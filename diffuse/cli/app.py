@@ -1,104 +1,118 @@
-"""What runs a command from its words: Hydra composes its config, and what goes wrong is worded."""
+"""Run one command line: Hydra composes the config, the command runs, errors become messages."""
 
 import os
 import shutil
 import sys
 import traceback
 from contextlib import suppress
-from types import FrameType
+from itertools import takewhile
+from pathlib import Path
 
 import hydra
 
-from diffuse.cli.messages import Message, worded
-from diffuse.cli.overrides import named_by_what_varies, overrides_first, resumed
-from diffuse.cli.task import Command, SweepFolder
+from diffuse.cli.messages import Message, message_for
+from diffuse.cli.overrides import overrides_first, resumed_config, sweep_folder, with_sweep_names
+from diffuse.cli.task import Command, register, remove_if_empty
 from diffuse.sweeps.folder import JOBS, MARKDOWN, PICTURE, Sweep
 from diffuse.sweeps.record import DONE, KILLED, closing_words
 from diffuse.sweeps.table import as_text
 from diffuse.system.errors import Terminated
-from diffuse.system.files import CONFIGS, shown
-from diffuse.system.signals import at_once, handled_by
+from diffuse.system.files import CONFIGS, short_path
+from diffuse.system.signals import AtOnce, handled_by
+
+COMPLETION = {"-sc", "--shell-completion"}
 
 
 def main(command: str, typed: list[str]) -> int:
-    """Run a command from its words; the exit code is 0 done, 1 failed, 2 not understood, 128 + n for signal n."""
+    """Run a command; the exit code is 0 done, 1 failed, 2 not understood, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    SweepFolder.path = None
-    task = Command(command, typed)
-
-    def ask_jobs_to_end(number: int, frame: FrameType | None) -> None:
-        with handled_by(at_once):  # asked again, we do not wait for them
-            if SweepFolder.path:
-                Sweep(SweepFolder.path).ask_jobs_to_end(task.given)
-        at_once(number, frame)
-
-    with handled_by(at_once), handled_by(ask_jobs_to_end):
-        return run_command(task)
+    register()
+    line = CommandLine(Command(command, typed))
+    with handled_by(AtOnce(line.ask_jobs_to_end)):
+        return line.run()
 
 
-def run_command(task: Command) -> int:
-    """`main`, with signals raised as exceptions: run the command, end its sweep if it was one, and word errors."""
-    try:
-        compose_and_run(task)
-        message = end_of_sweep(task, None)
-    except KeyboardInterrupt:
-        show_table()
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever reads what we print, `head` perhaps, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # what shells say of a process that SIGPIPE ended
-    except Terminated as stop:
-        with suppress(OSError):  # the terminal may be gone
-            show_table()
-            print("terminated", file=sys.stderr)
-        return stop.exit_code
-    except SystemExit as exit:
-        return exit.code if isinstance(exit.code, int) else 1
-    except Exception as error:
-        message = end_of_sweep(task, error) or worded(error, task.name, str(CONFIGS))
+class CommandLine:
+    """One command line: a single run, or a sweep with its folder."""
+
+    def __init__(self, task: Command):
+        self.task = task
+        self.sweep: Sweep | None = None
+
+    def run(self) -> int:
+        """`main`, with signals raised as exceptions: run the command, end its sweep if it was one, report errors."""
+        try:
+            self.compose_and_run()
+            message = self.end_of_sweep(None)
+        except KeyboardInterrupt:
+            self.show_table()
+            print("interrupted", file=sys.stderr)
+            return 130
+        except BrokenPipeError:  # the program that reads our output, `head` perhaps, has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # what shells say of a process that SIGPIPE ended
+        except Terminated as stop:
+            with suppress(OSError):  # the terminal may be gone
+                self.show_table()
+                print("terminated", file=sys.stderr)
+            return stop.exit_code
+        except SystemExit as exit:
+            return exit.code if isinstance(exit.code, int) else 1
+        except Exception as error:
+            message = self.end_of_sweep(error) or message_for(error, self.task.name, str(CONFIGS))
+            if message is None:
+                traceback.print_exc()
+                print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
+                return 1
         if message is None:
-            traceback.print_exc()
-            print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
-            return 1
-    if message is None:
-        return 0
-    print(f"error: {message.text}", file=sys.stderr)
-    return message.exit_code
+            return 0
+        print(f"error: {message.text}", file=sys.stderr)
+        return message.exit_code
 
+    def compose_and_run(self) -> None:
+        """Let Hydra compose the config and call the task, once or for each job of a sweep."""
+        words = overrides_first(self.task.typed)
+        if folder := sweep_folder(words):
+            self.sweep = Sweep(folder.absolute())
+            words = with_sweep_names(words, folder, self.task.name)
+        sys.argv = ["diffuse" if COMPLETION & set(words) else f"diffuse {self.task.name}", *words]
+        config_name = resumed_config(self.task.typed) if self.task.name == "train" else self.task.name
+        hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(self.task)()
+        if self.task.error:
+            raise self.task.error
 
-def compose_and_run(task: Command) -> None:
-    """Let Hydra compose the config and call the task, once or for each job of a sweep."""
-    words = named_by_what_varies(overrides_first(task.typed), task.name)
-    sys.argv = ["diffuse" if {"-sc", "--shell-completion"} & set(words) else f"diffuse {task.name}", *words]
-    config_name = resumed(task.typed) if task.name == "train" else task.name
-    hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(task)()
-    if task.error:
-        raise task.error
+    def ask_jobs_to_end(self) -> None:
+        """Send SIGTERM to the sweep's jobs in other processes, and wait for them."""
+        if self.sweep:
+            self.sweep.ask_jobs_to_end(self.task.given)
 
+    def end_of_sweep(self, error: Exception | None) -> Message | None:
+        """Show a sweep's table; the message about jobs that are not done. None if that explains no error."""
+        jobs = self.sweep.of_this_time(self.task.given) if self.sweep else []
+        if jobs:
+            self.show_table()
+        self.remove_folder_if_nothing_ran()
+        words = closing_words(jobs)
+        if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
+            return None  # not the jobs, then, but what calls them
+        return Message(words, 1) if words else None
 
-def end_of_sweep(task: Command, error: Exception | None) -> Message | None:
-    """Show a sweep's table and word what its records say is not done; None if that explains no error."""
-    jobs = Sweep(SweepFolder.path).of_this_time(task.given) if SweepFolder.path else []
-    if jobs:
-        show_table()
-    SweepFolder.remove_if_nothing_ran()
-    words = closing_words(jobs)
-    if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
-        return None  # not the jobs, then, but what calls them
-    return Message(words, 1) if words else None
+    def remove_folder_if_nothing_ran(self) -> None:
+        """The records of jobs are of no use where none of them made anything."""
+        if self.sweep and self.sweep.remains_of_nothing():
+            shutil.rmtree(self.sweep.folder)
+            for folder in takewhile(lambda folder: folder != Path.cwd(), self.sweep.folder.parents):
+                remove_if_empty(folder)
 
-
-def show_table() -> None:
-    """Print the table of the sweep, if there was one, and where it stands."""
-    if SweepFolder.path is None or not (SweepFolder.path / JOBS).is_dir():
-        return
-    sweep = Sweep(SweepFolder.path)
-    sweep.draw(fresh=0)
-    with suppress(OSError):  # a full disk has been heard of; the table is printed all the same
-        sweep.write_tables()
-    print("\n" + as_text(sweep.rows(), shutil.get_terminal_size((120, 24)).columns))
-    if not sweep.remains_of_nothing():
-        picture = sweep.folder / PICTURE
-        beside = f"   picture: {shown(picture)}" if picture.exists() else ""
-        print(f"\ntable: {shown(sweep.folder / MARKDOWN)}{beside}")
+    def show_table(self) -> None:
+        """Print the table of the sweep, if there is one, and where it is."""
+        if self.sweep is None or not (self.sweep.folder / JOBS).is_dir():
+            return
+        self.sweep.draw(fresh=0)
+        with suppress(OSError):  # a full disk was reported before; the table is printed all the same
+            self.sweep.write_tables()
+        print("\n" + as_text(self.sweep.rows(), shutil.get_terminal_size((120, 24)).columns))
+        if not self.sweep.remains_of_nothing():
+            picture = self.sweep.folder / PICTURE
+            beside = f"   picture: {short_path(picture)}" if picture.exists() else ""
+            print(f"\ntable: {short_path(self.sweep.folder / MARKDOWN)}{beside}")

@@ -1,6 +1,12 @@
-"""`diffuse COMMAND --help`."""
+"""`diffuse COMMAND --help`: groups with their options, keys with their values."""
 
-from hydra.core.global_hydra import GlobalHydra
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffuse.options.reference import options, plain_keys
+from diffuse.options.schema import SCHEMAS, groups
 
 USAGE = {
     "train": "fit a diffusion model to a data set, into outputs/<name>",
@@ -8,115 +14,54 @@ USAGE = {
     "eval": "score a trained run, by likelihood and by its samples, into <run>/eval/<time>",
 }
 
-# The keys that people change. The README has the same table; a test holds both against the configs.
-KEYS = {
-    "train": {
-        "name": "the run's folder under outputs/ (default <dataset>-<schedule>-<unet>/<time>)",
-        "resume": "a run folder to continue",
-        "seed": "decides every random number",
-        "data_dir": "where data sets lie, or are downloaded to and prepared",
-        "trust": "packages of your own whose code a config may name",
-        "steps": "steps of training",
-        "batch_size": "images in a step",
-        "class_conditional": "train on labels too",
-        "variance": "of the reverse steps: fixed_small, fixed_large, learned (by loss=hybrid or vlb) or analytic",
-        "schedule.levels": "how many noise levels a table of betas has",
-        "schedule.zero_terminal_snr": "rescale a table of betas so that its last level is pure noise",
-        "optim.lr": "peak learning rate of AdamW",
-        "optim.warmup": "steps of linear warm-up",
-        "optim.decay": "none, linear or cosine, over the whole run",
-        "optim.clip": "largest gradient norm",
-        "optim.weight_decay": "AdamW's",
-        "ema.decay": "of the averaged weights that are sampled from",
-        "checkpoint.every": "steps between checkpoints",
-        "checkpoint.keep": "how many of the newest are kept",
-        "checkpoint.milestone_every": "steps between checkpoints that are kept for good (null: none)",
-        "images.every": "steps between sample grids",
-        "images.count": "images in a grid",
-        "log.every": "steps between lines of metrics",
-        "eval.every": "steps between scores of samples, of which the best checkpoint is kept (null: none)",
-        "eval.n": "images drawn for them",
-        "eval.metrics": "a list of fid, kid, is, precision_recall, density_coverage, sfid; the first decides",
-        "max_hours": "stop after so long, with a checkpoint (null: never)",
-    },
-    "sample": {
-        "ckpt": "a run folder or a checkpoint file (required)",
-        "n": "how many images",
-        "seed": "image i depends on (seed, i) alone",
-        "batch_size": "images in flight at once; changes no image on a processor",
-        "data_dir": "where the data sets are now, for variance=analytic (null: where they were in training)",
-        "dataset.path": "where the images of dataset=folder or npz are now (null: where they were)",
-        "dataset.test_path": "the same for the file that dataset=npz tests on",
-        "dataset.skip_bad": "leave out images of a folder that cannot be read",
-        "label": "the class to draw, for a class-conditional run (default all in turn)",
-        "sampler.steps": "levels walked through (null: every one); Langevin samplers call the network more often",
-        "sampler.spacing": "uniform, to_zero, quadratic, log_snr or karras",
-        "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
-        "sampler.variance": "of ddpm's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
-        "sampler.corrector_steps": "predictor_corrector: Langevin steps at each level",
-        "sampler.snr": "predictor_corrector: size of a Langevin step",
-        "sampler.langevin_steps": "annealed_langevin: steps at each level",
-        "sampler.step_size": "annealed_langevin: size of a step, in units of the level's variance",
-        "sampler.clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
-        "name": "the folder's name under <run>/samples",
-        "trust": "packages of your own whose code the checkpoint's config may name",
-    },
-    "eval": {
-        "ckpt": "a run folder or a checkpoint file",
-        "metrics": "a list of bound, ode (bpd: both), fid, kid, is, precision_recall, density_coverage, sfid,"
-        " memorisation",
-        "n": "images drawn (null: 10000), test images of bound and ode (null: what takes about three minutes)",
-        "samples": "images to score in place of drawn ones: a folder, an npz file or DATASET:SPLIT",
-        "reference": "what they are held against: train or test of the run's data, a path (also to statistics),"
-        " DATASET:SPLIT",
-        "features.weights": "inception, classifier: a file with the network's weights (null: downloaded, or trained)",
-        "features.path": "torchscript: the file",
-        "sampler.steps": "levels walked through (null: every one)",
-        "sampler.spacing": "uniform, to_zero, quadratic, log_snr or karras",
-        "sampler.eta": "ddim: 0 is deterministic, 1 is ancestral",
-        "label": "the class to draw, for a class-conditional run (default all in turn)",
-        "levels": "noise levels of the bound (null: every one)",
-        "variance": "of the bound's steps: fixed_small, fixed_large, learned or analytic (null: the run's)",
-        "ode.solver": "rk45 (chooses its steps), rk4 or heun",
-        "ode.tolerance": "rk45: relative and absolute error",
-        "ode.steps": "rk4, heun: how many, evenly spaced in log-SNR",
-        "ode.divergence": "hutchinson (estimated) or exact (one derivative a dimension)",
-        "ode.probes": "hutchinson: random probes for each image",
-        "ode.t_min": "where the flow begins (null: the smallest time trained at)",
-        "clip": "keep the predicted x0 in [-1, 1] (null: yes for images)",
-        "seed": "decides the images and the noise",
-        "batch_size": "images in flight at once",
-        "data_dir": "where the data sets are now (null: where they were in training)",
-        "dataset.path": "where the images of dataset=folder or npz are now (null: where they were)",
-        "dataset.test_path": "the same for the file that dataset=npz tests on",
-        "dataset.skip_bad": "leave out images of a folder that cannot be read",
-        "name": "the folder's name under <run>/eval",
-        "trust": "packages of your own whose code the checkpoint's config may name",
-    },
-}
 
-GROUPS = {
-    "train": (
-        *("method", "dataset", "schedule", "prediction", "loss", "weight", "times"),
-        *("unet", "device", "sampler", "features", "recipe"),
-    ),
-    "sample": ("sampler", "device"),
-    "eval": ("features", "sampler", "device"),
-}
-
-
-def help_of(command: str) -> str:
-    """The page for a command: its groups with their options, and the keys people change."""
+def help_page(command: str, config: DictConfig) -> str:
+    """The page for a command, with the options and values that the command line has chosen so far."""
     command = command if command in USAGE else "train"
-    loader = GlobalHydra.instance().config_loader()
-    width = max(map(len, (*GROUPS[command], *KEYS[command]))) + 2
-    groups = "\n".join(f"  {group:{width}}{', '.join(loader.get_group_options(group))}" for group in GROUPS[command])
-    keys = "\n".join(f"  {key:{width}}{what}" for key, what in KEYS[command].items())
-    choice = {"train": "dataset=folder", "sample": "sampler=ddim"}.get(command, "device=cpu")
-    return (
-        f"diffuse {command}: {USAGE[command]}\n\n"
-        f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]\n\n"
-        f"groups\n{groups}\n\nkeys\n{keys}\n\n"
-        f"Every key, those of the options included: diffuse {command} --cfg job, after a choice like {choice}\n"
-        "-m with comma-separated values runs a sweep; -cd DIR adds options of your own; --hydra-help says more\n"
+    chosen = OmegaConf.select(config, "hydra.runtime.choices") or {}
+    keys = [f"  {name:30}{value_of(config, name):14}  {help}" for name, help in keys_of(command, chosen)]
+    return "\n".join(
+        [
+            f"diffuse {command}: {USAGE[command]}",
+            "",
+            f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]",
+            "",
+            "groups, with the chosen option, and all that there are",
+            *groups_of(command, chosen),
+            "",
+            "keys, with their values",
+            *(line.rstrip() for line in keys),
+            "",
+            f"Values are those of this line: diffuse {command} device=cpu --help shows the keys of that option, too.",
+            f"diffuse {command} --cfg job prints them as YAML. -m with values separated by commas runs a sweep;",
+            "-cd DIR adds options of your own; --hydra-help says more.",
+            "",
+        ]
     )
+
+
+def groups_of(command: str, chosen: Mapping[str, Any]) -> Iterator[str]:
+    """Two lines for each group."""
+    for group, about in groups(command).items():
+        yield f"  {group:12}{chosen.get(group) or 'none':14}{about}"
+        yield f"  {'':26}{', '.join(option.name for option in options(group))}"
+
+
+def keys_of(command: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every key, those of the chosen options included, with what it means."""
+    for name, _, about in plain_keys(SCHEMAS[command]):
+        yield name, about.help
+    for group in groups(command):
+        for option in options(group):
+            if option.name == chosen.get(group) and option.target:
+                yield from ((f"{group}.{key}", option.meaning(key)) for key in option.values)
+
+
+def value_of(config: DictConfig, name: str) -> str:
+    """A value as it is typed."""
+    holder, _, key = name.rpartition(".")
+    node = OmegaConf.select(config, holder) if holder else config
+    if OmegaConf.is_missing(node, key):
+        return "(required)"
+    value = node[key]
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)

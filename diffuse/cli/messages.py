@@ -1,18 +1,18 @@
-"""What to tell the user when Hydra, OmegaConf, torch or the file system refuses something."""
+"""From errors of Hydra, OmegaConf, torch and the file system to messages: what was given, what was expected."""
 
 import errno
 import re
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from diffuse.cli.help import GROUPS
-from diffuse.options.schema import SCHEMAS
+from diffuse.options.keys import all_keys
+from diffuse.options.schema import PRESETS, SCHEMAS, groups, keys_that_may_change
 from diffuse.system.errors import UserError, did_you_mean
 from diffuse.system.files import FULL
 
@@ -39,8 +39,8 @@ class Message:
     exit_code: int
 
 
-def worded(error: BaseException, command: str, configs: str) -> Message | None:
-    """The message for an error that the user can mend, or None for a mistake of ours."""
+def message_for(error: BaseException, command: str, configs: str) -> Message | None:
+    """The message for an error that the user can mend; None for a mistake of ours."""
     for cause in causes(error):
         if isinstance(cause, UserError):
             return Message(str(cause), cause.exit_code)
@@ -55,16 +55,16 @@ def worded(error: BaseException, command: str, configs: str) -> Message | None:
             return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
     for cause in causes(error):
         if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
-            return Message(f"a group ({', '.join(GROUPS[command])}) takes the name of an option", 2)
+            return Message(f"a group ({', '.join(groups(command))}) takes the name of an option", 2)
         if isinstance(cause, HydraException | OmegaConfBaseException):
             return Message(_refusal(cause, command, configs), 2)
     if raised_in_hydra(error):
-        return Message(f"Hydra cannot make sense of this command line: {(str(error).splitlines() or [''])[0][:200]}", 2)
+        return Message(f"Hydra cannot read this command line: {(str(error).splitlines() or [''])[0][:200]}", 2)
     return None
 
 
 def raised_in_hydra(error: BaseException) -> bool:
-    """Whether Hydra stumbled itself: it checks less of a command line than it understands."""
+    """Whether the error comes from inside Hydra, which does not check all of a command line."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").partition(".")[0] in ("hydra", "omegaconf")
 
@@ -77,7 +77,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _refusal(cause: BaseException, command: str, configs: str) -> str:
-    """A word of the command line that Hydra or OmegaConf does not take."""
+    """What is wrong with a word of the command line that Hydra or OmegaConf refuses."""
     text = str(cause)
     if isinstance(cause, MissingConfigException):
         return _missing_option(cause)
@@ -120,11 +120,10 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _unknown_key(key: str, command: str, configs: str) -> str:
-    """A key that is not there: it may belong to another option, or be mistyped."""
+    """A key that does not exist: it may belong to another option, or be mistyped."""
     known, options = keys_of(command), keys_of_options(command, configs)
-    if key in GROUPS[command]:
-        may = "steps, max_hours, log.*, images.*, checkpoint.*, device.*, data_dir and dataset.path"
-        return f"a continued run keeps its {key}; what may change are {may}"
+    if key in groups(command):
+        return f"a continued run keeps its {key}; what may change are {', '.join(keys_that_may_change())}"
     if command != "train" and key in keys_of("train") - known:
         return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
     if key in options:
@@ -136,20 +135,14 @@ def _unknown_key(key: str, command: str, configs: str) -> str:
 
 def keys_of(command: str) -> set[str]:
     """The keys and groups that every config of a command has, as they are typed."""
-    return {*GROUPS[command], *_dotted(SCHEMAS[command], "")}
-
-
-def _dotted(schema: type, prefix: str) -> Iterator[str]:
-    for field in fields(schema):
-        yield f"{prefix}{field.name}"
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            yield from _dotted(field.type, f"{prefix}{field.name}.")
+    keys = {name for name, _, _ in all_keys(SCHEMAS[command])}
+    return {*groups(command), *keys, *(name.partition(".")[0] for name in keys)}
 
 
 def keys_of_options(command: str, configs: str) -> dict[str, list[str]]:
     """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
     keys: dict[str, list[str]] = {}
-    for group in sorted({*GROUPS[command]} - {"recipe", "method"}):  # those set keys of others
+    for group in sorted({*groups(command)} - {*PRESETS}):
         for path in sorted(Path(configs, group).glob("*.yaml")):
             content = OmegaConf.load(path)
             for name in map(str, OmegaConf.select(content, group) or content):

@@ -1,6 +1,7 @@
-"""The words of a command line on their way to Hydra: put in order, looked at for what a sweep varies."""
+"""The words of a command line on their way to Hydra: put in order, and a sweep's folder and names found out."""
 
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,22 +10,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from diffuse.options.schema import plain
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
-from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, checked_name
+from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name
 
+MULTIRUN = {"-m", "--multirun"}
 BARE_FLAGS = (
-    "--multirun",
-    "-m",
-    "--run",
-    "-r",
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--resolve",
-    "--shell-completion",
-    "-sc",
+    *("--multirun", "-m", "--run", "-r", "--help", "-h", "--hydra-help", "--resolve", "--shell-completion", "-sc"),
 )
 CONFIGS_TO_SHOW = ("job", "hydra", "all")
 THINGS_TO_SHOW = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -67,21 +61,35 @@ def by_key(words: Sequence[str]) -> dict[str, Override]:
     return {override.key_or_group: override for override in overrides}
 
 
-def named_by_what_varies(words: list[str], command: str) -> list[str]:
-    """For a sweep, tell Hydra to leave what is the same in all jobs out of the names of their folders."""
-    if not {"-m", "--multirun"} & set(words):
-        return words
+def sweep_folder(words: Sequence[str]) -> Path | None:
+    """The folder of a sweep: outputs/<name>, or named by the time, or where hydra.sweep.dir says; None without -m."""
+    if not MULTIRUN & set(words):
+        return None
+    typed = by_key(words)
+    if "hydra.sweep.dir" in typed:
+        return Path(str(typed["hydra.sweep.dir"].value()))
+    if "name" in typed and typed["name"].is_sweep_override():
+        raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
+    if "name" in typed and typed["name"].value() is not None:
+        return OUTPUTS / check_name(str(typed["name"].value()))
+    now = time.time()
+    return OUTPUTS / time.strftime(f"sweep-%Y-%m-%d_%H-%M-%S-{int(now % 1 * 1e6):06d}", time.localtime(now))
+
+
+def with_sweep_names(words: list[str], folder: Path, command: str) -> list[str]:
+    """The words of a sweep with its folder, where what is the same in all jobs is left out of their folders' names.
+
+    Raises UsageError where the folder holds something else than this sweep.
+    """
     typed = by_key(words)
     varied = {key for key, override in typed.items() if override.is_sweep_override()}
-    if "name" in varied:
-        raise UsageError("a sweep has one name; in its folder the jobs' folders are named by what varies")
     if "name" in typed:
-        folder = OUTPUTS / checked_name(str(typed["name"].value()))
         refuse_other_content(folder, varied)
         if command != "train":  # whose runs say themselves what may change
             refuse_other_options(folder, typed)
     fixed = [key for key in typed if key not in varied]
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]", *words]
+    names = f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]"
+    return [names, *([] if "hydra.sweep.dir" in typed else [f"hydra.sweep.dir={folder}"]), *words]
 
 
 def refuse_other_content(folder: Path, varied: set[str]) -> None:
@@ -90,10 +98,9 @@ def refuse_other_content(folder: Path, varied: set[str]) -> None:
         return
     record = folder / SWEEP_RECORD
     if not record.exists():
-        kind = "a single run" if (folder / RECORD).exists() else "no sweep"
+        kind = "a single run" if (folder / RECORD).exists() else "not a sweep"
         raise UsageError(f"{folder} exists already and is {kind}: a sweep needs another name=")
-    words = OmegaConf.select(OmegaConf.load(record), "hydra.overrides.task") or []
-    before = {key for key, override in by_key(list(words)).items() if override.is_sweep_override()}
+    before = {key for key, override in recorded_overrides(record).items() if override.is_sweep_override()}
     if before != varied:
         then, now = (", ".join(sorted(keys)) or "nothing" for keys in (before, varied))
         raise UsageError(f"{folder} holds a sweep over {then}, and this one is over {now}: choose another name=")
@@ -103,23 +110,29 @@ def refuse_other_options(folder: Path, now: Mapping[str, Override]) -> None:
     """Raise UsageError where jobs in a sweep's folder were done with other options than those of all jobs now."""
     if not any(job.status == DONE for job in Sweep(folder).rows()):
         return
-    words = OmegaConf.select(OmegaConf.load(folder / SWEEP_RECORD), "hydra.overrides.task") or []
-    before = by_key(list(words))
-    then, today = ({key: said.input_line for key, said in all_of.items()} for all_of in (before, now))
-    for key in sorted({*then, *today}):
-        swept = any(key in some and some[key].is_sweep_override() for some in (before, now))
-        if then.get(key) != today.get(key) and not swept and not key.startswith("hydra"):
-            was, wanted = (words.get(key) or f"without {key}" for words in (then, today))
+    before = recorded_overrides(folder / SWEEP_RECORD)
+    for key in sorted({*before, *now}):
+        both = [overrides[key] for overrides in (before, now) if key in overrides]
+        lines = {override.input_line for override in both}
+        if key.startswith("hydra") or any(override.is_sweep_override() for override in both):
+            continue
+        if len(lines) > 1 or len(both) < 2:
+            was, wanted = (words[key].input_line if key in words else f"without {key}" for words in (before, now))
             raise UsageError(f"{folder} was made with {was}, and this line says {wanted}: choose another name=")
 
 
-def resumed(typed: list[str]) -> str:
+def recorded_overrides(record: Path) -> dict[str, Override]:
+    """The overrides that a sweep was begun with."""
+    return by_key(list(OmegaConf.select(OmegaConf.load(record), "hydra.overrides.task") or []))
+
+
+def resumed_config(typed: list[str]) -> str:
     """The config that a training is composed from: `train`, or with resume=RUN the record of that run alone."""
     folders = [word.partition("=")[2] for word in typed if word.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return "train"
-    from diffuse.runs.folder import read_record
+    from diffuse.runs.folder import read_record  # imports torch
 
-    record = read_record(Path(folders[-1]).expanduser())
+    record = plain(read_record(Path(folders[-1]).expanduser()))
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"

@@ -2,23 +2,25 @@
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse.mathematics.schedules import betas_in
-from diffuse.options.build import about
+from diffuse.mathematics.schedules import Schedule, betas_in
+from diffuse.options.build import about, build
+from diffuse.options.dataset import build_dataset
+from diffuse.options.formulas import Formulas
+from diffuse.options.keys import Node
+from diffuse.options.network import build_network, condition_of
+from diffuse.options.schema import TrainConfig, flat, plain
 from diffuse.runs import checkpoint
+from diffuse.runs.drawing import Drawing
 from diffuse.runs.folder import (
-    Run,
-    as_yaml,
-    flat,
     grid_path,
-    held,
+    hold_run,
     is_run,
     read_record,
     refuse_changes,
@@ -27,240 +29,219 @@ from diffuse.runs.folder import (
     write_record,
 )
 from diffuse.runs.hparams import write_hparams
-from diffuse.runs.output import Job, now
-from diffuse.runs.pictures import grid
-from diffuse.runs.scalars import METRICS, SCORES, last_values, whole_lines
-from diffuse.system.errors import Terminated, UserError
-from diffuse.system.files import OUTPUTS, make_own_folder, shown
-from diffuse.system.progress import Progress, log
-from diffuse.system.signals import Stop
-from diffuse.training.forecast import Forecast, cost_on_disk, refuse_small_disk
-from diffuse.training.trainer import NotFinite, Trainer
+from diffuse.runs.output import Output, now
+from diffuse.runs.sampler import Sampler
+from diffuse.runs.scalars import last_values
+from diffuse.system.device import Device
+from diffuse.system.errors import Terminated, UsageError, UserError
+from diffuse.system.files import OUTPUTS, data_folder, make_new_folder, short_path
+from diffuse.system.progress import log
+from diffuse.system.randomness import reseed
+from diffuse.training.ema import EMA
+from diffuse.training.forecast import cost_on_disk, refuse_small_disk
+from diffuse.training.loop import Training, is_scored
+from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 
 if TYPE_CHECKING:
     from diffuse.training.watching import Watcher
 
 FAILURE = "failure.pt"
+SCORED_TOGETHER = 256  # images in flight while samples are scored, if the training itself has as many
 
 
-def run(config: Mapping[str, Any], job: Job) -> dict[str, float]:
+def run(config: TrainConfig, output: Output) -> dict[str, float]:
     """Begin a run or continue the one that is there. Whatever is wrong is said before anything is written.
 
     Returns what was reported at the last step, by name: scores of samples, if there are any, and the loss.
     """
-    deadline = time.monotonic() + 3600 * (config["max_hours"] or math.inf)
-    asked = self_contained({**config, "resume": None})
-    if config["resume"]:
-        return resume(asked, Path(config["resume"]).expanduser(), job, deadline)
-    folder = job.folder(OUTPUTS, config["name"])
-    if folder and is_run(folder):  # whatever it was called when it began
-        return resume({**asked, "name": read_record(folder)["name"]}, folder, job, deadline)
-    if folder and not job.sweep_folder:
+    deadline = time.monotonic() + 3600 * (config.max_hours or math.inf)
+    requested = self_contained(replace(config, resume=None))
+    if config.resume:
+        return resume(requested, Path(config.resume).expanduser(), output, deadline)
+    folder = output.folder(OUTPUTS, config.name)
+    if folder and is_run(folder):  # whatever its name was when it began
+        return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
+    if folder and not output.sweep_folder:
         refuse_inside_others(folder)
-    return begin(asked, folder, job, deadline)
+    return begin(requested, folder, output, deadline)
 
 
-def begin(config: Mapping[str, Any], folder: Path | None, job: Job, deadline: float) -> dict[str, float]:
+def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: float) -> dict[str, float]:
     """Train from the beginning, in this folder or, without one, in a new one named by the time."""
-    trainer = Trainer(config)
-    watcher = watcher_of(trainer)
-    refuse_small_disk(trainer, folder or OUTPUTS)
-    folder = folder or make_own_folder(OUTPUTS / job.filed_under / now())
-    with held(folder):
+    training = build_training(config)
+    refuse_small_disk(config, training.trainer.checkpoint_bytes, folder or OUTPUTS)
+    folder = folder or make_new_folder(OUTPUTS / output.filed_under / now())
+    with hold_run(folder):
         if is_run(folder):
-            raise UserError(f"{shown(folder)} was begun by another process just now; give the command again")
+            raise UserError(f"{short_path(folder)} was begun by another process just now; give the command again")
         write_record(folder, config)
-        with job.logged(folder, "train.log"):
-            return introduce_and_train(trainer, watcher, folder, deadline)
+        with output.logged(folder, "train.log"):
+            return introduce_and_train(training, folder, deadline)
 
 
-def resume(config: Mapping[str, Any], folder: Path, job: Job, deadline: float) -> dict[str, float]:
+def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
     record = read_record(folder)
     refuse_changes(record, config, folder)
-    with held(folder):
+    with hold_run(folder):
         saved = checkpoint.newest(folder / checkpoint.FOLDER)
         step = saved.content["step"] if saved else 0
         if saved:
             set_damaged_aside(saved.path)
         else:
-            refuse_lost_checkpoints(folder, config, record)
-        watched = config["eval"]["every"] is None or is_scored(folder, step)
-        if step >= config["steps"] and grid_path(folder, step).exists() and watched:
-            log.info(f"{shown(folder)} is finished: {step:,} of {config['steps']:,} steps are done")
+            refuse_lost_checkpoints(folder, max(config.checkpoint.every, record.checkpoint.every))
+        watched = config.eval.every is None or is_scored(folder, step)
+        if step >= config.steps and grid_path(folder, step).exists() and watched:
+            log.info(f"{short_path(folder)} is finished: {step:,} of {config.steps:,} steps are done")
             return last_values(folder)
-        trainer = Trainer(config)
-        watcher = watcher_of(trainer)
+        training = build_training(config)
         if saved:
             with checkpoint.fitting(saved.path):
-                trainer.load(saved.content)
-        refuse_small_disk(trainer, folder)
-        with job.logged(folder, "train.log"):
-            if config["steps"] != record["steps"]:
-                write_record(folder, {**record, "steps": config["steps"]})
+                training.trainer.restore(saved.content)
+        refuse_small_disk(config, training.trainer.checkpoint_bytes, folder)
+        with output.logged(folder, "train.log"):
+            if config.steps != record.steps:
+                write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return introduce_and_train(trainer, watcher, folder, deadline)
+            return introduce_and_train(training, folder, deadline)
 
 
-def watcher_of(trainer: Trainer) -> "Watcher | None":
+def build_training(config: TrainConfig) -> Training:
+    """Every object of a training, built from its config and checked."""
+    trust, optim = config.trust, config.optim
+    device: Device = build(config.device, "device", trust)
+    data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
+    formulas = Formulas.of(config, data.kind, trust)
+    refuse_more_steps_than_levels(config.sampler, formulas.schedule)
+    sampler = Sampler(config.sampler, formulas, data.kind, trust)
+    condition = condition_of(config, data.kind)
+    reseed(config.seed, "weights")
+    net = device.place(build_network(config, data.kind, trust))
+    ema = EMA(net, config.ema.decay)
+    if device.compiles:
+        net.compile()
+    rows = device.rows(data.kind.side, config.images.count)
+    drawing = Drawing(
+        denoiser=formulas.denoiser(ema.net, device, rows, sampler.clip),
+        sampler=sampler,
+        kind=data.kind,
+        device=device,
+        condition=condition,
+        seed=config.seed,
+    )
+    trainer = Trainer(
+        net,
+        partial(formulas.loss, formulas.denoiser(net, device)),
+        data,
+        formulas.time_sampling,
+        torch.optim.AdamW(net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True),
+        ema,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rate=partial(learning_rate, peak=optim.lr, warmup=optim.warmup, decay=optim.decay, steps=config.steps),
+        clip=optim.clip,
+        condition=condition,
+        device=device,
+    )
+    return Training(config, trainer, drawing, build_watcher(config, trainer, drawing), formulas.where(device))
+
+
+def build_watcher(config: TrainConfig, trainer: Trainer, drawing: Drawing) -> "Watcher | None":
     """What scores samples while training, if eval.every asks for it."""
-    if trainer.config["eval"]["every"] is None:
+    if config.eval.every is None:
         return None
     from diffuse.training.watching import Watcher  # takes a second more to import
 
-    return Watcher(trainer)
+    together = min(SCORED_TOGETHER, max(config.batch_size, config.images.count))
+    data_dir = data_folder(config.data_dir)
+    return Watcher(config.eval, config.features, trainer.data, data_dir, drawing, together, config.trust)
 
 
-def self_contained(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with paths made absolute and the betas of a file noted down, so that it means the same anywhere."""
+def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
+    """Raise UsageError where a short table has fewer levels than the grids of samples are drawn with."""
+    steps = sampler.get("steps")
+    if isinstance(steps, int) and steps > schedule.T:
+        raise UsageError(
+            f"sampler.steps={steps}, with which training draws its grids, is more than the {schedule.T} levels of the "
+            f"schedule: set sampler.steps={schedule.T} or less"
+        )
 
-    def absolute(values: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-        paths = {key: values[key] for key in keys if isinstance(values.get(key), str)}
-        return {**values, **{key: str(Path(path).expanduser().absolute()) for key, path in paths.items()}}
 
-    schedule = absolute(config["schedule"], "path")
+def self_contained(config: TrainConfig) -> TrainConfig:
+    """The config with absolute paths and the betas of a file written out, so that it means the same anywhere."""
+
+    def absolute(node: Node, *keys: str) -> Node:
+        paths = {key: node[key] for key in keys if isinstance(node.get(key), str)}
+        return {**node, **{key: str(data_folder(path)) for key, path in paths.items()}}
+
+    schedule = absolute(config.schedule, "path")
     if schedule.get("path") is not None and schedule.get("values", False) is None:
         with about("schedule"):
             schedule["values"] = betas_in(schedule["path"])
-    dataset = absolute(config["dataset"], "path", "test_path")
-    features = absolute(config["features"], "path", "weights")
-    return {**absolute(config, "data_dir"), "dataset": dataset, "schedule": schedule, "features": features}
+    return replace(
+        config,
+        data_dir=str(data_folder(config.data_dir)),
+        dataset=absolute(config.dataset, "path", "test_path"),
+        schedule=schedule,
+        features=absolute(config.features, "path", "weights"),
+    )
 
 
 def set_damaged_aside(newest: Path) -> None:
-    """Rename the checkpoints beyond the newest one that could be read, so that nothing takes them for newer."""
+    """Rename the checkpoints after the newest one that could be read, so that they are not taken for newer ones."""
     for path in checkpoint.all_in(newest.parent):
         if checkpoint.step_of(path) > checkpoint.step_of(newest):
             path.rename(path.with_suffix(".damaged"))
     checkpoint.point_to(newest)
 
 
-def introduce_and_train(trainer: Trainer, watcher: "Watcher | None", folder: Path, deadline: float) -> dict[str, float]:
+def introduce_and_train(training: Training, folder: Path, deadline: float) -> dict[str, float]:
     """Say what is about to happen, train, and say what can be done next."""
-    config, kind, where = trainer.config, trainer.data.kind, trainer.formulas.where(trainer.device)
-    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
-    border = f" (with a border of {kind.pad})" if kind.pad else ""
-    log.info(f"run folder: {shown(folder)}")
-    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {where}")
-    log.info(cost_on_disk(trainer, folder))
-    if config["optim"]["warmup"] > config["steps"]:
-        given = f"optim.warmup={config['optim']['warmup']} is longer than steps={config['steps']}"
-        log.warning(f"{given}: the rate never comes to optim.lr")
-    again = f"continue with: diffuse train resume={shown(folder)}"
+    config, trainer, again = training.config, training.trainer, f"diffuse train resume={short_path(folder)}"
+    introduce(training, folder)
     try:
-        train(trainer, watcher, folder, deadline)
+        training.run(folder, deadline)
     except NotFinite as failure:
-        raise keep_failure(trainer, folder, failure.step) from failure
+        raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
         saved = checkpoint.all_in(folder / checkpoint.FOLDER)
         at = f"step {checkpoint.step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
-        log.info(f"stopped, {at}; {again}")
+        log.info(f"stopped, {at}; continue with: {again}")
         raise
-    if trainer.step < config["steps"]:
-        log.info(f"stopped after max_hours={config['max_hours']}, step {trainer.step} is saved; {again}")
-        return last_values(folder)
-    values, last = last_values(folder), grid_path(folder, trainer.step)
-    told = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    log.info(f"done, {told}; samples: {shown(last)}")
-    if (best := folder / checkpoint.FOLDER / "best.pt").exists() and config["eval"]["every"]:
-        log.info(f"these are of the last step; the best scored one is ckpt={shown(best)}")
-    write_hparams(folder, flat(config), values)
-    ckpt = f"ckpt={shown(folder)}" + (f" trust=[{','.join(config['trust'])}]" if config["trust"] else "")
+    values = last_values(folder)
+    if trainer.step < config.steps:
+        log.info(f"stopped after max_hours={config.max_hours}, step {trainer.step} is saved; continue with: {again}")
+        return values
+    summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    log.info(f"done, {summary}; samples: {short_path(grid_path(folder, trainer.step))}")
+    if (best := folder / checkpoint.FOLDER / "best.pt").exists() and config.eval.every:
+        log.info(f"these are of the last step; the best scored one is ckpt={short_path(best)}")
+    write_hparams(folder, flat(plain(config)), values)
+    ckpt = f"ckpt={short_path(folder)}" + (f" trust=[{','.join(config.trust)}]" if config.trust else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return values
 
 
-def train(trainer: Trainer, watcher: "Watcher | None", folder: Path, deadline: float) -> None:
-    """Train into the folder until all steps are done, or time is up, or a signal asks to stop.
-
-    A checkpoint comes after everything else that belongs to its step: what it does not know of will be done again.
-    """
-    config, start, steps = trainer.config, trainer.step, trainer.config["steps"]
-    with (
-        Run(folder, start) as run,
-        Progress("train", steps, "step", start, config["batch_size"], "images") as progress,
-        Stop() as stop,
-    ):
-        forecast = Forecast(trainer, progress)
-        if start == 0:
-            run.text("config", as_yaml(config))
-            run.picture("forward_process", trainer.forward_picture(), 0, "forward_process.png")
-        elif (start % config["images"]["every"] == 0 or start == steps) and not grid_path(folder, start).exists():
-            draw_grid(trainer, run, stop)  # there was no time for it when the run was stopped
-        if watcher and start and watcher.is_due(start) and not is_scored(folder, start):
-            watch(watcher, run, stop)
-        stop.obey()
-        while trainer.step < steps:
-            trainer.advance()
-            progress.advance()
-            forecast.look()
-            step, done = trainer.step, trainer.step == steps
-            out_of_time = time.monotonic() >= deadline
-            if step % config["log"]["every"] == 0 or done:
-                trainer.refuse_failure()
-                values = trainer.report()
-                speed = progress.per_second_since_last_asked() * config["batch_size"]
-                run.scalars(step, {**values, "images_per_second": speed})
-                progress.tell({"loss": f"{values['loss']:.4f}"})
-            if step % config["images"]["every"] == 0 or done:
-                with progress.paused():
-                    trainer.refuse_failure()
-                    draw_grid(trainer, run, stop)
-            if watcher and watcher.is_due(step):
-                with progress.paused():
-                    trainer.refuse_failure()
-                    watch(watcher, run, stop)
-            stopping = out_of_time or stop.signal is not None
-            milestone = checkpoint.is_milestone(step, config["checkpoint"]["milestone_every"])
-            if step % config["checkpoint"]["every"] == 0 or milestone or done or stopping:
-                with progress.paused():
-                    trainer.refuse_failure()
-                    run.save_checkpoint(step, trainer.state(), config["checkpoint"])
-            if stopping:
-                break
-        stop.obey()
+def introduce(training: Training, folder: Path) -> None:
+    """Say what is learned by what, where, and what it takes on disk."""
+    config, trainer, kind = training.config, training.trainer, training.trainer.data.kind
+    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
+    border = f" (with a border of {kind.pad})" if kind.pad else ""
+    log.info(f"run folder: {short_path(folder)}")
+    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {training.where}")
+    log.info(cost_on_disk(config, trainer.checkpoint_bytes, folder))
+    if config.optim.warmup > config.steps:
+        given = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
+        log.warning(f"{given}: the learning rate never reaches optim.lr")
 
 
-class NoTime(Exception):
-    """A signal has come: who stops us waits for a checkpoint, not for pictures and scores."""
-
-    @classmethod
-    def look(cls, stop: Stop) -> None:
-        if stop.signal:
-            raise cls
-
-
-def draw_grid(trainer: Trainer, run: Run, stop: Stop) -> None:
-    """Draw a grid of samples, if there is time."""
-    with suppress(NoTime):
-        count = trainer.config["images"]["count"]
-        drawn = grid(trainer.draw(range(count), partial(NoTime.look, stop)))
-        run.picture("samples", drawn, trainer.step, grid_path(run.folder, trainer.step).name)
-
-
-def watch(watcher: "Watcher", run: Run, stop: Stop) -> None:
-    """Score samples and keep the best checkpoint, if there is time."""
-    try:
-        watcher.look(run, partial(NoTime.look, stop))
-    except NoTime:
-        pass
-    except (OSError, torch.OutOfMemoryError) as error:  # no reason to lose the training
-        log.warning(f"the samples of step {watcher.trainer.step:,} could not be scored: {error}")
-
-
-def is_scored(folder: Path, step: int) -> bool:
-    """Whether the samples of this step were scored before the run was stopped."""
-    lines = [values for _, values in whole_lines(folder / METRICS)]
-    return any(values["step"] == step and any(name.startswith(SCORES) for name in values) for values in lines)
-
-
-def keep_failure(trainer: Trainer, folder: Path, step: int) -> UserError:
+def keep_failure(training: Training, folder: Path, step: int) -> UserError:
     """Write failure.pt, the step that failed with the state before it, and say what can be done."""
     path = folder / FAILURE
-    checkpoint.write(path, step, trainer.failure(step))
+    checkpoint.write(path, step, {**training.content(), **training.trainer.failure(step)})
     return UserError(
-        f"the loss or gradient of step {step} is not a finite number. The state before it, its images, levels and\n"
-        f"noise are in {shown(path)}; scripts/replay_failure.py does the step again.\n"
+        f"the loss or gradient of step {step} is NaN or infinite. The state before it, its images, levels and\n"
+        f"noise are in {short_path(path)}; scripts/replay_failure.py does the step again.\n"
         "Lower optim.lr or optim.clip in a new run, or set device.precision=float32 if it was bfloat16"
     )

@@ -22,8 +22,18 @@ import numpy as np
 
 import diffuse
 from diffuse.system.errors import UserError
-from diffuse.system.files import FULL, flush_folder, locked, make_folder, sha256, size_in_words, write_json, write_whole
+from diffuse.system.files import (
+    FULL,
+    flush_folder,
+    format_bytes,
+    hold_lock,
+    make_folder,
+    sha256,
+    write_atomic,
+    write_json,
+)
 from diffuse.system.progress import Progress, log
+from diffuse.system.signals import raise_pending
 
 FORMAT = 1
 ABOUT = "about.json"
@@ -107,7 +117,7 @@ def _prepared_once(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
         raise RuntimeError("a script that prepares data must do so below: if __name__ == '__main__':")
     make_folder(folder.parent)
     taken = f"waiting for another process, which is preparing {recipe.name}"
-    with locked(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(taken)):
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(taken)):
         if (splits := _reused(recipe, folder)) is None:
             _prepare(recipe, folder)
             splits = _reused(recipe, folder)
@@ -189,6 +199,7 @@ def _write(folder: Path, split: str, recipe: Recipe, source: Source, progress: P
                 path = folder / f"{split}_labels.npy"
                 labels = labels or files.enter_context(GrowingArray(path, np.dtype(np.int64), ()))
                 labels.append(classes)
+            raise_pending()
             progress.advance(len(block))
         return images.count
 
@@ -229,7 +240,7 @@ def refuse_without_room(recipe: Recipe, count: int, folder: Path) -> None:
     needed, free = count * int(np.prod(recipe.shape)), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{recipe.name} needs {size_in_words(needed)} in {folder}, where {size_in_words(free)} are free; "
+            f"{recipe.name} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; "
             "make room or choose another data_dir="
         )
 
@@ -241,7 +252,7 @@ def refuse_unreadable(unreadable: list[str], recipe: Recipe, folder: Path, total
     listed = "; ".join(unreadable[:NAMED])
     if unreadable[NAMED:]:
         path = folder.with_name(f"{recipe.name}-unreadable.txt")
-        write_whole(path, lambda file: file.write("\n".join(unreadable) + "\n"))
+        write_atomic(path, lambda file: file.write("\n".join(unreadable) + "\n"))
         listed += f"; and {len(unreadable) - NAMED} more, all of them listed in {path}"
     raise UserError(
         f"{len(unreadable)} of {total:,} images of {recipe.name} cannot be read: {listed}\n"

@@ -20,7 +20,7 @@ from diffuse.data.decoding import FITS, Shape, centre_140
 from diffuse.data.images import Dataset, ImageKind
 from diffuse.data.own_images import FolderImages, NpzImages, held_out
 from diffuse.data.sources import TorchvisionSet, cifar10_binary, from_cifar10_binary
-from diffuse.system.errors import UserError, check_choice
+from diffuse.system.errors import Refused, UserError, check, check_choice
 from diffuse.system.files import sha256, slug
 from diffuse.system.randomness import generator
 
@@ -46,15 +46,19 @@ def gaussian(
 ) -> Dataset:
     """Independent Gaussian pixels, channel c with mean[c] and std[c]: data whose every answer is known in closed form.
 
-    size is the side of the images, in pixels. Floats, not 8-bit: nothing is clipped, and the likelihood is a density.
+    Floats, not 8-bit: nothing is clipped, and the likelihood is a density.
+
+    mean         of the pixels of each channel
+    std          their standard deviation
+    size         the side of the images, in pixels
+    train_count  images to train on
+    test_count   images to test on
     """
     if len(mean) != len(std) or not mean:
-        raise ValueError(f"mean and std must have one value a channel, they have {len(mean)} and {len(std)}")
-    if min(std) <= 0:
-        raise ValueError(f"std must be positive, not {min(std)}")
+        raise Refused("mean", f"and std must have one value a channel, they have {len(mean)} and {len(std)}")
+    check(min(std) > 0, "std", "positive", min(std))
     for name, value in {"size": size, "train_count": train_count, "test_count": test_count}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
+        check(value >= 1, name, "at least 1", value)
 
     def draw(split: str, count: int) -> Split:
         normal = generator("gaussian", split).standard_normal((count, len(mean), size, size), dtype=np.float32)
@@ -111,6 +115,8 @@ def celeba(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> 
     """182,732 faces of CelebA (162,770 to train on), colour, their middle 140 x 140 pixels scaled to `size`.
 
     Liu et al. 2015; the crop is Song and Ermon's (2020). The validation split is left out, and so are the attributes.
+
+    size  the side that images are scaled to
     """
     _check_size(size)
     files = TorchvisionSet("CelebA", data_dir, "celeba, the folder with img_align_celeba and the lists beside it,")
@@ -122,6 +128,8 @@ def flowers102(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False)
     """8,189 flowers in 102 classes, colour, their middle square scaled to `size`. Nilsback and Zisserman 2008.
 
     The official training and validation splits are trained on (2,040 images), the official test split is for testing.
+
+    size  the side that images are scaled to
     """
     _check_size(size)
     files = TorchvisionSet("Flowers102", data_dir, "flowers-102, the folder with jpg, imagelabels.mat and setid.mat,")
@@ -143,16 +151,17 @@ def folder(
 ) -> Dataset:
     """Any folder of images (jpg, png, webp, bmp), in it and below. Subfolders, if all images lie in some, are classes.
 
-    size       the side that images are scaled to; fit: crop (their middle square) or resize (squeezed to a square)
-    channels   1 for grey, 3 for colour
-    holdout    the share of images kept for testing, picked by split_seed, where the folder has no test folder beside
-               its train folder
-    skip_bad   leave out images that cannot be read, instead of naming them in an error
+    path        the folder
+    size        the side that images are scaled to
+    channels    1 for grey, 3 for colour
+    fit         crop (their middle square) or resize (squeezed to a square)
+    holdout     the share of images kept for testing, where there is no test folder beside a train folder
+    split_seed  decides which images are held out
+    skip_bad    leave out images that cannot be read, instead of naming them in an error
     """
     _check_size(size)
     check_choice("fit", fit, FITS)
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), not {channels}")
+    check(channels in (1, 3), "channels", "1 (grey) or 3 (colour)", channels)
     _check_holdout(holdout)
     images, shape = FolderImages(_existing(path, Path.is_dir, "a folder")), Shape(channels, size, FITS[fit])
     tested = held_out(images.names, holdout, split_seed) if images.tested is None else images.tested
@@ -177,7 +186,10 @@ def npz(
 ) -> Dataset:
     """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and perhaps labels, arr_1 [N].
 
-    Without a second file to test on, `holdout` is the share of images kept for testing, picked by split_seed.
+    path        the file
+    test_path   a second file to test on
+    holdout     the share of images kept for testing, where there is no second file
+    split_seed  decides which images are held out
     """
     _check_holdout(holdout)
     train = NpzImages(_existing(path, Path.is_file, "an npz file"))
@@ -216,8 +228,7 @@ def _prepared(
 
 
 def _kind(name: str, channels: int, size: int, classes: list[str], pad: int) -> ImageKind:
-    if not 0 <= pad <= 1024:
-        raise ValueError(f"pad must be a number of pixels, 0 or a few, not {pad}")
+    check(0 <= pad <= 1024, "pad", "a number of pixels, 0 or a few", pad)
     return ImageKind(name, channels, size, classes, bounded=True, pad=pad)
 
 
@@ -235,10 +246,8 @@ def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "p
 
 
 def _check_size(size: int) -> None:
-    if not 4 <= size <= 4096:
-        raise ValueError(f"size must be between 4 and 4096 pixels, not {size}")
+    check(4 <= size <= 4096, "size", "between 4 and 4096 pixels", size)
 
 
 def _check_holdout(holdout: float) -> None:
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout must be a share between 0 and 1, not {holdout}")
+    check(0 < holdout < 1, "holdout", "a share between 0 and 1", holdout)

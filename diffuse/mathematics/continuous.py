@@ -19,6 +19,9 @@ class VP(Schedule):
     """The variance-preserving SDE: Song et al. 2021, appendix C, the limit of `linear` for many levels.
 
     log alpha(u)^2 = -(beta_min u + (beta_max - beta_min) u^2 / 2) with u = t / T. Trained at u from 1e-5, as there.
+
+    beta_min  the rate of noise at u = 0
+    beta_max  the rate of noise at u = 1
     """
 
     T = T
@@ -49,6 +52,9 @@ class VE(Schedule):
     sigma(t) = sigma_min (sigma_max / sigma_min)^((t - 1) / (T - 1)), a geometric sequence from t = 1 to T: Song and
     Ermon 2019; Song et al. 2021, appendix C with levels in place of a time from 0. Below t = 1, where no network is
     trained, sigma falls linearly to 0. sigma is in units of images in [-1, 1], twice those of images in [0, 1].
+
+    sigma_min  at t = 1
+    sigma_max  at t = T
     """
 
     T = T

@@ -24,7 +24,10 @@ def snr(snr: Tensor, c_out: Tensor) -> Tensor:
 
 
 def min_snr(snr: Tensor, c_out: Tensor, *, gamma: float = 5.0) -> Tensor:
-    """min(snr, gamma), so that nearly clean images do not dominate the loss: Hang et al. 2023, section 3.4."""
+    """min(snr, gamma), so that nearly clean images do not dominate the loss: Hang et al. 2023, section 3.4.
+
+    gamma  the largest weight
+    """
     check(gamma > 0, "gamma", "positive", gamma)
     return snr.clamp(max=gamma)
 

@@ -61,7 +61,10 @@ def hybrid(
     decoder: Decoder | None = None,
     vlb_weight: float = 0.001,
 ) -> Tensor:
-    """L_simple + vlb_weight L_vlb, where L_vlb trains the variance alone: Nichol and Dhariwal 2021, equation 16."""
+    """L_simple + vlb_weight L_vlb, where L_vlb trains the variance alone: Nichol and Dhariwal 2021, equation 16.
+
+    vlb_weight  the weight of L_vlb
+    """
     check(vlb_weight > 0, "vlb_weight", "positive", vlb_weight)
     guess = denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y)
     of_variance = bound_term(denoiser, guess.with_x0_detached(), x0, t, learned, decoder)

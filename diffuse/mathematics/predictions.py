@@ -72,6 +72,8 @@ def edm(schedule: Schedule, t: Tensor, *, sigma_data: float = 0.5) -> Coefficien
     With y = x_t / alpha, rho = sigma / alpha and d = sigma_data, the standard deviation of the data's pixels:
 
         x0 = d^2 / (rho^2 + d^2) y + rho d / sqrt(rho^2 + d^2) net(y / sqrt(rho^2 + d^2), ln(rho) / 4)
+
+    sigma_data  the standard deviation of the data's pixels
     """
     check(sigma_data > 0, "sigma_data", "positive", sigma_data)
     alpha, sigma = schedule.alpha_sigma(t)

@@ -159,7 +159,13 @@ class TableSchedule(Schedule):
 def linear(
     levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
 ) -> TableSchedule:
-    """beta_t evenly spaced from beta_start (t = 1) to beta_end (t = T): Ho et al. 2020, section 4."""
+    """beta_t evenly spaced from beta_start (t = 1) to beta_end (t = T): Ho et al. 2020, section 4.
+
+    levels             how many noise levels there are, T
+    beta_start         beta_1
+    beta_end           beta_T
+    zero_terminal_snr  rescale the table so that its last level is pure noise (`rescaled_to_zero_snr`)
+    """
     _check_betas(beta_start, beta_end)
     return _table(_evenly(levels, beta_start, beta_end), zero_terminal_snr)
 
@@ -170,6 +176,11 @@ def scaled_linear(
     """sqrt(beta_t) evenly spaced from sqrt(beta_start) to sqrt(beta_end), so that beta_t is a quadratic function of t.
 
     Rombach et al. 2022, in their code; with the ends of `linear` it is the `quad` of Ho et al.'s code.
+
+    levels             how many noise levels there are, T
+    beta_start         beta_1
+    beta_end           beta_T
+    zero_terminal_snr  rescale the table so that its last level is pure noise
     """
     _check_betas(beta_start, beta_end)
     return _table(_evenly(levels, beta_start**0.5, beta_end**0.5) ** 2, zero_terminal_snr)
@@ -185,6 +196,12 @@ def sigmoid(
     """beta_t = beta_start + (beta_end - beta_start) sigmoid(z), with z evenly spaced from -width to width.
 
     The code of Song, Meng and Ermon 2021. (Jabri et al. 2022 give the name to another one, a sigmoid alpha_bar.)
+
+    levels             how many noise levels there are, T
+    beta_start         beta_1, nearly
+    beta_end           beta_T, nearly
+    width              of the part of the sigmoid that is taken, to either side of its middle
+    zero_terminal_snr  rescale the table so that its last level is pure noise
     """
     _check_betas(beta_start, beta_end)
     check(0 < width < math.inf, "width", "positive", width)
@@ -198,6 +215,11 @@ def cosine(
     """alpha_bar(t) = f(t) / f(0) with f(t) = cos^2((t / T + s) / (1 + s) pi / 2), and beta_t at most max_beta.
 
     Nichol and Dhariwal 2021, equation 17. The cap on beta keeps the last level from being pure noise.
+
+    levels             how many noise levels there are, T
+    s                  offset that keeps beta from being too small near t = 0
+    max_beta           the largest beta
+    zero_terminal_snr  rescale the table so that its last level is pure noise
     """
     _check_levels(levels)
     check(0 <= s < math.inf, "s", "0 or more", s)
@@ -208,7 +230,12 @@ def cosine(
 
 
 def betas(path: str | None = None, values: list[float] | None = None, zero_terminal_snr: bool = False) -> TableSchedule:
-    """beta_1 ... beta_T as a file lists them (see `betas_in`), or as `values`, which a run notes down from the file."""
+    """beta_1 ... beta_T as a file lists them, or as values.
+
+    path               a file with a beta for each level: .npy, a list in .json, or text
+    values             the betas themselves, which a run writes down from the file
+    zero_terminal_snr  rescale the table so that its last level is pure noise
+    """
     if values is None:
         if path is None:
             raise Refused("path", "must be a file with one beta for each level, and is not set")

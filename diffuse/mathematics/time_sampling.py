@@ -11,7 +11,7 @@ from diffuse.mathematics.schedules import Schedule
 from diffuse.system.errors import Refused, check
 
 
-class Uniform(nn.Module):
+class UniformTimes(nn.Module):
     """Each level 1 ... T equally likely (Ho et al. 2020, algorithm 1); in continuous time each time in [t_min, T]."""
 
     def __init__(self, schedule: Schedule):
@@ -31,7 +31,7 @@ class Uniform(nn.Module):
         """Nothing: the losses at these times change no probability."""
 
 
-class LogNormal(Uniform):
+class LogNormalTimes(UniformTimes):
     """ln rho from N(mean, std^2), with rho = sigma / alpha: Karras et al. 2022, table 1.
 
     mean  of ln rho
@@ -43,7 +43,9 @@ class LogNormal(Uniform):
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2):
         super().__init__(schedule)
         if schedule.discrete:
-            raise Refused("schedule", "must be continuous for LogNormal, which draws real times: choose times=uniform")
+            raise Refused(
+                "schedule", "must be continuous for LogNormalTimes, which draws real times: choose times=uniform"
+            )
         check(std > 0, "std", "positive", std)
         self.mean, self.std = mean, std
 
@@ -53,7 +55,7 @@ class LogNormal(Uniform):
         return t, torch.ones(count, device=device)
 
 
-class Importance(Uniform):
+class ImportanceTimes(UniformTimes):
     """Levels of the largest losses are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
 
     p_t is proportional to sqrt(E[L_t^2]) over the last `history` losses of each level, mixed with a little of the
@@ -69,7 +71,7 @@ class Importance(Uniform):
     def __init__(self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001):
         super().__init__(schedule)
         if not schedule.discrete:
-            reason = "must have levels for Importance, which remembers the losses of each: choose times=uniform"
+            reason = "must have levels for ImportanceTimes, which remembers the losses of each: choose times=uniform"
             raise Refused("schedule", reason)
         check(history >= 1, "history", "at least 1", history)
         check(0 < uniform_share <= 1, "uniform_share", "above 0 and at most 1", uniform_share)
@@ -103,5 +105,6 @@ class Importance(Uniform):
         # More losses of one level than a history holds: the last ones count, the others go to row 0, which is no level.
         row = torch.where(rank >= drawn[t] - kept, t, 0)
         self.losses[row, (self.seen[t] + rank) % kept] = losses[order].float()
-        self.losses[0] = 0
         self.seen += drawn
+        self.losses[0] = 0
+        self.seen[0] = 0

@@ -99,4 +99,3 @@ class Analytic:
 
 
 FIXED: dict[str, Variance] = {"fixed_small": fixed_small, "fixed_large": fixed_large}
-VARIANCES = (*FIXED, "learned", "analytic")

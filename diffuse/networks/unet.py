@@ -20,25 +20,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffuse.system.errors import check_choice
+from diffuse.system.errors import Refused, check, check_choice
 
 
 class UNet(nn.Module):
     """A U-Net over images [b, image_channels, image_size, image_size]; returns the same shape.
 
     image_size, image_channels  what goes in and comes out; learned_variance doubles the channels that come out
-    channels          width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
-    channel_mult      one factor for each level
-    blocks            residual blocks for each level on the way down (one more on the way up)
-    attention         resolutions, in pixels, whose residual blocks are followed by self-attention; the middle of the
-                      network always has it, and resolutions that no level has are passed over
-    heads, head_channels  attention heads by number, or by width where head_channels is given
-    dropout           probability, inside the residual blocks
-    groups, norm_eps  group norm
-    time_scale        the time input is multiplied by this before it is embedded
-    num_classes       number of labels for a class-conditional network, or None
+    channels       width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
+    channel_mult   one factor for each level
+    blocks         residual blocks for each level on the way down (one more on the way up)
+    attention      resolutions, in pixels, with self-attention after each block; the middle always has it
+    heads          number of attention heads
+    head_channels  width of an attention head, in place of their number
+    dropout        probability, inside the residual blocks
+    groups         of the group norm
+    norm_eps       epsilon of the group norm
+    embedding      of the time: sin_cos, cos_sin or fourier
+    time_scale     the time input is multiplied by this before it is embedded
+    padding        of the strided convolution: asymmetric or symmetric
+    scale_shift    the time scales and shifts the second norm instead of being added
+    resample       what halves and doubles the resolution: strided (convolutions) or residual (blocks)
+    num_classes    number of labels for a class-conditional network, or None
 
-    Raises ValueError, beginning with the option's name, where the sizes do not fit each other.
+    Raises Refused where the sizes do not fit each other.
     """
 
     def __init__(
@@ -68,7 +73,7 @@ class UNet(nn.Module):
         _check_sizes(image_size, channels, channel_mult, blocks, dropout)
         _check_norm(channels, groups, norm_eps, scale_shift)
         if not math.isfinite(time_scale):
-            raise ValueError(f"time_scale must be a finite number, not {time_scale}")
+            raise Refused("time_scale", f"must be a finite number, not {time_scale}")
         check_choice("embedding", embedding, EMBEDDINGS)
         check_choice("padding", padding, PADDINGS)
         check_choice("resample", resample, ("strided", "residual"))
@@ -122,7 +127,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
         """x [b, C, H, W], time [b] (any real numbers), y [b] class labels or None -> [b, C or 2C, H, W]."""
         if (y is None) != (self.embed_label is None):
-            raise ValueError("labels y must be given exactly where the network was built with num_classes")
+            raise Refused("y", "must be given exactly where the network was built with num_classes")
         embedded = self.embed_time(self.features(time * self.time_scale))
         if self.embed_label is not None:
             embedded = embedded + self.embed_label(y)
@@ -321,37 +326,28 @@ PADDINGS = {"asymmetric": (0, 1, 0, 1), "symmetric": (1, 1, 1, 1)}
 def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, dropout: float) -> None:
     """Refuse what would fail deep inside a convolution, by the name of the option to change."""
     factor = 2 ** (len(channel_mult) - 1)
-    if not channel_mult or min(channel_mult) < 1:
-        raise ValueError(f"channel_mult must list one positive factor a level, not {list(channel_mult)}")
+    positive = bool(channel_mult) and min(channel_mult) >= 1
+    check(positive, "channel_mult", "a list of one positive factor a level", list(channel_mult))
     if image_size % factor:
-        raise ValueError(
-            f"channel_mult has {len(channel_mult)} levels, so the image size must be divisible by {factor}; "
-            f"it is {image_size}. Use fewer levels"
-        )
-    if channels < 4 or channels % 2:
-        raise ValueError(f"channels must be even and at least 4, not {channels}")
-    if blocks < 1:
-        raise ValueError(f"blocks must be at least 1, not {blocks}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
+        levels = f"has {len(channel_mult)} levels, so the image size must be divisible by {factor}"
+        raise Refused("channel_mult", f"{levels}; it is {image_size}. Use fewer levels")
+    check(channels >= 4 and channels % 2 == 0, "channels", "even and at least 4", channels)
+    check(blocks >= 1, "blocks", "at least 1", blocks)
+    check(0 <= dropout < 1, "dropout", "at least 0 and below 1", dropout)
 
 
 def _check_norm(channels: int, groups: int, norm_eps: float, scale_shift: bool) -> None:
-    if groups < 1 or channels % groups:
-        raise ValueError(f"groups must divide channels={channels}, not {groups}")
-    if groups == channels and not scale_shift:
-        # The norm of a single channel takes away whatever was added to all of its pixels, the time included.
-        raise ValueError(f"groups must be fewer than channels={channels}, or the time is normalised away")
-    if not norm_eps > 0:
-        raise ValueError(f"norm_eps must be positive, not {norm_eps}")
+    check(groups >= 1 and channels % groups == 0, "groups", f"a divisor of channels={channels}", groups)
+    # The norm of a single channel takes away what was added to all of its pixels, the time included.
+    check(groups < channels or scale_shift, "groups", f"fewer than channels={channels}, for the time's sake", groups)
+    check(norm_eps > 0, "norm_eps", "positive", norm_eps)
 
 
 def _heads(width: int, heads: int, head_channels: int | None) -> int:
     """How many heads attention over `width` channels has."""
     if head_channels is not None:
-        if head_channels < 1 or width % head_channels:
-            raise ValueError(f"head_channels must divide the {width} channels that attend, not {head_channels}")
+        divides = head_channels >= 1 and width % head_channels == 0
+        check(divides, "head_channels", f"a divisor of the {width} channels that attend", head_channels)
         return width // head_channels
-    if heads < 1 or width % heads:
-        raise ValueError(f"heads must divide the {width} channels that attend, not {heads}")
+    check(heads >= 1 and width % heads == 0, "heads", f"a divisor of the {width} channels that attend", heads)
     return heads

@@ -1,10 +1,10 @@
-"""The formulas of a run, built from its config and held against each other: what is trained, and how it is read.
+"""The formulas of a run, built from its config and checked against each other: what is trained, and how it is read.
 
 Schedule, prediction, loss, weight, times and reverse variance are chosen one by one; what cannot work together is
 refused here, by the names of the keys.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.data.images import ImageKind
-from diffuse.mathematics import losses, predictions
+from diffuse.mathematics import loss_weights, losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import Decoder, discretised_gaussian, gaussian_density
 from diffuse.mathematics.schedules import Schedule
-from diffuse.mathematics.time_sampling import Uniform
-from diffuse.mathematics.variances import FIXED, VARIANCES, Variance, learned
+from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.mathematics.variances import FIXED, Variance, learned
 from diffuse.options.build import about, bind, build
+from diffuse.options.schema import VARIANCES, TrainConfig
 from diffuse.system.device import Device
-from diffuse.system.errors import UsageError, check_choice
+from diffuse.system.errors import UsageError, require_choice
 
 
-def of_the_image(decoder: Decoder, kind: ImageKind) -> Decoder:
-    """The decoder without the border that the network sees around an image, which is no data: L_0 has no part of it."""
+def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
+    """The decoder of the image alone: the border that the network sees around it is not data and not part of L_0."""
 
     def crop(value: Tensor) -> Tensor:
         return value if value.ndim == 0 or value.shape[-1] == 1 else kind.from_network(value)
@@ -35,14 +36,6 @@ def of_the_image(decoder: Decoder, kind: ImageKind) -> Decoder:
         return decoder(crop(x0), crop(mean), crop(variance))
 
     return call if kind.pad else decoder
-
-
-def check_variance(name: object, key: str) -> None:
-    """Raise UsageError, about `key`, where there is no reverse variance of that name."""
-    try:
-        check_choice(key, name, VARIANCES)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -55,29 +48,31 @@ class Formulas:
     schedule: Schedule
     prediction: partial[predictions.Coefficients]
     loss: partial[Tensor]
-    times: Uniform
+    time_sampling: UniformTimes
     decoder: Decoder
     variance: str
     needs_float32: bool
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], kind: ImageKind, trust: Sequence[str]) -> "Formulas":
+    def of(cls, config: TrainConfig, kind: ImageKind, trust: Sequence[str] = ()) -> "Formulas":
         """Built and checked; UsageError where a choice is impossible, alone or with another."""
-        check_variance(config["variance"], "variance")
-        schedule: Schedule = build(config["schedule"], "schedule", trust)
-        prediction = bind(config["prediction"], "prediction", trust)
-        times: Uniform = build(config["times"], "times", trust, schedule=schedule)
-        decoder = of_the_image(discretised_gaussian if kind.bounded else gaussian_density, kind)
-        weight = bind(config["weight"], "weight", trust)
+        variance = config.variance
+        schedule: Schedule = build(config.schedule, "schedule", trust)
+        prediction = bind(config.prediction, "prediction", trust)
+        time_sampling: UniformTimes = build(config.times, "times", trust, schedule=schedule)
+        decoder = without_border(discretised_gaussian if kind.bounded else gaussian_density, kind)
+        weight = bind(config.weight, "weight", trust)
         with about("weight"):
             weight(torch.ones(()), torch.ones(()))
-        given: dict[str, Any] = {"weight": weight, "decoder": decoder}
-        if config["variance"] != "analytic":  # which is estimated when there is a network, so no loss knows it
-            given["variance"] = learned if config["variance"] == "learned" else FIXED[config["variance"]]
-        loss = bind(config["loss"], "loss", trust, **given)
+        offered: dict[str, Any] = {"weight": weight, "decoder": decoder}
+        if variance != "analytic":  # which is estimated when there is a network, so no loss knows it
+            offered["variance"] = learned if variance == "learned" else FIXED[variance]
+        loss = bind(config.loss, "loss", trust, **offered)
+        if loss.func is losses.vlb and weight.func is not loss_weights.simple:
+            raise UsageError("weight has no part in loss=vlb, whose terms have the weights of the bound; leave it out")
         needs_float32 = prediction.func in predictions.NEED_FLOAT32
-        formulas = cls(schedule, prediction, loss, times, decoder, config["variance"], needs_float32)
-        formulas.refuse_what_cannot_work(config)
+        formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, needs_float32)
+        formulas.refuse_what_cannot_work()
         return formulas
 
     def denoiser(
@@ -85,6 +80,11 @@ class Formulas:
     ) -> Denoiser:
         """The network, on a device and `rows` images at a time, as a denoiser; if asked, in float32 on any device."""
         return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32), clip)
+
+    @property
+    def outputs(self) -> int:
+        """How many tensors like an image the network gives: its prediction, and where the variance is learned that."""
+        return 2 if self.variance == "learned" else 1
 
     def where(self, device: Device) -> str:
         """The device, and the precision that the network has there."""
@@ -104,7 +104,7 @@ class Formulas:
         Raises UsageError, about `key`, where the run cannot have it.
         """
         name = self.variance if name is None else name
-        check_variance(name, key)
+        require_choice(key, name, VARIANCES)
         if name == "learned" and self.variance != "learned":
             raise UsageError(f"{key}=learned needs a run trained with variance=learned; this one has {self.variance}")
         if name == "analytic":
@@ -117,7 +117,7 @@ class Formulas:
             return estimated()
         return learned if name == "learned" else FIXED[name]
 
-    def refuse_what_cannot_work(self, config: Mapping[str, Any]) -> None:
+    def refuse_what_cannot_work(self) -> None:
         """Raise UsageError where two choices exclude each other."""
         function = self.loss.func
         trains_variance = function in (losses.vlb, losses.hybrid)
@@ -136,15 +136,13 @@ class Formulas:
             )
         if variance == "analytic" and function is losses.vlb:
             raise UsageError("loss=vlb needs a variance while it trains, and variance=analytic is estimated afterwards")
-        if function is losses.vlb and config["weight"]["_target_"] != "diffuse.mathematics.loss_weights.simple":
-            raise UsageError("weight has no part in loss=vlb, whose terms have the weights of the bound; leave it out")
         self.refuse_undefined_prediction()
         self.try_loss()
         if variance == "analytic":
             self.refuse_analytic_at_pure_noise("variance")
 
     def refuse_undefined_prediction(self) -> None:
-        """Raise UsageError where x0 cannot be told from the network's output at some level."""
+        """Raise UsageError where the network's output does not determine x0 at some level."""
         name = self.prediction.func.__name__
         if self.prediction.func is predictions.mean and not self.schedule.discrete:
             raise UsageError(
@@ -161,9 +159,9 @@ class Formulas:
 
     def try_loss(self) -> None:
         """Raise UsageError where the loss refuses one of its options: on an image of one pixel."""
-        pixel, said = torch.zeros(1, 1, 1, 1), torch.zeros(1, 2 if self.variance == "learned" else 1, 1, 1)
+        pixel, output = torch.zeros(1, 1, 1, 1), torch.zeros(1, self.outputs, 1, 1)
         with about("loss"):
-            self.loss(self.denoiser_of(lambda x, time, y: said), pixel, torch.ones(1), pixel, None)
+            self.loss(self.denoiser_of(lambda x, time, y: output), pixel, torch.ones(1), pixel, None)
 
     def refuse_analytic_at_pure_noise(self, key: str) -> None:
         """Raise UsageError where the estimate from eps divides by alpha = 0."""

@@ -10,39 +10,42 @@ import torch
 from diffuse.data.arrays import Split
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.variances import Analytic
-from diffuse.runs.trained import Prepared
+from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UserError
 from diffuse.system.files import write_json
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise, generator
+from diffuse.system.signals import raise_pending
 
 FOLDER = "analytic"
 IMAGES = 256  # for each level; Bao et al. 2022 find that few are enough
 
 
-def analytic(prepared: Prepared, times: Iterable[float]) -> Analytic:
+def analytic(network: TrainedNetwork, times: Iterable[float]) -> Analytic:
     """The analytic variance of a trained network for these times, from what is known or from the training images.
 
     The file is named by the checkpoint's hash, so that no other network's numbers are taken for its own. A level's
     number depends on the network and on the training images alone, not on the grid that first asked for it.
     """
-    path = prepared.trained.home / FOLDER / f"{prepared.trained.sha256[:16]}.json"
-    known = read(path)
+    path = network.home / FOLDER / f"{network.sha256[:16]}.json"
+    known = read_estimates(path)
     missing = [t for t in times if t > 0 and t not in known]
     if missing:
-        train = training_images(prepared)
+        train = training_images(network)
         count = min(IMAGES, len(train.images))
         log.info(f"estimating E ||eps||^2 from {count} training images at each of {len(missing)} levels, into {path}")
-        protocol = {"images_per_level": count, "data_sha256": train.sha256, **prepared.trained.provenance}
+        protocol = {"images_per_level": count, "data_sha256": train.sha256, **network.provenance}
         path.parent.mkdir(parents=True, exist_ok=True)
-        for t, value in estimated(prepared, train, count, missing):  # a process that is killed keeps what it has
+        for t, value in estimates(
+            network, train, count, missing
+        ):  # written one by one: nothing is lost with a killed process
             known[t] = value
             write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
-    return Analytic(prepared.trained.schedule, known, 1.0 if prepared.kind.bounded else float("inf"))
+    return Analytic(network.schedule, known, 1.0 if network.kind.bounded else float("inf"))
 
 
-def read(path: Path) -> dict[float, float]:
-    """The numbers in a file of `analytic`; none where there is no such file, or what is there is of no use."""
+def read_estimates(path: Path) -> dict[float, float]:
+    """The numbers in a file of `analytic`; none where there is no such file or it cannot be read."""
     try:
         content = json.loads(path.read_text())
         return {float(t): float(value) for t, value in content["eps_squared"].items()}
@@ -50,10 +53,10 @@ def read(path: Path) -> dict[float, float]:
         return {}
 
 
-def training_images(prepared: Prepared) -> Split:
+def training_images(network: TrainedNetwork) -> Split:
     """The training split; UserError where it is not the one of the training, whose file the estimate would spoil."""
-    train, kind = prepared.data.train, prepared.kind
-    if train.sha256 != prepared.trained.data_sha256["train"]:
+    train, kind = network.data.train, network.kind
+    if train.sha256 != network.data_sha256["train"]:
         raise UserError(
             f"the training images of {kind.name} are not those of the training (their hash differs), and variance="
             "analytic is estimated from them: say where they are (dataset.path, data_dir) or choose another variance"
@@ -62,26 +65,28 @@ def training_images(prepared: Prepared) -> Split:
 
 
 @torch.no_grad()
-def estimated(prepared: Prepared, train: Split, count: int, times: list[float]) -> Iterator[tuple[float, float]]:
-    """Each time with the mean of eps^2 over pixels, so many training images and noise; in float32 on any device."""
-    denoiser = prepared.denoiser(clip=False, float32=True)
+def estimates(network: TrainedNetwork, train: Split, count: int, times: list[float]) -> Iterator[tuple[float, float]]:
+    """Each time with the mean of eps^2 over pixels, `count` training images and noise; in float32 on any device."""
+    denoiser = network.denoiser(clip=False, float32=True)
     with Progress("analytic", len(times) * count, "evaluation") as progress:
         for t in times:
             rows = np.sort(generator("analytic", repr(t)).permutation(len(train.images))[:count])
             total = 0.0
-            for part in np.array_split(rows, -(-count // prepared.batch_size)):
-                total += eps_squared(prepared, denoiser, train, part, t) * len(part)
+            for part in np.array_split(rows, -(-count // network.batch_size)):
+                total += eps_squared(network, denoiser, train, part, t) * len(part)
+                raise_pending()
                 progress.advance(len(part))
             yield t, total / count
 
 
-def eps_squared(prepared: Prepared, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:
-    """1 + the mean of eps^2 - noise^2 over these training images, each with noise of its own.
+def eps_squared(network: TrainedNetwork, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:
+    """1 + the mean of eps^2 - noise^2 over these training images, each with its own noise.
 
-    Its expectation is that of eps^2; where the network knows the noise well, the difference knows it much better.
+    Its expectation is that of eps^2; where the network predicts the noise well, the difference varies much less.
     """
-    x0 = prepared.kind.to_network(torch.from_numpy(train.images[rows])).to(prepared.device.torch)
+    x0 = network.kind.to_network(torch.from_numpy(train.images[rows])).to(network.device.torch)
     time = torch.tensor(t, dtype=torch.float64)
     noise = ImageNoise(0, f"analytic {t!r}", rows.tolist())(x0)
-    eps = denoiser(denoiser.schedule.diffuse(x0, time, noise), time, prepared.labels(train, rows)).eps
+    y = network.condition.of_split(train, rows, network.device.torch)
+    eps = denoiser(denoiser.schedule.diffuse(x0, time, noise), time, y).eps
     return 1 + float((eps.square() - noise.square()).mean())

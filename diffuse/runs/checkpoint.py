@@ -1,7 +1,7 @@
 """Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine.
 
-The file is PyTorch's zip file. Its archive comment, which readers of zip files pass over, is a seal: the SHA-256 of all
-bytes before it. So a file that was damaged on any disk or on any way is recognised, wherever it has been moved.
+The file is PyTorch's zip file. Its archive comment, which readers of zip files ignore, is a seal: the SHA-256 of all
+bytes before it. So a damaged file is recognised on any disk, wherever it was copied.
 """
 
 import hashlib
@@ -9,25 +9,22 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import diffuse
-from diffuse.data.images import ImageKind
-from diffuse.mathematics.schedules import Schedule
-from diffuse.options.build import build_network, checked_options
-from diffuse.options.formulas import Formulas
 from diffuse.system.errors import UserError
-from diffuse.system.files import link_whole, sha256, written_whole
+from diffuse.system.files import atomic_path, link_atomic, sha256
 from diffuse.system.progress import log
 
-FORMAT = 3
+FORMAT = 4
+# What is read: format 3 is the same with `_target_`s that are paths of modules, and always with a config.
+READ = (3, 4)
 FOLDER = "checkpoints"
 NEWEST, MILESTONE = "last.pt", ".milestone"
 NAME = re.compile(r"step_(\d+)(\.milestone)?\.pt")
@@ -38,7 +35,7 @@ ZIP_END_LENGTH = 22
 
 
 class Damaged(UserError):
-    """The file is not what was written, or was never a checkpoint."""
+    """The file is not what was written, or it never was a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,13 @@ def point_to(newest: Path) -> None:
     if link.is_symlink() and link.readlink() == Path(newest.name):
         return
     with suppress(OSError):
-        link_whole(link, newest.name)
+        link_atomic(link, newest.name)
 
 
 def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
     """Write one sealed file, whole or not at all."""
     stamped = {"format": FORMAT, "program": f"diffuse {diffuse.__version__}", "step": step, **content}
-    with written_whole(path) as beside:
+    with atomic_path(path) as beside:
         try:
             torch.save(stamped, beside)
         except RuntimeError as error:
@@ -99,7 +96,7 @@ def _seal(path: Path) -> None:
     """Announce a comment in the last two bytes, and add it: the hash of everything so far."""
     with open(path, "rb+") as file:
         file.seek(-ZIP_END_LENGTH, os.SEEK_END)
-        assert file.read(4) == ZIP_END, "torch.save has begun to write something else than a zip file without comment"
+        assert file.read(4) == ZIP_END, "torch.save no longer writes a zip file without a comment"
         file.seek(-2, os.SEEK_END)
         file.write(SEAL_LENGTH.to_bytes(2, "little"))
     digest = sha256(path)
@@ -118,7 +115,7 @@ def verify(path: Path) -> str:
             left -= len(block)
         seal = file.read()
     if not end.startswith(ZIP_END) or not end.endswith(SEAL_LENGTH.to_bytes(2, "little")):
-        raise Damaged(f"{path} is no checkpoint of this program, or its end is missing; use another one")
+        raise Damaged(f"{path} is not a checkpoint of this program, or its end is missing; use another one")
     if digest.hexdigest().encode() != seal:
         raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256); use another one")
     digest.update(seal)
@@ -139,7 +136,7 @@ def step_of(path: Path) -> int:
 def newest(folder: Path) -> Stored | None:
     """The newest checkpoint in a folder that can be read; None where there never was one.
 
-    Damaged ones are passed over with a warning. Raises Damaged where there is no other.
+    Damaged ones are skipped with a warning. Raises Damaged where there is no other.
     """
     damaged: list[Damaged] = []
     for path in reversed(all_in(folder)):
@@ -177,7 +174,7 @@ def find(ckpt: str) -> Stored:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file. Nothing in it is run; whatever is wrong with it is said in words."""
+    """The content of a checkpoint file. No code in it is run. Raises UserError where it cannot be read."""
     return stored(path).content
 
 
@@ -186,22 +183,24 @@ def stored(path: Path) -> Stored:
     digest = verify(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch thinks of foreign pickles; the error below says enough
+            warnings.simplefilter("ignore")  # torch warns of foreign pickles; the error below says enough
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise Damaged(
-            f"{path} was not read: it is no checkpoint of this program, or it holds code that loading would run"
+            f"{path} was not read: it is not a checkpoint of this program, or it holds code that loading would run"
         ) from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # what torch raises depends on where the damage is
-        raise Damaged(f"{path} is damaged or no checkpoint at all; use another one ({type(error).__name__})") from error
-    types = {"format": int, "step": int, "config": dict}
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in types.items()):
+        raise Damaged(f"{path} is damaged or not a checkpoint; use another one ({type(error).__name__})") from error
+    fields = content if isinstance(content, dict) else {}
+    types = {"format": int, "step": int, "config" if "config" in fields else "model": dict}  # a Trainer has no config
+    if not all(isinstance(fields.get(key), kind) for key, kind in types.items()):
         raise Damaged(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
-    if content["format"] != FORMAT:
+    if content["format"] not in READ:
+        known = " and ".join(map(str, READ))
         raise UserError(
-            f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads format {FORMAT}; "
+            f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads formats {known}; "
             f"it was written by {content.get('program', 'an unknown version')}"
         )
     return Stored(path, digest, content)
@@ -209,59 +208,9 @@ def stored(path: Path) -> Stored:
 
 @contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """Say in words where what a checkpoint holds does not fit together, or not to this program."""
+    """Turn the errors of a content that does not fit together, or does not fit this program, into a message."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:
         why = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} does not fit together: {type(error).__name__} {why}") from error
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a checkpoint holds, ready to sample from or to score: the network has the EMA weights."""
-
-    path: Path
-    sha256: str
-    data_sha256: dict[str, str]
-    step: int
-    config: dict[str, Any]
-    kind: ImageKind
-    formulas: Formulas
-    net: nn.Module
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.formulas.schedule
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Which checkpoint this is, for the records of whatever is made with it."""
-        return {
-            "checkpoint": str(self.path),
-            "checkpoint_sha256": self.sha256,
-            "step": self.step,
-            "weights": "ema",
-        }
-
-    @property
-    def home(self) -> Path:
-        """The run folder that the checkpoint is in, or the folder of a checkpoint that is in none."""
-        folder = self.path.parent
-        return folder.parent if folder.name == FOLDER else folder
-
-
-def load_trained(ckpt: str, trust: Sequence[str]) -> Trained:
-    """Rebuild formulas and network from the config stored in a checkpoint, with its EMA weights."""
-    found = find(ckpt)
-    content = found.content
-    if "failure" in content:
-        raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py does it again")
-    with fitting(found.path):
-        config, step = content["config"], int(content["step"])
-        kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
-        formulas = Formulas.of(config, kind, trust)
-        net = build_network(config, kind, trust)
-        net.load_state_dict(content["ema"])
-        data = dict(content["data_sha256"])
-    return Trained(found.path, found.sha256, data, step, config, kind, formulas, net.eval().requires_grad_(False))

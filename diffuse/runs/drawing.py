@@ -1,128 +1,93 @@
-"""From a sampler's config and a network to images: what `diffuse sample` and the grids of `diffuse train` share."""
+"""Drawing images: a denoiser, a sampler and what the images are conditioned on. Samples, scores and grids share it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffuse.data.conditions import Condition
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.spacings import SPACINGS, time_grid
-from diffuse.mathematics.variances import Variance
-from diffuse.options.build import about, bind, checked_options
-from diffuse.options.formulas import Formulas
+from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
-from diffuse.runs.trained import Prepared
+from diffuse.runs.sampler import Sampler
+from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
-from diffuse.system.errors import UsageError, pick
+from diffuse.system.errors import Refused, UsageError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise
+from diffuse.system.signals import raise_pending
 
 
 @dataclass(frozen=True)
-class GridOptions:
-    """The keys that every sampler has. steps: null means every level; clip: null means where pixels have a range."""
+class Drawing:
+    """All that drawing images needs. Image i depends on the network and on (seed, i) alone, whatever its batch is."""
 
-    steps: int | None
-    spacing: str
-    clip: bool | None
+    denoiser: Denoiser
+    sampler: Sampler
+    kind: ImageKind
+    device: Device
+    condition: Condition
+    seed: int
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the images depend on beside the network, and what each costs."""
+        evaluations = {"network_evaluations": self.sampler.evaluations}
+        return {"sampler": self.sampler.record, **evaluations, "seed": self.seed, **self.condition.record}
 
-class Sampler:
-    """A sampler with its time grid and options, as the config group `sampler` describes it.
-
-    analytic makes the analytic variance for a grid; without it, that variance is refused.
-    """
-
-    def __init__(
+    def draw(
         self,
-        node: Mapping[str, Any],
-        formulas: Formulas,
-        kind: ImageKind,
-        trust: Sequence[str],
-        analytic: Callable[[list[float]], Variance] | None = None,
-    ):
-        common = {key: node.get(key) for key in GridOptions.__dataclass_fields__}
-        own = {key: value for key, value in node.items() if key not in common and key != "variance"}
-        grid = GridOptions(**checked_options(GridOptions, common, "sampler"))
-        self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
-        if not 0 <= own.get("eta", 0) <= 1:
-            raise UsageError(f"sampler.eta must be between 0 and 1, not {own['eta']}")
-        with about("sampler"):
-            self.times = time_grid(formulas.schedule, grid.steps, pick(SPACINGS, "sampler.spacing", grid.spacing))
-        self.name = self.walk.func.__name__
-        self.clip = kind.bounded if grid.clip is None else grid.clip
-        self.record = {**node, "steps": len(self.times) - 1, "clip": self.clip}
-        if "variance" in node:
-            estimated = analytic and partial(analytic, self.times.tolist())
-            variance = formulas.reverse_variance(node["variance"], "sampler.variance", estimated)
-            self.walk = partial(self.walk, variance=variance)
-            self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
-        with about("sampler"):
-            self.evaluations = evaluations(self.walk, formulas, self.times)
+        images: Sequence[int],
+        x: Tensor | None = None,
+        start: float | None = None,
+        each_step: Callable[[Tensor], object] = lambda x: None,
+    ) -> Tensor:
+        """The images with these numbers, [n, C, H, W] float on the device.
 
+        x      noisy images to begin with, as the network sees them; without them, noise that each image has for itself
+        start  the time that x is noisy up to; by default T
+        each_step is called with the x that every step of the sampler gives.
+        """
+        noise = ImageNoise(self.seed, "sample", images)
+        if x is None:
+            prior = torch.empty(len(images), *self.kind.shape, device=self.device.torch)
+            x = noise(prior) * self.denoiser.schedule.prior_std
+        y = self.condition.of_drawn(images, self.device.torch)
+        drawn = x
+        for drawn in self.sampler.walk(self.denoiser, x, self.sampler.times_from(start), y, noise=noise):
+            each_step(drawn)
+        return self.kind.from_network(drawn)
 
-def evaluations(walk: Callable[..., Iterator[Tensor]], formulas: Formulas, times: Tensor) -> int:
-    """How often a sampler calls the network for each image: counted on one that answers at once."""
-    calls = 0
+    def batches(self, n: int, batch_size: int, first: int = 0) -> Iterator[tuple[range, Tensor, Tensor | None]]:
+        """(numbers, images, what they are conditioned on) of one batch after the other, from image `first` to n - 1.
 
-    def count(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
-        nonlocal calls
-        calls += 1
-        return torch.cat([x, x], dim=1) if formulas.variance == "learned" else x
-
-    for _ in walk(formulas.denoiser_of(count), torch.ones(1, 1, 1, 1), times):
-        pass
-    return calls
-
-
-def draw(
-    denoiser: Denoiser,
-    sampler: Sampler,
-    images: Sequence[int],
-    seed: int,
-    kind: ImageKind,
-    device: Device,
-    labels: Tensor | None = None,
-    each_step: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """The images with these numbers, [n, C, H, W] float: image i depends on (seed, i) and the network alone."""
-    noise = ImageNoise(seed, "sample", images)
-    x_T = noise(torch.empty(len(images), *kind.shape, device=device.torch)) * denoiser.schedule.prior_std
-    x = x_T
-    for x in sampler.walk(denoiser, x_T, sampler.times, labels, noise=noise):  # noqa: B007
-        each_step()
-    return kind.from_network(x)
-
-
-def image_labels(images: Sequence[int], kind: ImageKind, label: int | None, device: Device) -> Tensor:
-    """The class of each image: `label`, or all classes in turn."""
-    return torch.tensor([i % len(kind.classes) if label is None else label for i in images], device=device.torch)
-
-
-class Drawing(Prepared):
-    """A trained network and the sampler of a config, built and checked: all that drawing images from it needs."""
-
-    def __init__(self, config: Mapping[str, Any]):
-        super().__init__(config)
-        label, formulas = config["label"], self.trained.formulas
-        if label is not None and not self.conditional:
-            raise UsageError(f"label={label} needs a class-conditional network, and this one is not")
-        if label is not None and not 0 <= label < len(self.kind.classes):
-            raise UsageError(f"label must be between 0 and {len(self.kind.classes) - 1}, not {label}")
-        self.sampler = Sampler(config["sampler"], formulas, self.kind, config["trust"], partial(analytic, self))
-
-    def batches(self, n: int, first: int = 0) -> Iterator[tuple[range, Tensor, Tensor | None]]:
-        """(numbers, images, labels) of one batch after the other, from image `first` to n - 1, with progress."""
-        seed, label, cost = self.config["seed"], self.config["label"], self.sampler.evaluations
-        denoiser = self.denoiser(self.sampler.clip)
+        Shows its progress.
+        """
+        cost = self.sampler.evaluations
         with Progress("draw", n * cost, "evaluation", first * cost) as progress:
-            for start in range(first, n, self.batch_size):
-                images = range(start, min(start + self.batch_size, n))
-                labels = image_labels(images, self.kind, label, self.device) if self.conditional else None
-                one_step = partial(progress.advance, len(images))
-                x = draw(denoiser, self.sampler, images, seed, self.kind, self.device, labels, one_step)
-                yield images, x.cpu(), None if labels is None else labels.cpu()
+            for start in range(first, n, batch_size):
+                images = range(start, min(start + batch_size, n))
+                x = self.draw(images, each_step=partial(after_step, progress))
+                yield images, x.cpu(), self.condition.of_drawn(images)
+
+
+def after_step(progress: Progress, x: Tensor) -> None:
+    """Obey a signal that got lost, and show how far it is."""
+    raise_pending()
+    progress.advance(len(x))
+
+
+def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
+    """What a command draws with: the sampler, the label and the seed of its config."""
+    try:
+        condition = replace(network.condition, label=config.label)
+    except Refused as error:
+        raise UsageError(str(error)) from error
+    estimated = partial(analytic, network)
+    sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimated)
+    denoiser = network.denoiser(sampler.clip)
+    return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)

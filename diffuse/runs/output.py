@@ -16,14 +16,18 @@ import torch
 
 import diffuse
 from diffuse.system.errors import Terminated, UserError
-from diffuse.system.files import checked_name, locked, make_folder, make_own_folder, shown, write_whole
+from diffuse.system.files import check_name, hold_lock, make_folder, make_new_folder, short_path, write_atomic
 from diffuse.system.progress import logged_to
 
 
 @dataclass(frozen=True)
-class Job:
-    """command and overrides: what was typed; choices: the option picked in each group; sweep_folder: the folder that a
-    sweep made for this job.
+class Output:
+    """What an execution is called by and where its output goes.
+
+    command       the line that was typed
+    overrides     its words
+    choices       the option that was chosen in each group
+    sweep_folder  the folder that a sweep made for this job
     """
 
     command: str
@@ -33,7 +37,7 @@ class Job:
 
     @property
     def filed_under(self) -> str:
-        """<dataset>-<schedule>-<unet>, what runs without a name are filed under."""
+        """<dataset>-<schedule>-<unet>, which runs without a name are filed under."""
         return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
 
     @contextmanager
@@ -44,28 +48,28 @@ class Job:
         log_name: str,
         is_continued: Callable[[Path], bool] = lambda folder: False,
     ) -> Iterator[Path]:
-        """Work in a folder that was not there: parent/<name>, or parent/<time> without a name, or the sweep's.
+        """Work in a new folder: parent/<name>, or parent/<time> without a name, or the sweep's.
 
         Raises UserError where the name is taken, unless is_continued(folder) says that this goes on with what is there.
         """
         folder = self.folder(parent, name)
         if folder is None:
-            folder = make_own_folder(parent / now())
+            folder = make_new_folder(parent / now())
         elif folder.exists() and any(folder.iterdir()) and not is_continued(folder):
-            raise UserError(f"{shown(folder)} exists already: choose another name=")
+            raise UserError(f"{short_path(folder)} exists already: choose another name=")
         make_folder(folder)
-        with locked(folder / ".lock", if_taken=partial(refuse_twice, folder)), self.logged(folder, log_name):
+        with hold_lock(folder / ".lock", if_taken=partial(refuse_folder_in_use, folder)), self.logged(folder, log_name):
             yield folder
 
     def folder(self, parent: Path, name: str | None) -> Path | None:
         """Where this job's output goes: the sweep's folder for it, or parent/<name>; None without a name."""
-        return self.sweep_folder or (parent / checked_name(name) if name is not None else None)
+        return self.sweep_folder or (parent / check_name(name) if name is not None else None)
 
     @contextmanager
     def logged(self, folder: Path, log_name: str) -> Iterator[None]:
         """Keep what was typed and what happens in the folder's log, failures included."""
         typed = json.dumps(list(self.overrides))  # JSON is YAML too
-        write_whole(folder / ".hydra" / "overrides.yaml", lambda file: file.write(typed + "\n"))
+        write_atomic(folder / ".hydra" / "overrides.yaml", lambda file: file.write(typed + "\n"))
         with logged_to(folder / log_name) as only_there:
             versions = f"diffuse {diffuse.__version__}, torch {torch.__version__}"
             process = f"process {os.getpid()} on {platform.node()}"
@@ -83,8 +87,8 @@ class Job:
                 raise
 
 
-def refuse_twice(folder: Path) -> None:
-    raise UserError(f"{shown(folder)} is in use: another process is writing there; choose another name=")
+def refuse_folder_in_use(folder: Path) -> None:
+    raise UserError(f"{short_path(folder)} is in use: another process is writing there; choose another name=")
 
 
 def now() -> str:

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from diffuse.data.images import to_uint8
-from diffuse.mathematics.denoiser import Denoiser
-from diffuse.system.files import written_whole
+from diffuse.mathematics.schedules import Schedule
+from diffuse.system.files import atomic_path
 
 SMALLEST_TILE = 48
 
@@ -19,7 +19,7 @@ def as_rgb(images: Tensor) -> Tensor:
     return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
 
 
-def grid(images: Tensor, columns: int | None = None) -> Tensor:
+def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Images [n, C, H, W], uint8 or in [-1, 1] -> one uint8 picture [3, H', W'], `columns` wide (about square if None).
 
     Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen.
@@ -37,15 +37,15 @@ def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> N
     """Write a uint8 picture [1 or 3, H, W] as PNG, whole or not at all."""
     array = picture.cpu().numpy()
     image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
-    with written_whole(path, survives_power_cut) as beside:
+    with atomic_path(path, survives_power_cut) as beside:
         image.save(beside, format="PNG")
 
 
-def forward_process(denoiser: Denoiser, x0: Tensor, noise: Tensor, columns: int = 9) -> Tensor:
+def forward_process(schedule: Schedule, x0: Tensor, noise: Tensor, columns: int = 9) -> Tensor:
     """A picture of q(x_t given x0): a row for each image, from x_0 on the left to x_T on the right."""
-    times = torch.linspace(0, denoiser.schedule.T, columns, dtype=torch.float64).round()
-    steps = [denoiser.schedule.diffuse(x0, t, noise) for t in times]
-    return grid(torch.stack(steps, dim=1).flatten(0, 1), columns)
+    times = torch.linspace(0, schedule.T, columns, dtype=torch.float64).round()
+    steps = [schedule.diffuse(x0, t, noise) for t in times]
+    return image_grid(torch.stack(steps, dim=1).flatten(0, 1), columns)
 
 
 def plot_terms(path: Path, levels: list[float], bits: list[float], title: str) -> None:
@@ -57,5 +57,5 @@ def plot_terms(path: Path, levels: list[float], bits: list[float], title: str) -
     axes.plot(levels, bits, marker="." if len(levels) < 100 else None)
     axes.set(xscale="log", yscale="log", xlabel="noise level t", ylabel="bits/dim", title=title)
     axes.grid(alpha=0.3)
-    with written_whole(path) as beside:
+    with atomic_path(path) as beside:
         figure.savefig(beside, format="png", dpi=120)

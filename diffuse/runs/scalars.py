@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffuse.system.files import write_whole
+from diffuse.system.files import write_atomic
 
 METRICS = "metrics.jsonl"
-SCORES = "eval/"  # how the names of scores begin among the metrics of a training
+SCORE_PREFIX = "eval/"  # how the names of scores begin among the metrics of a training
 
 
 def whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -28,7 +28,7 @@ def whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
 def forget_after(metrics: Path, step: int) -> None:
     """Drop the lines of metrics.jsonl beyond `step`, and what a crash left unfinished: they will be written again."""
     kept = [line for line, values in whole_lines(metrics) if values["step"] <= step]
-    write_whole(metrics, lambda file: file.writelines(kept))
+    write_atomic(metrics, lambda file: file.writelines(kept))
 
 
 def last_values(folder: Path) -> dict[str, float]:
@@ -37,11 +37,11 @@ def last_values(folder: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     for values in lines:
         found |= values if values["step"] == lines[-1]["step"] else {}
-    scores = {name.removeprefix(SCORES): value for name, value in found.items() if name.startswith(SCORES)}
+    scores = {name.removeprefix(SCORE_PREFIX): value for name, value in found.items() if name.startswith(SCORE_PREFIX)}
     return {**scores, **({"loss": found["loss"]} if "loss" in found else {})}
 
 
 def scores_so_far(folder: Path, name: str) -> dict[int, float]:
     """The values of a score by the step that they are of."""
     lines = [values for _, values in whole_lines(folder / METRICS)]
-    return {values["step"]: values[SCORES + name] for values in lines if SCORES + name in values}
+    return {values["step"]: values[SCORE_PREFIX + name] for values in lines if SCORE_PREFIX + name in values}

@@ -19,9 +19,10 @@ from diffuse.data.images import Dataset, to_float
 from diffuse.scoring.features import Features, Outputs, as_rgb, existing, features_folder, key_of, load_safely
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import locked, make_folder, sha256, slug, write_whole
+from diffuse.system.files import hold_lock, make_folder, sha256, slug, write_atomic
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import generator, reseed
+from diffuse.system.signals import raise_pending
 
 VERSION = 1  # of the network and its training; to be raised with any change of either
 STEPS, BATCH, RATE, WIDTH, LARGE = 600, 128, 2e-3, 32, 24
@@ -59,7 +60,7 @@ def classifier(
 ) -> Features:
     """The features of a classifier of this data set: found, or trained now (seconds) on its training split.
 
-    weights   a file that was made so on another machine; null finds or makes it under data_dir
+    weights  a file that was made in this way on another machine; null finds or makes it under data_dir
     """
     path = trained_on(data(), data_dir, device) if weights is None else existing(weights, "features.weights")
     content = load_safely(path)
@@ -103,11 +104,11 @@ def trained_on(data: Dataset | None, data_dir: Path, device: Device) -> Path:
     path = features_folder(data_dir) / f"classifier-{slug(data.kind.name)}-{key}.pt"
     make_folder(path.parent)
     waiting = f"waiting for another process, which is training a classifier of {data.kind.name}"
-    with locked(path.with_suffix(".lock"), if_taken=lambda: log.info(waiting)):
+    with hold_lock(path.with_suffix(".lock"), if_taken=lambda: log.info(waiting)):
         if not is_whole(path):
             content = fitted(data, device)
             # By way of an open file: given a name, torch would write it into the file, and the hash would follow it.
-            write_whole(path, partial(torch.save, content), mode="wb")
+            write_atomic(path, partial(torch.save, content), mode="wb")
     return path
 
 
@@ -136,6 +137,7 @@ def fitted(data: Dataset, device: Device) -> Mapping[str, Any]:
             loss.backward()
             optimizer.step()
             schedule.step()
+            raise_pending()
             progress.advance()
     accuracy = accuracy_on_test(net.eval(), data, device)
     log.info(f"classifier of {data.kind.name}: {accuracy:.1%} of the test images are told right")

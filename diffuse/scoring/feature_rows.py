@@ -17,7 +17,7 @@ import numpy as np
 from diffuse.data.own_images import DAMAGED
 from diffuse.scoring.distances import Statistics, radii, statistics
 from diffuse.system.errors import UserError
-from diffuse.system.files import as_json_gives_it_back, make_folder, sha256, write_json, write_whole
+from diffuse.system.files import json_round_trip, make_folder, sha256, write_atomic, write_json
 
 ABOUT, STATISTICS = "rows.json", "statistics.npz"
 Batch = Mapping[str, np.ndarray]
@@ -30,7 +30,7 @@ class Rows:
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
-        self.folder, self.made_from = folder, as_json_gives_it_back(made_from)
+        self.folder, self.made_from = folder, json_round_trip(made_from)
         self.about: dict[str, dict[str, Any]] = {}
         try:
             content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -116,7 +116,7 @@ class Rows:
             found = np.load(path, allow_pickle=False)
         except DAMAGED:  # not there, too
             found = radii(self[name], k)
-            write_whole(path, lambda file: np.save(file, found), mode="wb")
+            write_atomic(path, lambda file: np.save(file, found), mode="wb")
         return found
 
 
@@ -138,4 +138,4 @@ def write_statistics(path: Path, found: Statistics) -> None:
     arrays: dict[str, Any] = {"mu": found.mu, "sigma": found.sigma}
     if found.features is not None:
         arrays["features"] = np.asarray(found.features)
-    write_whole(path, lambda file: np.savez(file, **arrays), mode="wb")
+    write_atomic(path, lambda file: np.savez(file, **arrays), mode="wb")

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffuse.system.device import Device
-from diffuse.system.errors import UserError
+from diffuse.system.errors import UserError, check
 from diffuse.system.files import sha256, slug
 
 ROWS, ROWS_ON_CPU = 64, 16  # images that go through a feature network at once
@@ -77,7 +77,7 @@ class Features:
         """What a score must be told with."""
         return {"name": self.name, "sha256": self.sha256, "resize": self.resize, "dtype": "float32", **self.facts}
 
-    def named(self, score: str) -> str:
+    def score_name(self, score: str) -> str:
         """The name of a score by these features: those of Inception are the standard, and others say so."""
         return score if self.name == "inception" else f"{score}_{self.name}"
 
@@ -153,10 +153,8 @@ def torchscript(device: Device, path: str, size: int | None = None, low: float =
     low    what black is for the network
     high   what white is
     """
-    if size is not None and size < 1:
-        raise ValueError(f"size must be a number of pixels or null, not {size}")
-    if low == high:
-        raise ValueError(f"low and high must be different, and both are {low:g}")
+    check(size is None or size >= 1, "size", "a number of pixels or null", size)
+    check(low != high, "low", "another number than high", f"{low:g}")
     file = existing(path, "features.path")
     try:
         with warnings.catch_warnings():

@@ -21,6 +21,7 @@ from diffuse.data.sources import from_files
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import sha256
 from diffuse.system.progress import Progress
+from diffuse.system.signals import raise_pending
 
 ROWS, NAMED = 256, 5
 
@@ -64,6 +65,7 @@ def telling(images: ImageSet) -> ImageSet:
         with Progress(f"features of {images.name}", images.count, "image", first) as progress:
             for batch in images.batches(first):
                 yield batch
+                raise_pending()
                 progress.advance(len(batch))
 
     return replace(images, batches=batches)

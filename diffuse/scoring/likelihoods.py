@@ -1,7 +1,7 @@
-"""The scores of `diffuse eval`: the bound and the exact likelihood over a test split, streamed through memory."""
+"""The likelihood scores of `diffuse eval`: bound and exact likelihood over a test split, streamed through memory."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -13,21 +13,23 @@ from diffuse.mathematics import ode
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term, reverse_terms
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import FIXED, fixed_small, reverse_steps
+from diffuse.options.schema import Ode
 from diffuse.runs.analytic import analytic
-from diffuse.runs.trained import Prepared
-from diffuse.system.errors import UsageError, UserError
+from diffuse.runs.trained import TrainedNetwork
+from diffuse.system.errors import Refused, UsageError, UserError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise, generator
+from diffuse.system.signals import raise_pending
 
 BIN = 2 / 255  # the distance between two values of an 8-bit pixel in [-1, 1]
 EXPECTED_CALLS = 400  # of the network at tolerance 1e-5, where the ODE's solver chooses its steps: 209 to 395 on digits
-COST_OF_A_DERIVATIVE = 2  # in calls of the network
+COST_OF_A_DERIVATIVE = 2  # in network calls
 
 
 class Moments:
     """Mean and standard error of rows that come one after another: Welford 1962.
 
-    What is kept does not grow with the number of rows, and what comes out does not depend on how they are batched.
+    What is kept does not grow with the number of rows, and the result does not depend on how they are batched.
     """
 
     def __init__(self) -> None:
@@ -39,9 +41,9 @@ class Moments:
         """Rows [b, ...]."""
         for row in rows:
             self.count += 1
-            apart = row - self.mean
-            self.mean = self.mean + apart / self.count
-            self.squares = self.squares + apart * (row - self.mean)
+            difference = row - self.mean
+            self.mean = self.mean + difference / self.count
+            self.squares = self.squares + difference * (row - self.mean)
 
     @property
     def standard_error(self) -> Any:
@@ -49,22 +51,23 @@ class Moments:
 
 
 class ScoredImages:
-    """The test images that are scored: in an order that the seed decides, each with randomness of its own."""
+    """The test images that are scored: in an order that the seed decides, each with its own randomness."""
 
-    def __init__(self, prepared: Prepared, n: int, seed: int):
-        self.prepared, self.seed, self.test = prepared, seed, prepared.data.test
+    def __init__(self, network: TrainedNetwork, n: int, seed: int):
+        self.network, self.seed, self.test = network, seed, network.data.test
         self.order = generator(seed, "test order").permutation(len(self.test.images))[:n]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, np.ndarray]]:
-        """(images in [-1, 1], labels, their rows in the split) of one batch after the other."""
-        for start in range(0, len(self.order), self.prepared.batch_size):
-            rows = self.order[start : start + self.prepared.batch_size]
+        """(images in [-1, 1], what they are conditioned on, their rows in the split) of one batch after the other."""
+        for start in range(0, len(self.order), self.network.batch_size):
+            rows = self.order[start : start + self.network.batch_size]
             yield *self.batch(rows), rows
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """These rows of the split, as the network sees them, and their labels."""
-        x0 = self.prepared.kind.to_network(torch.from_numpy(self.test.images[rows]))
-        return x0.to(self.prepared.device.torch), self.prepared.labels(self.test, rows)
+        """These rows of the split, as the network sees them, and what they are conditioned on."""
+        x0 = self.network.kind.to_network(torch.from_numpy(self.test.images[rows]))
+        device = self.network.device.torch
+        return x0.to(device), self.network.condition.of_split(self.test, rows, device)
 
     def noise(self, purpose: str, rows: np.ndarray) -> ImageNoise:
         """Noise for these images, a stream for each."""
@@ -74,16 +77,22 @@ class ScoredImages:
 class BoundScore:
     """The variational bound over a grid of `levels` levels."""
 
-    def __init__(self, prepared: Prepared, config: Mapping[str, Any]):
-        self.prepared, formulas = prepared, prepared.trained.formulas
+    def __init__(
+        self,
+        network: TrainedNetwork,
+        levels: int | None = None,
+        variance: str | None = None,
+        clip: bool | None = None,
+    ):
+        self.network, formulas = network, network.formulas
         try:
-            self.times = time_grid(formulas.schedule, config["levels"])
-        except ValueError as error:
-            raise UsageError(str(error).replace("steps", "levels", 1)) from error
-        self.variance = partial(formulas.reverse_variance, config["variance"], "variance")
+            self.times = time_grid(formulas.schedule, levels)
+        except Refused as error:
+            raise UsageError(f"levels {error.reason}") from error
+        self.variance = partial(formulas.reverse_variance, variance, "variance")
         self.variance(lambda: fixed_small)  # asks whether the run can have it; an estimate comes when it is needed
-        self.clip = prepared.kind.bounded if config["clip"] is None else config["clip"]
-        name = formulas.variance if config["variance"] is None else config["variance"]
+        self.clip = network.kind.bounded if clip is None else clip
+        name = formulas.variance if variance is None else variance
         self.facts = {
             "levels": self.evaluations,
             "draws_per_level": 1,
@@ -99,22 +108,22 @@ class BoundScore:
 
     def score(self, images: ScoredImages) -> tuple[Moments, Moments]:
         """In bits/dim, the whole bound and its terms [steps + 1]: L_T, then the L_{t-1} from the noisiest, then L_0."""
-        formulas, dims = self.prepared.trained.formulas, self.prepared.kind.dimensions
-        denoiser, steps = self.prepared.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
-        variance = self.variance(partial(analytic, self.prepared, self.times.tolist()))
-        levels = partial(reverse_terms, denoiser, variance=variance, decoder=formulas.decoder)
+        formulas, dims = self.network.formulas, self.network.kind.dimensions
+        denoiser, steps = self.network.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
+        variance = self.variance(partial(analytic, self.network, self.times.tolist()))
         totals, terms = Moments(), Moments()
         with Progress("bound", len(images.order) * self.evaluations, "evaluation") as progress:
             for x0, y, rows in images:
-                found = [prior_term(formulas.schedule, x0)]
-                for term in levels(x0=x0, steps=steps, noise=images.noise("eval", rows), y=y):
+                found, noise = [prior_term(formulas.schedule, x0)], images.noise("eval", rows)
+                for term in reverse_terms(denoiser, x0, steps, y, variance, formulas.decoder, noise):
                     found.append(term)
+                    raise_pending()
                     progress.advance(len(rows))
                 bits = bits_per_dim(torch.stack(found, dim=1).cpu().double(), dims).numpy()
                 totals.add(bits.sum(1))
                 terms.add(bits)
         if not np.isfinite(totals.mean):
-            raise UserError("the bound is not a finite number: the network's answers are not, or a variance is 0")
+            raise UserError("the bound is NaN or infinite: the network's answers are, or a variance is 0")
         return totals, terms
 
 
@@ -124,38 +133,40 @@ class OdeScore:
     log P(x) >= E log p(x + u) + D log(2 / 255) with u uniform over the bin of x, 2 / 255 wide: Theis et al. 2016.
     """
 
-    def __init__(self, prepared: Prepared, config: Mapping[str, Any]):
-        self.prepared, options = prepared, config["ode"]
-        self.options, schedule = options, prepared.trained.schedule
-        self.t_min = schedule.t_min if options["t_min"] is None else options["t_min"]
+    def __init__(self, network: TrainedNetwork, options: Ode):
+        self.network, self.options, schedule = network, options, network.schedule
+        self.t_min = schedule.t_min if options.t_min is None else options.t_min
         if not schedule.t_min <= self.t_min < schedule.T:
             raise UsageError(
                 f"ode.t_min must be at least {schedule.t_min:g}, the smallest time that the network was trained at, "
                 f"and below {schedule.T}, not {self.t_min:g}"
             )
-        self.solver = {"rk45": ode.rk45(options["tolerance"]), "rk4": ode.rk4, "heun": ode.heun}[options["solver"]]
-        adaptive = options["solver"] == "rk45"
+        self.solver = {"rk45": ode.rk45(options.tolerance), "rk4": ode.rk4, "heun": ode.heun}[options.solver]
+        self.estimated = options.divergence == "hutchinson"
+        effort = {"tolerance": options.tolerance} if options.solver == "rk45" else {"steps": options.steps}
         self.facts = {
-            "solver": options["solver"],
-            **({"tolerance": options["tolerance"]} if adaptive else {"steps": options["steps"]}),
+            "solver": options.solver,
+            **effort,
             "t_min": self.t_min,
-            "divergence": options["divergence"],
-            **({"probes": options["probes"]} if options["divergence"] == "hutchinson" else {}),
-            "dequantisation": "uniform, one draw an image" if prepared.kind.bounded else "none",
-            **({"border": "Gaussian of the width at t_min, its own density taken off"} if prepared.kind.pad else {}),
+            "divergence": options.divergence,
+            **({"probes": options.probes} if self.estimated else {}),
+            "dequantisation": "uniform, one draw an image" if network.kind.bounded else "none",
+            **({"border": "Gaussian of the width at t_min, its density taken off"} if network.kind.pad else {}),
             "clip": False,
         }
 
     @property
     def evaluations(self) -> int:
-        """About how many calls of the network the score of an image costs, its derivatives reckoned in."""
-        a_step = {"rk45": None, "rk4": 4, "heun": 2}[self.options["solver"]]
-        adaptive = EXPECTED_CALLS * (1e-5 / self.options["tolerance"]) ** 0.2  # the solver's order is 5
-        calls = int(adaptive) if a_step is None else a_step * self.options["steps"]
-        channels, side, _ = self.prepared.kind.shape
-        if self.options["divergence"] == "exact":
-            return calls * (1 + COST_OF_A_DERIVATIVE * channels * side**2)
-        return int(calls * (1 + COST_OF_A_DERIVATIVE) * self.options["probes"])
+        """About how many network calls the score of an image costs, its derivatives included."""
+        adaptive = EXPECTED_CALLS * (1e-5 / self.options.tolerance) ** 0.2  # the solver's order is 5
+        of_a_step = {"rk4": 4, "heun": 2}
+        calls = (
+            of_a_step[self.options.solver] * self.options.steps if self.options.solver in of_a_step else int(adaptive)
+        )
+        if self.estimated:
+            return int(calls * (1 + COST_OF_A_DERIVATIVE) * self.options.probes)
+        channels, side, _ = self.network.kind.shape
+        return calls * (1 + COST_OF_A_DERIVATIVE * channels * side**2)
 
     def score(self, images: ScoredImages) -> tuple[Moments, float]:
         """In bits/dim, and the mean number of evaluations of the network and its derivative for each image."""
@@ -166,31 +177,31 @@ class OdeScore:
                     nats, calls = self.nats(x0, y, images, rows)
                 except ArithmeticError as error:
                     raise UserError(f"{error}; try a larger ode.tolerance, or ode.solver=rk4") from error
-                totals.add(bits_per_dim(nats, self.prepared.kind.dimensions).numpy())
+                totals.add(bits_per_dim(nats, self.network.kind.dimensions).numpy())
                 evaluations += calls * len(rows)
+                raise_pending()
                 progress.advance(len(rows))
         if not np.isfinite(totals.mean):
-            raise UserError("the ODE's likelihood is not a finite number: the network's answers are not")
+            raise UserError("the ODE's likelihood is NaN or infinite: the network's answers are")
         return totals, evaluations / totals.count
 
     def nats(self, x0: Tensor, y: Tensor | None, images: ScoredImages, rows: np.ndarray) -> tuple[Tensor, int]:
         """-log P of each image, [b] in float64, the mean over probes, and the number of evaluations."""
         offset: Tensor | float = 0.0
-        if self.prepared.kind.bounded:
+        if self.network.kind.bounded:
             x0, offset = self.spread(x0, images.noise("dequantise", rows))
         probes = images.noise("hutchinson", rows)
-        denoiser, found, calls = self.prepared.denoiser(clip=False), [], 0
-        for _ in range(self.options["probes"] if self.options["divergence"] == "hutchinson" else 1):
+        denoiser, found, calls = self.network.denoiser(clip=False), [], 0
+        for _ in range(self.options.probes if self.estimated else 1):
             signs = torch.where(probes(x0) < 0, -1.0, 1.0)
-            divergence = ode.exact if self.options["divergence"] == "exact" else ode.hutchinson(signs)
             solved = ode.log_likelihood(
                 denoiser,
                 x0,
                 y,
                 solver=self.solver,
-                divergence=divergence,
+                divergence=ode.hutchinson(signs) if self.estimated else ode.exact,
                 t_min=self.t_min,
-                steps=self.options["steps"],
+                steps=self.options.steps,
             )
             found.append(-solved.log_density + offset)
             calls += solved.evaluations
@@ -200,10 +211,10 @@ class OdeScore:
         """Images with noise that makes a density of them, and the log density of that noise, [b].
 
         log P(x) >= E log p(x + u) - log q(u) for any q: uniform over the bin of a pixel, and on the border that the
-        network sees around an image, which is no data, Gaussian with the standard deviation that the flow begins with.
+        network sees around an image, which is not data, Gaussian with the standard deviation that the flow begins with.
         """
-        normal, kind = noise(x0), self.prepared.kind
-        alpha, sigma = self.prepared.trained.schedule.alpha_sigma(torch.tensor(self.t_min, dtype=torch.float64))
+        normal, kind = noise(x0), self.network.kind
+        alpha, sigma = self.network.schedule.alpha_sigma(torch.tensor(self.t_min, dtype=torch.float64))
         width = float(sigma / alpha)
         inside = torch.zeros_like(x0, dtype=torch.bool)
         kind.from_network(inside).fill_(True)

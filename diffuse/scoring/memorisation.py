@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from diffuse.data.images import ImageKind
-from diffuse.runs.pictures import grid
+from diffuse.runs.pictures import image_grid
 from diffuse.scoring.distances import BLOCK, nearest, share_nearer
 from diffuse.scoring.sample_scores import Side
 from diffuse.system.errors import UsageError
-from diffuse.system.files import write_whole, written_whole
+from diffuse.system.files import atomic_path, write_atomic
 
 SHOWN, COLUMNS = 64, 8
 FILE, TABLE = "memorisation.png", "memorisation.csv"
@@ -69,7 +69,7 @@ def write_table(path: Path, found: dict[str, Nearest]) -> None:
     columns = [column for space in SPACES for column in (found[space].places, found[space].distances)]
     head = "image," + ",".join(f"nearest_by_{space},distance_in_{space}" for space in SPACES)
     lines = (f"{row},{a},{b:.6g},{c},{d:.6g}" for row, (a, b, c, d) in enumerate(zip(*columns, strict=True)))
-    write_whole(path, lambda file: file.write("\n".join([head, *lines]) + "\n"))
+    write_atomic(path, lambda file: file.write("\n".join([head, *lines]) + "\n"))
 
 
 def in_threes(found: dict[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> np.ndarray:
@@ -88,7 +88,7 @@ def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: n
     from matplotlib.figure import Figure
 
     strips = in_threes(found, drawn, train, kind)
-    page = grid(torch.from_numpy(strips), min(COLUMNS, len(strips)))
+    page = image_grid(torch.from_numpy(strips), min(COLUMNS, len(strips)))
     figure = Figure(figsize=(15, 8.5), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=[2.5, 1])
     top, below = halves
@@ -107,5 +107,5 @@ def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: n
         axes.set(xlabel=f"distance to the nearest training image, {space}", yticks=[])
         axes.set_title(f"drawn ones nearer than test images: {near.share:.3f} (0.5 for fresh images)", fontsize=10)
         axes.legend()
-    with written_whole(path) as beside:
+    with atomic_path(path) as beside:
         figure.savefig(beside, format="png", dpi=100)

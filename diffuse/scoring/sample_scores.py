@@ -15,7 +15,7 @@ from diffuse.scoring.features import ROWS, Features, features_folder, key_of
 from diffuse.scoring.imagesets import ImageSet
 from diffuse.scoring.report import Values
 from diffuse.system.errors import UsageError
-from diffuse.system.files import locked, make_folder, slug
+from diffuse.system.files import hold_lock, make_folder, slug
 from diffuse.system.progress import log
 
 PRECISION_K, DENSITY_K = 3, 5
@@ -156,7 +156,7 @@ def described_once(images: ImageSet, features: Features, outputs: Collection[str
     folder = features_folder(data_dir) / f"{slug(images.name)}-{slug(features.name)}-{key}"
     make_folder(folder.parent)
     waiting = f"waiting for another process, which is at the features of {images.name}"
-    with locked(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(waiting)):
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(waiting)):
         return described(images, features, outputs, Rows(folder, made_from))
 
 
@@ -176,7 +176,7 @@ def scored(name: str, features: Features, drawn: Side, real: Side) -> Values:
     found = {}
     for value_name, value in SCORES[name].of(drawn, real).items():
         told = too_few(value_name, drawn, real)
-        found[features.named(value_name)] = {**value, **counts, **({"warnings": told} if told else {})}
+        found[features.score_name(value_name)] = {**value, **counts, **({"warnings": told} if told else {})}
     return found
 
 

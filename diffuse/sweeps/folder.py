@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from diffuse.sweeps import table
 from diffuse.sweeps.record import DONE, KILLED, RUNNING, Record
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import SWEEP_RECORD, locked, make_folder, remove_leftovers, write_json, write_whole
+from diffuse.system.files import SWEEP_RECORD, hold_lock, make_folder, remove_leftovers, write_atomic, write_json
 from diffuse.system.progress import log
 
 JOBS, CSV, MARKDOWN, PICTURE = "jobs", "sweep.csv", "sweep.md", "sweep.png"
@@ -109,9 +109,9 @@ class Sweep:
         with self._alone():
             remove_leftovers(self.folder)
             jobs = self._rows()
-            write_whole(self.folder / CSV, lambda file: file.write(table.as_csv(jobs)))
+            write_atomic(self.folder / CSV, lambda file: file.write(table.as_csv(jobs)))
             drawn = PICTURE if (self.folder / PICTURE).exists() else None
-            write_whole(self.folder / MARKDOWN, lambda file: file.write(table.as_markdown(jobs, drawn)))
+            write_atomic(self.folder / MARKDOWN, lambda file: file.write(table.as_markdown(jobs, drawn)))
 
     def draw(self, fresh: float = FRESH) -> None:
         """Draw sweep.png, unless it is `fresh` seconds old or less. A picture is no reason for a sweep to fail."""
@@ -159,7 +159,7 @@ class Sweep:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait for whoever reads or writes the tables just now."""
-        with locked(self.jobs / ".lock", if_taken=lambda: None):
+        with hold_lock(self.jobs / ".lock", if_taken=lambda: None):
             yield
 
     def _lock(self, job: Record) -> FileLock:

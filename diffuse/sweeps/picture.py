@@ -15,7 +15,7 @@ from PIL import Image
 from diffuse.runs.scalars import METRICS, whole_lines
 from diffuse.sweeps.record import Record
 from diffuse.sweeps.table import as_typed_or_short, cut, short, varied_keys
-from diffuse.system.files import written_whole
+from diffuse.system.files import atomic_path
 
 WIDTH = 11.0
 MOST_GRIDS = 40  # in a montage; more would be too small to see anything
@@ -53,7 +53,7 @@ def draw(sweep: Path, path: Path, jobs: Sequence[Record]) -> None:
     if tiles:
         left_out = f"; {len(grids) - MOST_GRIDS} more are left out" if grids[MOST_GRIDS:] else ""
         draw_montage(parts.pop(0), tiles, keys, wide, left_out)
-    with written_whole(path, survives_power_cut=False) as beside:
+    with atomic_path(path, survives_power_cut=False) as beside:
         figure.savefig(beside, format="png")
 
 

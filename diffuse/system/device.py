@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
-from diffuse.system.errors import check_choice
+from diffuse.system.errors import Refused, check_choice
 from diffuse.system.memory import keep_freed_memory
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Device:
-    """A processor or accelerator, and how this package uses it.
+    """A CPU or accelerator, and how this package uses it.
 
-    kind       auto (CUDA, else Apple's MPS, else the processor), cpu, cuda or mps
-    precision  auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
-    compile    whether training compiles the network; None does so on CUDA where Triton is installed
-    keep_memory  whether memory that tensors leave free is kept for the next ones (glibc); see `diffuse.system.memory`
+    kind         auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps
+    precision    auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
+    compile      whether training compiles the network (null: on CUDA, where Triton is installed)
+    keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
 
-    Raises ValueError, beginning with the option's name, where this machine has no such device.
+    Raises Refused where this machine has no such device.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Device:
         if kind == "auto":
             kind = next(name for name, there in available.items() if there)
         if not available[kind]:
-            raise ValueError(f"kind is {kind}, but torch finds no {kind} device on this machine; use device=auto")
+            raise Refused("kind", f"is {kind}, but torch finds no {kind} device on this machine; use device=auto")
         if precision == "auto":
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
         self.torch = torch.device(kind)
@@ -87,8 +87,8 @@ class Device:
         return array.to(self.torch)
 
     @property
-    def runs_ahead(self) -> bool:
-        """Whether work is queued, so that looking at a number of its own costs the device idle time."""
+    def asynchronous(self) -> bool:
+        """Whether work is queued, so that reading a number back leaves the device idle meanwhile."""
         return self.torch.type == "cuda"
 
     def peak_memory(self) -> int:

@@ -54,12 +54,17 @@ def check_choice(argument: str, given: object, allowed: Collection[str]) -> None
     check(isinstance(given, str) and given in allowed, argument, f"one of {', '.join(allowed)}", f"{given!r}.{hint}")
 
 
-def pick(options: Mapping[str, Option], key: str, given: object) -> Option:
-    """The option of that name. Raises UsageError, which names the key and lists the names there are."""
+def require_choice(key: str, given: object, allowed: Collection[str]) -> None:
+    """`check_choice` for a whole key of the command line: raises UsageError."""
     try:
-        check_choice(key, given, options)
+        check_choice(key, given, allowed)
     except Refused as error:
         raise UsageError(str(error)) from error
+
+
+def pick(options: Mapping[str, Option], key: str, given: object) -> Option:
+    """The option of that name. Raises UsageError, which names the key and lists the names there are."""
+    require_choice(key, given, options)
     return options[str(given)]
 
 

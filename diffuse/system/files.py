@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and folders that nobody else has."""
+"""Atomic writes, locks and new folders: a file appears whole or not at all."""
 
 import errno
 import hashlib
@@ -24,10 +24,10 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
 
 
 @contextmanager
-def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to, and move it into place once it is written.
+def atomic_path(path: Path, survives_power_cut: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` to write to, which is moved into place once it is written.
 
-    Waiting until it is on the disk as well costs milliseconds: leave that out for thousands of small files.
+    Flushing it to the disk costs milliseconds: leave that out for thousands of small files.
     """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -42,20 +42,20 @@ def written_whole(path: Path, survives_power_cut: bool = True) -> Iterator[Path]
         beside.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, write: Callable[[IO[Any]], object], mode: str = "w") -> None:
-    """Call write(file) on a file that becomes `path` when it is complete."""
+def write_atomic(path: Path, write: Callable[[IO[Any]], object], mode: str = "w") -> None:
+    """Call write(file) with a file that becomes `path` when it is complete."""
     encoding = None if "b" in mode else "utf-8"
-    with written_whole(path) as beside, open(beside, mode, encoding=encoding) as file:
+    with atomic_path(path) as beside, open(beside, mode, encoding=encoding) as file:
         write(file)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts as JSON for people and programs: a line for each key, lists on one line."""
-    write_whole(path, lambda file: file.write(_as_json(facts, "") + "\n"))
+    """Write facts as JSON for people and programs: one line a key, and lists on one line."""
+    write_atomic(path, lambda file: file.write(_as_json(facts, "") + "\n"))
 
 
-def as_json_gives_it_back(value: Any) -> Any:
-    """The value as it will be when it is read again: tuples as lists, keys as text."""
+def json_round_trip(value: Any) -> Any:
+    """The value as JSON gives it back: tuples are lists, keys are text."""
     return json.loads(json.dumps(value))
 
 
@@ -66,8 +66,8 @@ def _as_json(value: Any, indent: str) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def link_whole(path: Path, target: str) -> None:
-    """Make `path` a symbolic link to `target`, replacing what was there in one move."""
+def link_atomic(path: Path, target: str) -> None:
+    """Make `path` a symbolic link to `target`, replacing what was there in one step."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.unlink(missing_ok=True)
     beside.symlink_to(target)
@@ -76,7 +76,7 @@ def link_whole(path: Path, target: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and those above it, where they are not there; new ones survive a power cut."""
+    """Create a folder and its parents, where they do not exist; new ones survive a power cut."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -84,8 +84,8 @@ def make_folder(path: Path) -> None:
     flush_folder(path.parent)
 
 
-def make_own_folder(path: Path) -> Path:
-    """Create `path`, or `path`-2, -3 ... where that exists: two runs started in one second never share a folder."""
+def make_new_folder(path: Path) -> Path:
+    """Create `path`, or `path`-2, -3 ... where that exists: two runs begun in the same second never share a folder."""
     make_folder(path.parent)
     number, candidate = 1, path
     while True:
@@ -97,23 +97,23 @@ def make_own_folder(path: Path) -> Path:
             candidate = path.with_name(f"{path.name}-{number}")
 
 
-def shown(path: Path) -> str:
-    """The path as short as it can be typed from here."""
+def short_path(path: Path) -> str:
+    """The path, relative to the current folder where it lies in it."""
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def folder_of_data(data_dir: str) -> Path:
-    """What data_dir= stands for, as an absolute path."""
+def data_folder(data_dir: str) -> Path:
+    """The absolute path that data_dir= stands for."""
     return Path(data_dir).expanduser().absolute()
 
 
-def checked_name(name: str) -> str:
-    """The name, if it can be a folder that needs no quoting in a shell and lies below the folder it is put into."""
+def check_name(name: str) -> str:
+    """The name, if it needs no quoting in a shell and stays below its parent folder. Raises UsageError otherwise."""
     parts = name.split("/")
     if not all(SAFE_NAME.fullmatch(part) and part.strip(".") for part in parts):
-        made_of = "letters, digits, '.', '_', '+' and '-', in parts divided by '/'"
-        raise UsageError(f"name must be made of {made_of}, without '..' or a '/' at either end, not {name!r}")
+        allowed = "letters, digits, '.', '_', '+' and '-', in parts divided by '/'"
+        raise UsageError(f"name must be made of {allowed}, without '..' or a '/' at either end, not {name!r}")
     return name
 
 
@@ -132,19 +132,19 @@ def sha256(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `written_whole` was writing into a folder when its process was killed. Hold a lock on it."""
+    """Remove what `atomic_path` left in a folder when its process was killed. The caller holds a lock on the folder."""
     for left_over in folder.glob(".*.tmp"):
         left_over.unlink(missing_ok=True)
 
 
 def flush_file(path: Path) -> None:
-    """Wait until the file is on the disk."""
+    """Write the file's buffers to the disk."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """A renamed file survives a power cut only once its folder is on the disk too."""
+    """Write a folder's entries to the disk: a renamed file survives a power cut only after that."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -155,10 +155,10 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, if_taken: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock that dies with its owner. `path` is a file that stays; it means nothing by itself.
+def hold_lock(path: Path, if_taken: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock that the system releases with its owner. `path` is a file that stays; by itself it means nothing.
 
-    Where another process holds the lock, if_taken is called: it may raise, or return to wait.
+    Where another process holds the lock, if_taken is called: it may raise an error, or return to wait.
     """
     lock = FileLock(path)
     try:
@@ -172,8 +172,8 @@ def locked(path: Path, if_taken: Callable[[], object]) -> Iterator[None]:
         lock.release()
 
 
-def size_in_words(size: float) -> str:
-    """'571 MB', '2.3 GB': bytes the way disks are sold, in powers of ten."""
+def format_bytes(size: float) -> str:
+    """'571 MB', '2.3 GB': bytes in powers of ten, as disks are sold."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Telling the user what happens: log lines, a progress bar on a terminal and plain lines elsewhere."""
+"""Log lines, a progress bar on a terminal and plain lines elsewhere."""
 
 import logging
 import os
@@ -10,30 +10,31 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diffuse.system.signals import Asked
-
 log = logging.getLogger("diffuse")
-log.setLevel(logging.INFO)
-
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 
 
 class _Console(logging.Handler):
-    """Prints to standard output, above a progress bar if there is one; warnings and errors go to standard error."""
+    """Prints to standard output, above a progress bar if there is one; warnings and errors go to standard error.
 
-    speaker = ""
+    speaker begins each line where several processes share a terminal.
+    """
+
+    def __init__(self, speaker: str):
+        super().__init__()
+        self.speaker = speaker
 
     def emit(self, record: logging.LogRecord) -> None:
         trouble = record.levelno >= logging.WARNING
         prefix = self.speaker + (f"{record.levelname.lower()}: " if trouble else "")
         try:
             tqdm.write(prefix + record.getMessage(), file=sys.stderr if trouble else sys.stdout)
-        except OSError:  # whoever read our output, or the terminal, has gone; that is no reason to lose a run
+        except OSError:  # the terminal, or the program that read our output, has gone: not a reason to lose a run
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 class _LogFile(logging.FileHandler):
-    """A log that is silent where the disk is full: whoever fails because of that says so on the console."""
+    """A log that is silent where the disk is full: what fails because of that is said on the console."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -43,12 +44,16 @@ class _LogFile(logging.FileHandler):
 def log_to_console(speaker: str = "") -> None:
     """Show log messages; calling it again changes nothing but the speaker.
 
-    speaker is for one of several processes that share a terminal: it begins each line, and draws no bars.
+    speaker is for one of several processes that share a terminal: it begins each line, and there are no bars.
     """
+    log.setLevel(logging.INFO)
     log.propagate = False
-    _Console.speaker = speaker
-    if not any(isinstance(handler, _Console) for handler in log.handlers):
-        log.addHandler(_Console())
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Console)] + [_Console(speaker)]
+
+
+def is_shared_terminal() -> bool:
+    """Whether other processes write to this terminal too."""
+    return any(isinstance(handler, _Console) and handler.speaker for handler in log.handlers)
 
 
 @contextmanager
@@ -56,6 +61,7 @@ def logged_to(path: Path) -> Iterator[Callable[[int, str], object]]:
     """Append log messages, with date and time, to a file; gives a function (level, message) that logs there alone."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         yield lambda level, message: handler.handle(log.makeRecord(log.name, level, "", 0, message, (), None))
@@ -78,7 +84,7 @@ class Progress:
         self.start = done
         self.asked = (done, self.started)
         self.note: dict[str, str] = {}
-        terminal = sys.stderr.isatty() and not _Console.speaker
+        terminal = sys.stderr.isatty() and not is_shared_terminal()
         self.bar = tqdm(
             total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, leave=False, disable=not terminal
         )
@@ -94,7 +100,6 @@ class Progress:
         self.note = dict(note)
 
     def advance(self, units: int = 1) -> None:
-        Asked.again()
         self.done += units
         if not self.bar.disable:
             self.bar.set_postfix_str(", ".join(self._notes()), refresh=False)

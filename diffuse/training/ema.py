@@ -1,9 +1,9 @@
-"""The exponential moving average of a network's weights, from which samples are drawn."""
+"""The exponential moving average (EMA) of a network's weights, from which samples are drawn."""
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -11,6 +11,8 @@ class EMA:
 
     The warm-up of d lets the average forget the initial weights within a few steps. step counts from 0. Buffers (the
     random frequencies of Fourier features) never change and are copied once.
+
+    net is the network with the averaged weights.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -19,8 +21,11 @@ class EMA:
         self._average = [weight.detach() for weight in self.net.parameters()]
         self._weights = [weight.detach() for weight in net.parameters()]
 
+    def rate(self, step: int) -> float:
+        """1 - d at a step: how far the average moves towards the weights."""
+        return 1 - min(self.decay, (1 + step) / (10 + step))
+
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move the average towards the weights as they are after step `step`."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._average, self._weights, 1 - decay)
+    def update(self, rate: Tensor) -> None:
+        """Move the average towards the weights, by a rate that is a float32 number on their device."""
+        torch._foreach_lerp_(self._average, self._weights, [rate] * len(self._weights))

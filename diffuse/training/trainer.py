@@ -2,25 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffuse.data.images import Dataset, to_float
-from diffuse.mathematics.schedules import Schedule
-from diffuse.options.build import build, build_dataset, build_network
-from diffuse.options.formulas import Formulas
-from diffuse.runs.drawing import Sampler, draw, image_labels
-from diffuse.runs.pictures import forward_process
+from diffuse.data.conditions import Condition
+from diffuse.data.images import Dataset
+from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.runs import checkpoint
 from diffuse.system.device import Device, send
-from diffuse.system.errors import UsageError, UserError
-from diffuse.system.randomness import ImageNoise, generator, reseed
+from diffuse.system.errors import Refused, UserError
+from diffuse.system.randomness import generator, reseed
 from diffuse.training.ema import EMA
 
+# x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 QUARTILES = 4
 BYTES_AROUND_A_TENSOR = 300  # in a checkpoint, for its name and place
 # What is added up on the device between two lines of metrics, the first two by quartile of t.
@@ -28,73 +28,131 @@ SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
 
 
 class NotFinite(Exception):
-    """The loss or the gradient of a step is not a finite number."""
+    """The loss or the gradient of a step is NaN or infinite."""
 
     def __init__(self, step: int):
         super().__init__(step)
         self.step = step
 
 
+class Batch(NamedTuple):
+    """What a step is made of: images [b, C, H, W], times and importance weights [b], noise, conditions or None."""
+
+    x0: Tensor
+    t: Tensor
+    importance: Tensor
+    noise: Tensor
+    y: Tensor | None
+
+
 class Trainer:
     """Everything that changes while training, and the step that changes it.
 
-    All randomness of step k, the batch, the levels, the noise, flips and dropout, is a function of (seed, k): there
-    is no random state to save, and no interval of logging or pictures changes a weight.
+    net            the network, on the device
+    loss           (x0, t, noise, y) -> [b]: a function of `losses`, bound to a denoiser of that network
+    data           the data set; its training split is learned
+    time_sampling  draws the times of a batch
+    optimizer      a fused AdamW of the network's parameters
+    ema            the average of its weights
+    batch_size     images in a step
+    seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
+                   (seed, k): there is no random state to save, and no interval of logging changes a weight
+    rate           step, from 0 -> learning rate; by default the optimizer's
+    clip           largest gradient norm
+    condition      what the network is conditioned on
+    device         where the network and the data are
     """
 
-    def __init__(self, config: Mapping[str, Any]):
-        self.config, trust = config, config["trust"]
-        self.device: Device = build(config["device"], "device", trust)
-        self.data: Dataset = build_dataset(config, trust)
-        self.formulas = Formulas.of(config, self.data.kind, trust)
-        self.schedule = self.formulas.schedule
-        refuse_more_steps_than_levels(config["sampler"].get("steps"), self.schedule)
-        self.sampler = Sampler(config["sampler"], self.formulas, self.data.kind, trust)
-        self.times = self.formulas.times.to(self.device.torch)
-        reseed(config["seed"], "weights")
-        self.net = self.device.place(build_network(config, self.data.kind, trust))
-        self.ema = EMA(self.net, config["ema"]["decay"])
-        if self.device.compiles:
-            self.net.compile()
-        self.denoiser = self.formulas.denoiser(self.net, self.device)
-        optim = config["optim"]
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=optim["lr"], weight_decay=optim["weight_decay"], fused=True
-        )
-        self.sums = {name: torch.zeros(size, device=self.device.torch) for name, size in SUMS.items()}
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Loss,
+        data: Dataset,
+        time_sampling: UniformTimes,
+        optimizer: torch.optim.Optimizer,
+        ema: EMA,
+        *,
+        batch_size: int = 64,
+        seed: int = 0,
+        rate: Callable[[int], float] | None = None,
+        clip: float = math.inf,
+        condition: Condition | None = None,
+        device: Device | None = None,
+    ):
+        self.device = device or Device("cpu")
+        where = self.device.torch
+        self.net, self.loss, self.data, self.ema, self.optimizer = net, loss, data, ema, optimizer
+        self.time_sampling = time_sampling.to(where)
+        self.batch_size, self.seed, self.clip = batch_size, seed, clip
+        if not all(parameters.get("fused") for parameters in optimizer.param_groups):
+            raise Refused(
+                "optimizer", "must be fused, as AdamW(..., fused=True) is: others do not pass over a failed step"
+            )
+        initial_rate = float(optimizer.param_groups[0]["lr"])
+        self.rate = rate or (lambda step: initial_rate)
         self.step = 0
-        self._failed = torch.full((), -1, device=self.device.torch)
-        self._images = self.device.hold(torch.from_numpy(self.data.train.images))
-        self._labels: Tensor | None = None
-        if config["class_conditional"] and self.data.train.labels is not None:
-            self._labels = torch.from_numpy(self.data.train.labels).to(self._images.device)
+        self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
+        # What changes from step to step, as tensors: a rate in float32 would give other bits than a number does.
+        self._learning_rate = torch.zeros((), dtype=torch.float64)
+        self._ema_rate = torch.zeros((), device=where)
+        self._step = torch.zeros((), dtype=torch.int64, device=where)
+        self._failed = torch.full((), -1, dtype=torch.int64, device=where)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = self._learning_rate
+        self._images = self.device.hold(torch.from_numpy(data.train.images))
+        condition = condition or Condition()
+        self._conditions = condition.of_split(data.train, device=self._images.device)
 
     @property
     def parameters(self) -> int:
         return sum(weight.numel() for weight in self.net.parameters())
 
     def advance(self) -> None:
-        """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that runs ahead.
+        """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that works asynchronously.
 
-        Raises NotFinite where the loss or the gradient is no finite number, on such a device only once `refuse_failure`
-        is called. In either case weights and optimizer stay as they were before that step; on such a device the
-        average of the weights goes on moving towards them meanwhile.
+        Raises NotFinite where the loss or the gradient is NaN or infinite; on such a device only once `refuse_failure`
+        is called. Weights, average and optimizer stay as they were before that step.
         """
-        config = self.config
-        x0, y, t, weights, noise = self.ingredients(self.step)
-        losses = self.formulas.loss(self.denoiser, x0, t, noise, y)
-        (weights * losses).mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), config["optim"]["clip"])
-        self._watch(losses, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config["optim"], self.step, config["steps"])
+        self._learning_rate.fill_(self.rate(self.step))
+        self._ema_rate.fill_(self.ema.rate(self.step))
+        self._step.fill_(self.step)
+        batch = self.batch(self.step)
+        losses = self.gradients(batch)
+        self.update(batch, losses)
+        if not self.device.asynchronous:
+            self.refuse_failure()
+        self.step += 1
+
+    def gradients(self, part: Batch) -> Tensor:
+        """Add the gradients of a part of the step's batch to those of the parameters; the losses of its images, [b]."""
+        losses = self.loss(part.x0, part.t, part.noise, part.y)
+        ((part.importance * losses).sum() / self.batch_size).backward()
+        return losses.detach()
+
+    def update(self, batch: Batch, losses: Tensor) -> None:
+        """Clip the gradients, and move the parameters, their average and the sums by them.
+
+        A step that failed changes nothing, and neither does any step after it.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
+        self._failed = torch.where((self._failed < 0) & ~finite, self._step, self._failed)
+        good = self._failed < 0
+        # A fused optimizer does nothing where found_inf is 1: this is how a gradient scaler tells it.
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.step)
-        # A step that failed, and those after it until a device that runs ahead is asked, teach nothing.
-        self.times.learn(torch.where(self._failed < 0, t, 0), losses.detach())
-        self._add_up(losses.detach(), t, weights, norm)
-        self.step += 1
+        self.ema.update(torch.where(good, self._ema_rate, 0))
+        self.time_sampling.learn(torch.where(good, batch.t, 0), losses)
+        self._add_up(batch, losses, norm, good)
+
+    def _add_up(self, batch: Batch, losses: Tensor, norm: Tensor, good: Tensor) -> None:
+        T = self.time_sampling.schedule.T
+        quartile = ((batch.t * QUARTILES / T).ceil() - 1).clamp(0, QUARTILES - 1).long()
+        self.sums["loss"].index_add_(0, quartile, torch.where(good, batch.importance * losses, 0))
+        self.sums["images"].index_add_(0, quartile, torch.where(good, batch.importance, 0))
+        self.sums["grad_norm"] += torch.where(good, norm, 0)
+        self.sums["steps"] += good
 
     def report(self) -> dict[str, float]:
         """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate."""
@@ -106,49 +164,49 @@ class Trainer:
             "loss": sum(losses) / sum(images),
             **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
             "grad_norm": norm / steps,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": float(self._learning_rate),
         }
 
-    def ingredients(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-        """What a step is made of: images, labels, times, the weights of their losses, noise.
-
-        Leaves torch's generators ready for dropout.
-        """
-        reseed(self.config["seed"], "train", step)
-        x0, y = self._batch(step)
-        return x0, y, *self.times.draw(len(x0), self.device.torch), torch.randn_like(x0)
+    def batch(self, step: int) -> Batch:
+        """What a step is made of. Leaves torch's generators ready for dropout."""
+        reseed(self.seed, "train", step)
+        rows = batch_rows(self.seed, step, self.batch_size, len(self._images))
+        index = send(torch.from_numpy(rows), self._images.device)
+        x0 = self.data.kind.to_network(self.device.send(self._images[index]))
+        if self.data.flip:
+            flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
+            x0 = torch.where(flipped, x0.flip(-1), x0)
+        y = None if self._conditions is None else self.device.send(self._conditions[index])
+        t, importance = self.time_sampling.draw(len(x0), self.device.torch)
+        return Batch(x0, t, importance, torch.randn_like(x0), y)
 
     def refuse_failure(self) -> None:
-        """Raise NotFinite if a step had a loss or gradient that is no finite number. Waits for the device."""
+        """Raise NotFinite if the loss or gradient of a step was NaN or infinite. Waits for the device."""
         failed = int(self._failed)
         if failed >= 0:
             raise NotFinite(failed)
 
     def failure(self, step: int) -> dict[str, Any]:
-        """What a file needs for `replay` to do step `step` again, on the weights as they are now."""
-        x0, y, t, weights, noise = self.ingredients(step)
+        """What a file needs to do step `step` again, on the weights as they are now."""
+        batch = self.batch(step)._asdict()
         cuda = torch.cuda.get_rng_state() if self.device.torch.type == "cuda" else None
-        random = {"cpu": torch.get_rng_state(), "cuda": cuda}
-        made_of = {"x0": x0, "y": y, "t": t, "weights": weights, "noise": noise, "random": random}
-        return {**self.state(), "failure": made_of}
+        return {**self.state(), "failure": {**batch, "random": {"cpu": torch.get_rng_state(), "cuda": cuda}}}
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint must hold to continue from here, and to sample without the data set."""
+        """All that must be stored to continue from here."""
         return {
-            "config": dict(self.config),
-            "kind": asdict(self.data.kind),
             "data_sha256": self.data.sha256,
             "model": self.net.state_dict(),
             "ema": self.ema.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
-            "times": self.times.state_dict(),
+            "times": self.time_sampling.state_dict(),
         }
 
-    def load(self, content: Mapping[str, Any]) -> None:
-        """Continue from the content of a checkpoint. Raises UserError where it is not about the same images.
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Continue from what was stored. Raises UserError where it is not about the same images.
 
-        The optimizer's rates come from the config, not from the checkpoint.
+        Learning rates come from `rate`, not from what was stored.
         """
         if content["data_sha256"]["train"] != self.data.train.sha256:
             raise UserError(
@@ -165,64 +223,28 @@ class Trainer:
             # goes through both side by side.
             state[number] = {**saved, **{name: torch.empty_like(weight).copy_(saved[name]) for name in moments}}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self._learning_rate
         check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
         self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
-        self.times.load_state_dict(content["times"])
+        self.time_sampling.load_state_dict(content["times"])
         self.step = content["step"]
+
+    def save(self, path: str | Path) -> None:
+        """Write a checkpoint that restores this Trainer; `diffuse sample` needs the config too, which is not in it."""
+        self.refuse_failure()
+        checkpoint.write(Path(path), self.step, self.state())
+
+    def load(self, path: str | Path) -> None:
+        """Continue from a checkpoint."""
+        with checkpoint.fitting(Path(path)):
+            self.restore(checkpoint.read(Path(path)))
 
     @property
     def checkpoint_bytes(self) -> int:
         """About how large a checkpoint is: weights, their average, AdamW's two moments and step, in a zip file."""
         weights = self.net.state_dict().values()
         return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_AROUND_A_TENSOR
-
-    def draw(self, numbers: range, each_step: Callable[[], None] = lambda: None) -> Tensor:
-        """The images with these numbers from the EMA weights, from the same noise each time."""
-        kind, rows = self.data.kind, self.device.rows(self.data.kind.side, len(numbers))
-        denoiser = self.formulas.denoiser(self.ema.net, self.device, rows, clip=self.sampler.clip)
-        labels = None if self._labels is None else image_labels(numbers, kind, None, self.device)
-        return draw(denoiser, self.sampler, numbers, self.config["seed"], kind, self.device, labels, each_step)
-
-    def forward_picture(self) -> Tensor:
-        """What the network is asked to undo: eight training images, from x_0 to x_T."""
-        x0 = to_float(torch.from_numpy(self.data.train.images[:8]))
-        return forward_process(self.denoiser, x0, ImageNoise(self.config["seed"], "forward", range(len(x0)))(x0))
-
-    def _batch(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """The images of a step, in [-1, 1], flipped at random where that is allowed, and their labels."""
-        rows = batch_rows(self.config["seed"], step, self.config["batch_size"], len(self._images))
-        index = send(torch.from_numpy(rows), self._images.device)
-        x0 = self.data.kind.to_network(self.device.send(self._images[index]))
-        if self.data.flip:
-            flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
-            x0 = torch.where(flipped, x0.flip(-1), x0)
-        return x0, None if self._labels is None else self.device.send(self._labels[index])
-
-    def _watch(self, losses: Tensor, norm: Tensor) -> None:
-        """Note a step whose loss or gradient is no finite number; the optimizer passes over it and all after it."""
-        finite = torch.isfinite(losses).all() & torch.isfinite(norm)
-        self._failed = torch.where((self._failed < 0) & ~finite, self.step, self._failed)
-        if self.device.runs_ahead:
-            # how a gradient scaler tells a fused optimizer to do nothing
-            self.optimizer.found_inf = (self._failed >= 0).float()  # type: ignore[attr-defined]
-        else:
-            self.refuse_failure()
-
-    def _add_up(self, losses: Tensor, t: Tensor, weights: Tensor, norm: Tensor) -> None:
-        quartile = ((t * QUARTILES / self.schedule.T).ceil() - 1).clamp(0, QUARTILES - 1).long()
-        self.sums["loss"].index_add_(0, quartile, weights * losses)
-        self.sums["images"].index_add_(0, quartile, weights)
-        self.sums["grad_norm"] += norm
-        self.sums["steps"] += 1
-
-
-def refuse_more_steps_than_levels(steps: Any, schedule: Schedule) -> None:
-    """Raise UsageError where a short table has fewer levels than the grids of samples are drawn with."""
-    if isinstance(steps, int) and steps > schedule.T:
-        raise UsageError(
-            f"sampler.steps={steps}, with which training draws its grids, is more than the {schedule.T} levels of the "
-            f"schedule: set sampler.steps={schedule.T} or less"
-        )
 
 
 def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
@@ -233,12 +255,15 @@ def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
             raise ValueError(f"{name} of {what} is not what it should be")
 
 
-def learning_rate(optim: Mapping[str, Any], step: int, steps: int) -> float:
-    """The rate of step `step` (from 0): rising linearly over `warmup` steps, times the decay over the whole run."""
-    warmth = min(1.0, (step + 1) / optim["warmup"]) if optim["warmup"] else 1.0
+def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none", steps: int = 1) -> float:
+    """The rate of a step, from 0: rising linearly over `warmup` steps, times the decay over all `steps`.
+
+    decay is none, linear (to 0) or cosine.
+    """
+    warmth = min(1.0, (step + 1) / warmup) if warmup else 1.0
     done = step / steps
-    left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[optim["decay"]]
-    return float(optim["lr"] * warmth * left)
+    left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
+    return float(peak * warmth * left)
 
 
 def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:

@@ -51,9 +51,9 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("times=unifrom", "importance, log_normal, uniform, not 'unifrom'. Did you mean 'uniform'?"),
         ("dataset=digit", "mnist, npz, svhn, not 'digit'. Did you mean 'digits'?"),
         ("dataset=folder", "dataset.path is required: diffuse train dataset.path=..."),
-        ("resume=", "resume must be a run folder, not empty"),
+        ("resume=", "resume must not be empty: a run folder to continue"),
         ("max_hours=0", "max_hours must be positive or null, not 0.0"),
-        ("checkpoint.milestone_every=0", "checkpoint.milestone_every must be at least 1 step or null, not 0"),
+        ("checkpoint.milestone_every=0", "checkpoint.milestone_every must be at least 1 or null, not 0"),
         ("optim.lrr=1", "there is no key 'optim.lrr' in diffuse train. Did you mean 'optim.lr'?"),
         ("schedule.bta_end=0.1", "Did you mean 'schedule.beta_end'?"),
         ("sampler=ddim sampler.etaa=1", "Did you mean 'sampler.eta'?"),
@@ -90,7 +90,7 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
     ("words", "expected"),
     [
         ("schedule.levels=abc", "schedule.levels: Value 'abc' of type 'str' could not be converted to Integer"),
-        ("schedule.beta_end=2", "schedule.beta_end must lie between 0 and 1, not 2.0"),
+        ("schedule.beta_end=2", "schedule.beta_end must be between 0 and 1, not 2.0"),
         ("+schedule.foo=2", "schedule has no key 'foo'"),
         (
             "unet.channel_mult=[1,1,1,1,1]",
@@ -110,7 +110,7 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ),
         (
             "schedule._target_=os.system",
-            "schedule._target_ is os.system, which is not defined in diffuse.mathematics",
+            "schedule._target_ is os.system, which is not part of diffuse",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_checkpoints_that_cannot_be_used(tmp_path, tiny_run):
         (kept / "missing", "does not exist"),
         (kept / "empty", "is a folder without checkpoints"),
         (kept / "cut.pt", "its end is missing"),
-        (kept / "text.pt", "no checkpoint"),
+        (kept / "text.pt", "not a checkpoint"),
     ]:
         assert_refused(diffuse("sample", f"ckpt={path}", cwd=here), here, words, code=1)
     assert not (kept / "samples").exists()
@@ -193,7 +193,7 @@ def test_a_sweep_leaves_a_run_for_each_and_goes_on_after_a_failure(tmp_path):
     runs = sorted(path.name for path in sweep.iterdir() if path.is_dir() and path.name != "jobs")
     assert runs == ["0_schedule-linear-unet.dropout-0.0", "2_schedule-cosine-unet.dropout-0.0"]
     for name, schedule in zip(runs, ("linear", "cosine"), strict=True):
-        assert f"diffuse.mathematics.schedules.{schedule}" in (sweep / name / "config.yaml").read_text()
+        assert f"_target_: {schedule}" in (sweep / name / "config.yaml").read_text()
         assert (sweep / name / "checkpoints" / "last.pt").exists()
 
 
@@ -285,7 +285,7 @@ def test_slugs_need_no_quotes():
 def test_a_config_of_ones_own_is_found(tmp_path):
     """-cd adds options without touching the package."""
     (tmp_path / "mine" / "schedule").mkdir(parents=True)
-    text = "_target_: diffuse.mathematics.schedules.linear\nlevels: 7\nbeta_start: 0.1\nbeta_end: 0.2\n"
+    text = "_target_: linear\nlevels: 7\nbeta_start: 0.1\nbeta_end: 0.2\n"
     (tmp_path / "mine" / "schedule" / "short.yaml").write_text(text)
     done = diffuse("train", "schedule=short", "-cd", "mine", "--cfg", "job", cwd=tmp_path)
     assert "levels: 7" in done.stdout, done.stderr

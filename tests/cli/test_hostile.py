@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +12,14 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from diffuse.cli import help
 from diffuse.cli.app import main
 from diffuse.commands import train
-from diffuse.options.schema import SCHEMAS
-from diffuse.runs.checkpoint import load_trained, read, write
-from diffuse.runs.folder import flat, write_record
+from diffuse.options.schema import SCHEMAS, flat, groups, plain, stored_config
+from diffuse.runs.checkpoint import read, write
+from diffuse.runs.folder import write_record
+from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
-from tests.support.commands import TINY, config, job
+from tests.support.commands import TINY, config, output
 
 LINES = 240
 VALUES = [
@@ -42,7 +43,7 @@ FLAGS = [
     "-x",
     "-cn x",
 ]
-GROUPS = help.GROUPS["train"]
+GROUPS = tuple(groups("train"))
 # What keeps a line that is in order short, and its memory small.
 SMALL = [*TINY, "steps=1", "dataset=digits", "max_hours=0.0005"]
 
@@ -91,7 +92,7 @@ def a_line(keys: list[str], random: np.random.Generator) -> list[str]:
 def test_no_command_line_ends_in_a_traceback(command, alone, tiny_run, capsys):
     random = np.random.default_rng(len(command))
     required = SMALL if command == "train" else [f"ckpt={tiny_run}", "n=2", "device=cpu", "name=x"]
-    keys = sorted(flat(config(command, *required)))
+    keys = sorted(flat(plain(config(command, *required))))
     for number in range(LINES // len(SCHEMAS) + 1):
         words = a_line(keys, random)
         base = [word for word in required if not word.startswith("name=")] + [f"name=fuzz{number}"]
@@ -139,7 +140,7 @@ def test_a_damaged_checkpoint_never_ends_in_a_traceback(tiny_run, tmp_path, seal
         content = damaged(whole, random)
         path.write_bytes(resealed(content) if seal else content)
         try:
-            load_trained(str(path), [])
+            load(str(path))
         except UserError as error:
             assert len(str(error).splitlines()) <= 4
             refused += 1
@@ -168,15 +169,15 @@ def test_a_checkpoint_whose_content_is_wrong_never_ends_in_a_traceback(tiny_run,
     random = np.random.default_rng(0)
     everywhere = list(places(content))
     shutil.copytree(tiny_run, "outputs/x")
-    typed = {**content["config"], "resume": "outputs/x"}
-    typed["steps"], typed["optim"] = 31, {**typed["optim"], "decay": "none"}
-    write_record(Path("outputs/x"), {**typed, "steps": 30, "resume": None})
+    typed = replace(stored_config(content["config"]), resume="outputs/x", steps=31)
+    typed.optim.decay = "none"
+    write_record(Path("outputs/x"), replace(typed, steps=30, resume=None))
     path = Path("outputs/x/checkpoints/step_00000030.pt")
     for _ in range(100):
         place = everywhere[int(random.integers(len(everywhere)))]
         value = [None, 0, -1, "x", [], {}, torch.zeros(2), float("nan"), 10**12, [["a"]]][int(random.integers(10))]
         write(path, 30, replaced(content, place, value))
-        for use in (partial(load_trained, str(path), []), partial(train.run, typed, job())):
+        for use in (partial(load, str(path)), partial(train.run, typed, output())):
             try:
                 use()
             except UserError as error:

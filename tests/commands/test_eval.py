@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,11 @@ from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import vlb
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_small
-from diffuse.runs.checkpoint import load_trained
-from diffuse.runs.trained import Prepared
+from diffuse.runs.trained import load, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.system.errors import UsageError
 from diffuse.system.randomness import ImageNoise, generator
-from tests.support.commands import config, job
+from tests.support.commands import config, output
 
 FAST = ["device=cpu", "device.precision=float32"]
 
@@ -28,9 +28,9 @@ FAST = ["device=cpu", "device.precision=float32"]
 def scored(run: Path, name: str, *overrides: str) -> dict:
     """eval.json of the bound, unless other metrics are asked for."""
     typed = config("eval", f"ckpt={run}", f"name={name}", "metrics=[bound]", *FAST, *overrides)
-    totals = evaluation.run(typed, job())
+    totals = evaluation.run(typed, output())
     result = json.loads((run / "eval" / name / "eval.json").read_text())
-    assert result["bits_per_dim"][typed["metrics"][0]]["total"] == totals[typed["metrics"][0]]
+    assert result["bits_per_dim"][typed.metrics[0]]["total"] == totals[typed.metrics[0]]
     return result
 
 
@@ -49,9 +49,7 @@ def test_the_table_adds_up_to_the_total(tiny_run):
     with open(tiny_run / "eval" / "table" / "terms.csv") as file:
         lines = list(csv.DictReader(file))
     assert [line["term"] for line in lines] == ["L_T", *["L_t_minus_1"] * 9, "L_0"]
-    assert [float(line["t"]) for line in lines[1:]] == time_grid(load_trained(str(tiny_run), []).schedule, 10)[
-        :-1
-    ].tolist()
+    assert [float(line["t"]) for line in lines[1:]] == time_grid(load(str(tiny_run)).schedule, 10)[:-1].tolist()
     assert [float(line["bits_per_dim"]) for line in lines] == result["terms"]["bits_per_dim"]
     assert sum(float(line["bits_per_dim"]) for line in lines) == pytest.approx(
         result["bits_per_dim"]["bound"]["total"], rel=1e-6
@@ -62,7 +60,7 @@ def test_the_table_adds_up_to_the_total(tiny_run):
 def test_the_number_is_that_of_the_core(tiny_run):
     """The same bound computed in a few lines from the library: the command adds batches, files and nothing else."""
     result = scored(tiny_run, "core", "n=20", "levels=25", "variance=fixed_small", "batch_size=7", "seed=4")
-    trained = load_trained(str(tiny_run), [])
+    trained = load(str(tiny_run))
     rows = generator(4, "test order").permutation(359)[:20]
     x0 = to_float(torch.from_numpy(digits().test.images[rows]))
     denoiser = Denoiser(trained.net, trained.schedule, clip=True)
@@ -95,7 +93,7 @@ def test_data_without_a_range_is_scored_by_its_density(gaussian_run):
 
 def test_a_conditional_network_is_told_the_labels(conditional_run):
     result = scored(conditional_run, "labels", "n=20", "levels=5", "variance=fixed_small")
-    trained = load_trained(str(conditional_run), [])
+    trained = load(str(conditional_run))
     rows = generator(0, "test order").permutation(359)[:20]
     x0, labels = to_float(torch.from_numpy(digits().test.images[rows])), torch.from_numpy(digits().test.labels[rows])
     denoiser, noise = Denoiser(trained.net, trained.schedule, clip=True), ImageNoise(0, "eval", rows.tolist())
@@ -108,13 +106,14 @@ def test_a_conditional_network_is_told_the_labels(conditional_run):
 def test_three_minutes_are_spread_over_the_evaluations_of_an_image(tiny_run):
     """100 images a second at 50 evaluations an image: 360 images in 180 seconds, in whole network calls of 64."""
     typed = config("eval", f"ckpt={tiny_run}", "levels=50", "metrics=[bound]", *FAST)
-    assert LikelihoodPart(typed, Prepared(typed)).afforded(100.0) == 320
-    assert LikelihoodPart(typed, Prepared(typed)).afforded(0.001) == 64
-    assert LikelihoodPart(typed | {"n": 17}, Prepared(typed)).afforded(100.0) == 17
+    network = load_for(typed)
+    assert LikelihoodPart(typed, network).afforded(100.0) == 320
+    assert LikelihoodPart(typed, network).afforded(0.001) == 64
+    assert LikelihoodPart(replace(typed, n=17), network).afforded(100.0) == 17
 
 
 def test_scores_are_float32_unless_asked(tiny_run):
-    assert config("eval", "ckpt=x")["device"]["precision"] == "float32"
+    assert config("eval", "ckpt=x").device["precision"] == "float32"
     assert (
         scored(tiny_run, "half", "n=4", "levels=3", "device.precision=bfloat16")["protocol"]["precision"] == "bfloat16"
     )

@@ -11,14 +11,16 @@ import torch
 
 from diffuse.data.datasets import digits
 from diffuse.data.images import to_float
+from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.schedules import TableSchedule, linear
-from diffuse.runs.checkpoint import load_trained, read
+from diffuse.runs.checkpoint import read
+from diffuse.runs.trained import load
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.randomness import ImageNoise, generator
-from diffuse.training.trainer import NotFinite, Trainer
+from diffuse.training.trainer import NotFinite
 from tests.support.commands import TINY, config
 from tests.support.comparing import assert_same, newest
-from tests.support.running import sampled, scored, trained
+from tests.support.running import sampled, scored, trained, trainer_of
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +75,7 @@ def test_langevin_samplers_count_their_evaluations(tiny_run, sampler):
 
 def test_langevin_dynamics_does_not_start_where_alpha_is_zero():
     run = trained("r", "method=flow")
-    with pytest.raises(UsageError, match="sampler=annealed_langevin divides by alpha"):
+    with pytest.raises(UsageError, match="sampler: schedule must have alpha > 0"):
         sampled(run, "sampler=annealed_langevin")
 
 
@@ -99,7 +101,7 @@ def test_betas_of_a_file_are_noted_down(tmp_path):
     np.savetxt("betas.txt", betas)
     run = trained("r", "schedule=betas", "schedule.path=betas.txt")
     Path("betas.txt").unlink()
-    schedule = load_trained(str(run), []).schedule
+    schedule = load(str(run)).schedule
     assert isinstance(schedule, TableSchedule)
     np.testing.assert_allclose(schedule.beta[1:], betas, rtol=1e-12)
     with pytest.raises(UsageError, match=r"schedule.path is .*betas.txt, where no list of numbers can be read"):
@@ -131,7 +133,7 @@ def test_the_analytic_variance_is_estimated_once_from_the_training_images(tiny_r
     """In the run folder, named by the checkpoint, level by level; the core's formula in a few lines beside it."""
     scored(tiny_run, "metrics=[bound]", "variance=analytic", "levels=3")
     (path,) = (tiny_run / "analytic").iterdir()
-    trained = load_trained(str(tiny_run), [])
+    trained = load(str(tiny_run))
     assert path.stem == trained.sha256[:16]
     known = json.loads(path.read_text())["eps_squared"]
     assert set(known) == {"1000.0", "500.0", "1.0"}
@@ -199,13 +201,13 @@ def test_the_analytic_variance_is_not_estimated_from_other_images(tmp_path):
 
 
 def test_a_failed_step_teaches_importance_sampling_nothing():
-    """Where the device runs ahead, as it is made to believe here, failure.pt has the levels that failed."""
+    """Where the device is asynchronous, as it is made to believe here, failure.pt has the levels that failed."""
     typed = config("train", *TINY, "times=importance", "times.history=1", "schedule.levels=4", "optim.lr=1e-3")
-    trainer = Trainer(typed)
-    trainer.device = type("RunsAhead", (type(trainer.device),), {"runs_ahead": True})("cpu", "float32")
+    trainer = trainer_of(typed)
+    trainer.device = type("Asynchronous", (type(trainer.device),), {"asynchronous": True})("cpu", "float32")
     for _ in range(3):
         trainer.advance()
-    expected = trainer.ingredients(trainer.step)[2:4]
+    expected = trainer.batch(trainer.step)
     with torch.no_grad():
         saved = trainer.net.head.bias.clone()
         trainer.net.head.bias.fill_(math.nan)
@@ -217,7 +219,7 @@ def test_a_failed_step_teaches_importance_sampling_nothing():
     with pytest.raises(NotFinite) as failed:
         trainer.refuse_failure()
     made_of = trainer.failure(failed.value.step)["failure"]
-    assert_same(list(expected), [made_of["t"], made_of["weights"]])
+    assert_same([expected.t, expected.importance], [made_of["t"], made_of["importance"]])
 
 
 def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
@@ -230,16 +232,16 @@ def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
 
 def test_a_training_step_counts_each_loss_with_the_weight_of_its_level():
     """The gradient of importance sampling, computed on a copy of the network; without the weights it is biased."""
-    trainer = Trainer(
+    trainer = trainer_of(
         config("train", *TINY, "times=importance", "times.history=1", "schedule.levels=4", "optim.clip=1e9")
     )
     for _ in range(3):
         trainer.advance()
     trainer.report()
-    x0, _, t, weights, noise = trainer.ingredients(trainer.step)
+    x0, t, weights, noise, _ = trainer.batch(trainer.step)
     assert weights.min() < 0.9 < 1.1 < weights.max()
     net = copy.deepcopy(trainer.net)
-    losses = trainer.formulas.loss(trainer.formulas.denoiser(net, trainer.device), x0, t, noise, None)
+    losses = trainer.loss.func(Denoiser(net, trainer.loss.args[0].schedule), x0, t, noise, None)
     (weights * losses).mean().backward()
     expected = torch.nn.utils.clip_grad_norm_(net.parameters(), torch.inf).item()
     trainer.advance()

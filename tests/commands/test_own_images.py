@@ -17,10 +17,10 @@ from diffuse.mathematics.likelihood import discretised_gaussian, vlb
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large
-from diffuse.runs.checkpoint import load_trained
+from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 from diffuse.system.randomness import ImageNoise, generator
-from tests.support.commands import TINY, config, job
+from tests.support.commands import TINY, config, output
 
 FAST = ["device=cpu", "device.precision=float32"]
 
@@ -47,21 +47,21 @@ DATA = ["dataset=folder", "dataset.path=photos", "dataset.size=10", "dataset.cha
 
 
 def trained(name: str, *overrides: str) -> Path:
-    train.run(config("train", *TINY, *DATA, f"name={name}", *overrides), job())
+    train.run(config("train", *TINY, *DATA, f"name={name}", *overrides), output())
     return Path("outputs", name)
 
 
 def scored(run: Path, name: str, *overrides: str) -> dict:
     evaluation.run(
-        config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", "metrics=[bound]", *FAST, *overrides), job()
+        config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", "metrics=[bound]", *FAST, *overrides), output()
     )
     return json.loads((run / "eval" / name / "eval.json").read_text())
 
 
 def test_a_border_is_seen_by_the_network_and_by_nobody_else(folder, images):
     run = trained("framed", "dataset.pad=3", "steps=30", "optim.lr=5e-3")
-    stored = load_trained(str(run), [])
-    sample.run(config("sample", f"ckpt={run}", "n=3", "name=x", "sampler=ddim", "sampler.steps=5", *FAST), job())
+    stored = load(str(run))
+    sample.run(config("sample", f"ckpt={run}", "n=3", "name=x", "sampler=ddim", "sampler.steps=5", *FAST), output())
     with Image.open(run / "samples" / "x" / "images" / "00002.png") as image:
         assert image.size == (10, 10)
     x_T = ImageNoise(0, "sample", range(3))(torch.empty(3, 1, 16, 16))
@@ -80,7 +80,7 @@ def test_bits_per_dimension_are_counted_without_the_border(folder, images):
     rows = generator(0, "test order").permutation(len(test))[:4]
     x0 = torch.full((4, 1, 16, 16), -1.0)
     x0[:, :, 3:13, 3:13] = torch.from_numpy(test[rows]).float() / 127.5 - 1
-    stored = load_trained(str(run), [])
+    stored = load(str(run))
     denoiser = Denoiser(stored.net, stored.schedule, clip=True)
     noise = ImageNoise(0, "eval", rows.tolist())
 
@@ -95,7 +95,7 @@ def test_bits_per_dimension_are_counted_without_the_border(folder, images):
 def test_data_that_moved_are_found_where_one_says(folder):
     run = trained("moved")
     before = scored(run, "before")
-    assert Path(load_trained(str(run), []).config["dataset"]["path"]).is_absolute()
+    assert Path(load(str(run)).config.dataset["path"]).is_absolute()
     shutil.move("photos", "pictures")
     with pytest.raises(UserError, match="dataset.path=.*photos must be a folder, and there is none"):
         scored(run, "gone")
@@ -122,5 +122,5 @@ def test_other_images_than_in_training_are_scored_with_a_warning(folder, caplog)
 
 
 def test_a_place_for_data_that_have_none_is_refused(tiny_run):
-    with pytest.raises(UserError, match="dataset.path is for runs on images of one's own"):
-        evaluation.run(config("eval", f"ckpt={tiny_run}", "dataset.path=x", *FAST), job())
+    with pytest.raises(UserError, match="dataset.path is for runs on your own images"):
+        evaluation.run(config("eval", f"ckpt={tiny_run}", "dataset.path=x", *FAST), output())

@@ -16,18 +16,19 @@ from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
-from diffuse.runs.checkpoint import load_trained, read
-from diffuse.runs.drawing import Drawing
+from diffuse.runs.checkpoint import read
+from diffuse.runs.drawing import drawing_of
+from diffuse.runs.trained import load, load_for
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import sha256
 from diffuse.system.randomness import ImageNoise
-from tests.support.commands import config, job
+from tests.support.commands import config, output
 
 FAST = ["device=cpu", "device.precision=float32", "sampler=ddim", "sampler.steps=3"]
 
 
 def sampled(run: Path, name: str, *overrides: str) -> Path:
-    sample.run(config("sample", f"ckpt={run}", f"name={name}", *FAST, *overrides), job())
+    sample.run(config("sample", f"ckpt={run}", f"name={name}", *FAST, *overrides), output())
     return run / "samples" / name
 
 
@@ -51,7 +52,7 @@ def test_a_folder_of_samples_is_complete(tiny_run):
     assert facts["checkpoint"] == str(newest)
     assert facts["checkpoint_sha256"] == sha256(newest)
     assert (facts["seed"], facts["n"], facts["network_evaluations"], facts["step"]) == (0, 5, 3, 30)
-    assert facts["sampler"]["_target_"] == "diffuse.mathematics.samplers.ddim"
+    assert facts["sampler"]["_target_"] == "ddim"
     assert facts["sampler"]["steps"] == 3
 
 
@@ -98,7 +99,7 @@ def test_the_images_are_those_of_the_core(tiny_run, request, options, walk):
     )
     content = read(tiny_run / "checkpoints" / "last.pt")
     assert not torch.equal(content["ema"]["stem.weight"], content["model"]["stem.weight"])
-    trained = load_trained(str(tiny_run), [])
+    trained = load(str(tiny_run))
     trained.net.load_state_dict(content["ema"])
     spacing = next((option.partition("=")[2] for option in options if "spacing" in option), "uniform")
     denoiser = Denoiser(trained.net, trained.schedule, clip="sampler.clip=false" not in options)
@@ -131,7 +132,7 @@ def test_labels_are_drawn_in_turn_or_as_asked(conditional_run):
 
 
 def test_a_label_needs_a_conditional_network(tiny_run):
-    with pytest.raises(UsageError, match="label=3 needs a class-conditional network"):
+    with pytest.raises(UsageError, match="label needs a class-conditional network"):
         sampled(tiny_run, "none", "label=3")
 
 
@@ -149,7 +150,7 @@ def test_clipping_is_for_images_and_can_be_turned_off(tiny_run, gaussian_run):
 def test_a_checkpoint_is_enough_on_another_machine(tiny_run, tmp_path):
     alone = tmp_path / "sent.pt"
     alone.write_bytes((tiny_run / "checkpoints" / "last.pt").read_bytes())
-    sample.run(config("sample", f"ckpt={alone}", "name=x", "n=4", *FAST), job())
+    sample.run(config("sample", f"ckpt={alone}", "name=x", "n=4", *FAST), output())
     np.testing.assert_array_equal(images(tmp_path / "samples" / "x"), images(sampled(tiny_run, "here", "n=4")))
 
 
@@ -181,10 +182,11 @@ def test_the_network_always_sees_the_same_number_of_rows(tiny_run):
     """That is what makes an image independent of its batch: results differ in the last bits between batch sizes."""
     rows = set()
     for options in (["n=70", "batch_size=1"], ["n=3", "batch_size=500"]):
-        sampling = Drawing(config("sample", f"ckpt={tiny_run}", *FAST, *options))
-        sampling.trained.net.register_forward_pre_hook(lambda _, arguments: rows.add(len(arguments[0])))
-        n = sampling.config["n"]
-        assert sum(len(drawn) for _, drawn, _ in sampling.batches(n)) == n
+        typed = config("sample", f"ckpt={tiny_run}", *FAST, *options)
+        network = load_for(typed)
+        network.net.register_forward_pre_hook(lambda _, arguments: rows.add(len(arguments[0])))
+        batches = drawing_of(network, typed).batches(typed.n, network.batch_size)
+        assert sum(len(drawn) for _, drawn, _ in batches) == typed.n
     assert rows == {64}
 
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from diffuse.data.datasets import digits, gaussian
 from diffuse.data.images import ImageKind, to_float, to_uint8
-from diffuse.options.build import build_dataset
+from diffuse.options.dataset import build_dataset
 from diffuse.system.errors import UserError
 from tests.support.commands import config
 from tests.support.gaussian import MEAN, STD
@@ -146,7 +146,7 @@ def test_an_impossible_option_is_refused_with_its_key(dataset, options, message,
         options = {"path": {"folder": "three", "npz": "three.npz"}[dataset], **options}
     words = [f"dataset.{key}={value}" for key, value in options.items()]
     with pytest.raises(UserError) as caught:
-        build_dataset(config("train", f"dataset={dataset}", "data_dir=data", *words), [])
+        build_dataset(config("train", f"dataset={dataset}", *words).dataset, Path("data"))
     assert message in str(caught.value)
     assert not (places / "data").exists()
 
@@ -154,7 +154,7 @@ def test_an_impossible_option_is_refused_with_its_key(dataset, options, message,
 @pytest.mark.parametrize(("dataset", "path"), [("folder", "three"), ("npz", "three.npz")])
 def test_paths_may_be_relative_and_data_dir_is_where_arrays_go(dataset, path, places, monkeypatch):
     monkeypatch.chdir(places)
-    data = build_dataset(config("train", f"dataset={dataset}", "data_dir=data", f"dataset.path={path}"), [])
+    data = build_dataset(config("train", f"dataset={dataset}", f"dataset.path={path}").dataset, Path("data"))
     assert not (places / "data").exists()
     assert len(data.train.images) == 2
     assert len(list((places / "data" / "prepared").glob("three-*"))) == 1

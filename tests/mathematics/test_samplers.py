@@ -194,7 +194,7 @@ DETERMINISTIC = {"ddim": ddim}
 def test_a_deterministic_sampler_has_the_order_that_it_declares(gaussian: Gaussian, path: Path, sampler):
     """Its distance to the exact probability flow, where the steps are halved.
 
-    The flow scales x - alpha mean by the growth of the standard deviation. Steps are even in the angle of sigma / alpha,
+    The flow scales x - alpha mean as the standard deviation grows. Steps are even in the angle atan(sigma / alpha),
     which is finite where alpha(T) = 0.
     """
     schedule = path.schedule

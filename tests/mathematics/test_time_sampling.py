@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.schedules import Schedule, linear
-from diffuse.mathematics.time_sampling import Importance, LogNormal, Uniform
+from diffuse.mathematics.time_sampling import ImportanceTimes, LogNormalTimes, UniformTimes
 
 LEVELS = 6
 
@@ -28,7 +28,7 @@ class Late(VP):
 
 def test_levels_are_uniform_over_all_of_one_to_T():
     """{1 ... T-1} and {0 ... T-1} are slips found in popular notes."""
-    t, weight = Uniform(linear(10)).draw(100_000)
+    t, weight = UniformTimes(linear(10)).draw(100_000)
     drawn = torch.bincount(t, minlength=12)
     assert drawn[0] == drawn[11] == 0
     assert chisquare(drawn[1:11]).pvalue > 1e-3
@@ -36,7 +36,7 @@ def test_levels_are_uniform_over_all_of_one_to_T():
 
 
 def test_times_are_uniform_from_t_min_to_T():
-    t, weight = Uniform(Late()).draw(20_000)
+    t, weight = UniformTimes(Late()).draw(20_000)
     assert t.is_floating_point()
     assert kstest(t, "uniform", args=(400, 600)).pvalue > 1e-3
     assert t.min() >= 400
@@ -47,20 +47,22 @@ def test_times_are_uniform_from_t_min_to_T():
 @pytest.mark.parametrize(("options", "mean", "std"), [({}, -1.2, 1.2), ({"mean": 0.4, "std": 0.7}, 0.4, 0.7)])
 def test_log_rho_is_normal(options: dict[str, float], mean: float, std: float):
     """On the straight path rho is t / (T - t). The first are the numbers of Karras et al. 2022, table 1."""
-    t, weight = LogNormal(Flow(), **options).draw(20_000)
+    t, weight = LogNormalTimes(Flow(), **options).draw(20_000)
     assert kstest(torch.log(t / (1000 - t)), "norm", args=(mean, std)).pvalue > 1e-3
     assert (weight == 1).all()
 
 
 @pytest.mark.parametrize(("path", "mean"), [(VE(), math.log(0.02)), (Late(), 0.0), (VE(), math.log(100))])
 def test_noise_beyond_the_path_is_that_of_its_ends(path, mean: float):
-    t, _ = LogNormal(path, mean=mean, std=4.0).draw(1000)
+    t, _ = LogNormalTimes(path, mean=mean, std=4.0).draw(1000)
     assert t.min() == path.t_min
     assert t.max() == path.T
 
 
-@pytest.mark.parametrize("times", [Uniform(linear(LEVELS)), Uniform(VP()), LogNormal(VP()), Importance(linear(LEVELS))])
-def test_times_and_weights_are_made_where_they_are_asked_for(times: Uniform):
+@pytest.mark.parametrize(
+    "times", [UniformTimes(linear(LEVELS)), UniformTimes(VP()), LogNormalTimes(VP()), ImportanceTimes(linear(LEVELS))]
+)
+def test_times_and_weights_are_made_where_they_are_asked_for(times: UniformTimes):
     """On the device meta, which every machine has."""
     for device in ("cpu", "meta"):
         t, weight = times.draw(4, device)
@@ -74,9 +76,9 @@ def random_batches(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randint(1, LEVELS + 1, (size,)), torch.rand(size) * 3) for size in sizes]
 
 
-def filled(history: int, uniform_share: float = 0.001) -> tuple[Importance, list[list[float]]]:
-    """Importance with a full memory, and what it ought to remember of each level."""
-    times = Importance(linear(LEVELS), history, uniform_share)
+def filled(history: int, uniform_share: float = 0.001) -> tuple[ImportanceTimes, list[list[float]]]:
+    """ImportanceTimes with a full memory, and what it ought to remember of each level."""
+    times = ImportanceTimes(linear(LEVELS), history, uniform_share)
     losses = torch.rand(LEVELS, history) * torch.arange(1, LEVELS + 1)[:, None]
     times.learn(torch.arange(1, LEVELS + 1).repeat_interleave(history), losses.flatten())
     return times, losses.tolist()
@@ -94,7 +96,7 @@ def test_probabilities_are_roots_of_second_moments_with_a_uniform_share(history:
 
 def test_ten_losses_and_a_thousandth_are_the_papers():
     """The history of Nichol and Dhariwal 2021, section 3.3, and the uniform share of their code."""
-    times = Importance(linear(LEVELS))
+    times = ImportanceTimes(linear(LEVELS))
     t = torch.arange(1, LEVELS + 1)
     for expected in [1 / LEVELS] * 9 + [0.001 / LEVELS]:
         times.learn(t, (t == 1).float())
@@ -125,7 +127,7 @@ def test_levels_are_drawn_with_their_probabilities():
 
 @pytest.mark.parametrize("late", [1, LEVELS])
 def test_levels_are_uniform_until_each_has_its_whole_history(late: int):
-    times = Importance(linear(LEVELS), history=3)
+    times = ImportanceTimes(linear(LEVELS), history=3)
     uniform = pytest.approx([1 / LEVELS] * LEVELS)
     for level in range(1, LEVELS + 1):
         for loss in (5.0, 1.0, 2.0, 6.0)[: 2 if level == late else 4]:
@@ -137,7 +139,7 @@ def test_levels_are_uniform_until_each_has_its_whole_history(late: int):
 
 
 def test_losses_of_zero_leave_the_levels_uniform():
-    times = Importance(linear(LEVELS), history=1)
+    times = ImportanceTimes(linear(LEVELS), history=1)
     times.learn(torch.arange(1, LEVELS + 1), torch.zeros(LEVELS))
     assert times.probabilities().tolist() == pytest.approx([1 / LEVELS] * LEVELS)
 
@@ -145,7 +147,7 @@ def test_losses_of_zero_leave_the_levels_uniform():
 @pytest.mark.parametrize("history", [1, 4, 10])
 def test_the_memory_is_that_of_a_queue_for_each_level(history: int):
     """Of a level that stands in one batch more often than its history is long, the last ones stay."""
-    times = Importance(linear(LEVELS), history)
+    times = ImportanceTimes(linear(LEVELS), history)
     queues = [deque([0.0] * history, maxlen=history) for _ in range(LEVELS + 1)]
     for t, losses in random_batches(60):
         times.learn(t, losses)
@@ -156,10 +158,10 @@ def test_the_memory_is_that_of_a_queue_for_each_level(history: int):
 
 def test_a_memory_put_back_goes_on_as_if_it_had_never_been_away():
     """Half full as well: where the next loss goes is part of it."""
-    kept = back = Importance(linear(LEVELS), history=7)
+    kept = back = ImportanceTimes(linear(LEVELS), history=7)
     for t, losses in random_batches(20):
         saved = {name: memory.clone() for name, memory in back.state_dict().items()}
-        back = Importance(linear(LEVELS), history=7)
+        back = ImportanceTimes(linear(LEVELS), history=7)
         back.load_state_dict(saved)
         for times in (kept, back):
             times.learn(t, losses)
@@ -181,13 +183,13 @@ def test_what_comes_of_no_level_is_not_remembered():
 
 
 def test_losses_of_a_training_are_kept_without_their_gradients():
-    times = Importance(linear(LEVELS), history=2)
+    times = ImportanceTimes(linear(LEVELS), history=2)
     times.learn(torch.tensor([1, 1]), torch.tensor([1.0, 2.0], requires_grad=True))
     assert not times.losses.requires_grad
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [(LogNormal, linear(LEVELS)), (Importance, VP())])
-def test_levels_and_real_times_are_not_mixed_up(kind: type[Uniform], schedule: Schedule):
+@pytest.mark.parametrize(("kind", "schedule"), [(LogNormalTimes, linear(LEVELS)), (ImportanceTimes, VP())])
+def test_levels_and_real_times_are_not_mixed_up(kind: type[UniformTimes], schedule: Schedule):
     """The message says what fits every schedule."""
     with pytest.raises(ValueError, match="choose times=uniform"):
         kind(schedule)
@@ -196,12 +198,12 @@ def test_levels_and_real_times_are_not_mixed_up(kind: type[Uniform], schedule: S
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("std", lambda: LogNormal(VP(), std=0.0)),
-        ("std", lambda: LogNormal(VP(), std=math.nan)),
-        ("history", lambda: Importance(linear(LEVELS), history=0)),
-        ("uniform_share", lambda: Importance(linear(LEVELS), uniform_share=0.0)),
-        ("uniform_share", lambda: Importance(linear(LEVELS), uniform_share=1.1)),
-        ("uniform_share", lambda: Importance(linear(LEVELS), uniform_share=math.nan)),
+        ("std", lambda: LogNormalTimes(VP(), std=0.0)),
+        ("std", lambda: LogNormalTimes(VP(), std=math.nan)),
+        ("history", lambda: ImportanceTimes(linear(LEVELS), history=0)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=0.0)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=1.1)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=math.nan)),
     ],
 )
 def test_options_out_of_range_are_named(name: str, make):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import Damaged, all_in, find, load_trained, read, save, step_of, verify, write
+from diffuse.runs.checkpoint import Damaged, all_in, find, read, save, step_of, verify, write
+from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 
 
@@ -43,7 +44,7 @@ def test_a_pickle_with_code_is_refused_without_running_it(tmp_path):
     torch.save({"format": 2, "config": Malicious(marker)}, tmp_path / "zipped.pt")
     write(tmp_path / "sealed.pt", 1, {"config": Malicious(marker)})
     for name in ("plain.pt", "zipped.pt"):
-        assert "is no checkpoint of this program" in refusal(tmp_path / name)
+        assert "is not a checkpoint of this program" in refusal(tmp_path / name)
     assert "holds code that loading would run" in refusal(tmp_path / "sealed.pt")
     assert not marker.exists()
 
@@ -64,7 +65,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content):
 @pytest.mark.parametrize("content", [[1, 2], {"state_dict": {}}, torch.zeros(3)])
 def test_somebody_elses_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    assert "is no checkpoint of this program" in refusal(tmp_path / "other.pt")
+    assert "is not a checkpoint of this program" in refusal(tmp_path / "other.pt")
     write(tmp_path / "sealed.pt", 1, {"state_dict": {}})
     assert "is not a checkpoint of this program" in refusal(tmp_path / "sealed.pt")
 
@@ -107,19 +108,21 @@ def changed(newest: Path, tmp_path: Path, **config) -> Path:
 def test_a_config_that_names_other_code_is_refused(newest, tmp_path, target):
     """A checkpoint from a stranger could name any function for us to call."""
     path = changed(newest, tmp_path, schedule={"_target_": target, "path": "x"})
-    with pytest.raises(UserError, match="is not defined in diffuse.mathematics.schedules"):
-        load_trained(str(path), [])
+    with pytest.raises(
+        UserError, match="not part of diffuse|not a class or function defined in diffuse.mathematics.schedules"
+    ):
+        load(str(path))
 
 
 def test_what_does_not_fit_together_is_said(newest, tmp_path):
     content = read(newest)
     wider = {**content["config"]["unet"], "channels": 16}
     with pytest.raises(UserError, match="does not fit together"):
-        load_trained(str(changed(newest, tmp_path, unet=wider)), [])
+        load(str(changed(newest, tmp_path, unet=wider)))
     with pytest.raises(UserError, match="does not fit together"):
         broken = {key: value for key, value in content.items() if key != "ema"}
         write(tmp_path / "broken.pt", 1, broken)
-        load_trained(str(tmp_path / "broken.pt"), [])
+        load(str(tmp_path / "broken.pt"))
 
 
 def test_every_way_to_name_a_checkpoint_finds_it(tiny_run, newest):

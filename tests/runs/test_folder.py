@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from diffuse.commands import train
-from diffuse.runs.folder import held, read_record, write_record
-from diffuse.runs.output import Job
+from diffuse.runs.folder import hold_run, read_record, write_record
+from diffuse.runs.output import Output
 from diffuse.system.errors import UsageError, UserError
-from tests.support.commands import TINY, config, job
+from tests.support.commands import TINY, config, output
 from tests.support.comparing import assert_runs_are_the_same, metrics, newest
 from tests.support.running import as_it_is, forget_from, trained
 
@@ -31,7 +31,7 @@ def test_given_again_a_finished_run_says_so_and_changes_nothing(caplog):
     folder = trained("done")
     before = as_it_is(folder)
     caplog.clear()
-    values = train.run(config("train", *TINY, "name=done"), job())
+    values = train.run(config("train", *TINY, "name=done"), output())
     assert values == {"loss": metrics(folder)[-1]["loss"]}
     assert "outputs/done is finished: 6 of 6 steps are done" in caplog.text
     assert as_it_is(folder) == before
@@ -54,14 +54,14 @@ def test_what_changes_no_weight_may_differ():
     changes = ["log.every=3", "images.every=4", "images.count=2", "checkpoint.every=1", "checkpoint.keep=1"]
     changes += ["checkpoint.milestone_every=5", "max_hours=2", "device.precision=bfloat16", "data_dir=elsewhere"]
     assert trained("exp", *changes) == folder
-    assert read_record(folder)["log"]["every"] == 2
+    assert read_record(folder).log.every == 2
 
 
 def test_given_again_with_more_steps_it_goes_on():
     flat = trained("flat", "optim.decay=none")
     trained("flat", "optim.decay=none", "steps=9", "max_hours=5")
     assert newest(flat)["step"] == 9
-    assert (read_record(flat)["steps"], read_record(flat)["max_hours"]) == (9, None)
+    assert (read_record(flat).steps, read_record(flat).max_hours) == (9, None)
     decaying = trained("decaying")
     before = as_it_is(decaying)
     with pytest.raises(UsageError, match="steps cannot change from 6 to 9"):
@@ -72,7 +72,7 @@ def test_given_again_with_more_steps_it_goes_on():
 def test_a_folder_that_is_no_run_is_not_written_to():
     Path("outputs/photos").mkdir(parents=True)
     Path("outputs/photos/a.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"outputs/photos exists already and is no run .*: choose another name="):
+    with pytest.raises(UserError, match=r"outputs/photos exists already and is not a run .*: choose another name="):
         trained("photos")
     Path("outputs/swept/0").mkdir(parents=True)
     Path("outputs/swept/multirun.yaml").touch()
@@ -102,7 +102,7 @@ def test_what_a_killed_process_was_writing_is_removed():
 
 def test_a_run_folder_that_is_in_use_is_refused_at_once():
     folder = trained("exp", "optim.decay=none")
-    with held(folder):
+    with hold_run(folder):
         before = as_it_is(folder)
         with pytest.raises(UserError, match="outputs/exp is in use: another process is training there"):
             trained("exp", "optim.decay=none", "steps=9")
@@ -112,7 +112,7 @@ def test_a_run_folder_that_is_in_use_is_refused_at_once():
 
 def test_the_jobs_of_a_sweep_are_runs_too(tmp_path):
     """Given again, a job that is finished is passed over."""
-    sweep = Job("test", [], {}, tmp_path / "sweep" / "0_seed-0")
+    sweep = Output("test", [], {}, tmp_path / "sweep" / "0_seed-0")
     sweep.sweep_folder.mkdir(parents=True)
     loss = train.run(config("train", *TINY), sweep)
     before = as_it_is(sweep.sweep_folder)
@@ -131,7 +131,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is():
     with pytest.raises(
         UsageError, match="resume=outputs/moved continues that run under its own name; leave name=other out"
     ):
-        train.run(config("train", *TINY, "name=other", "resume=outputs/moved"), job())
+        train.run(config("train", *TINY, "name=other", "resume=outputs/moved"), output())
 
 
 @pytest.mark.parametrize(
@@ -152,17 +152,17 @@ def test_no_run_lies_inside_another():
 
 
 def test_where_the_data_lie_is_remembered_from_any_folder():
-    assert Path(read_record(trained("exp", "data_dir=mine"))["data_dir"]) == Path.cwd() / "mine"
+    assert Path(read_record(trained("exp", "data_dir=mine")).data_dir) == Path.cwd() / "mine"
 
 
 def test_a_run_that_another_process_began_meanwhile_is_not_written_over(monkeypatch):
-    def somebody_is_faster(trainer, folder):
+    def somebody_is_faster(_, size, folder):
         write_record(folder, config("train", *TINY, "name=exp", "seed=7"))
 
     monkeypatch.setattr(train, "refuse_small_disk", somebody_is_faster)
     with pytest.raises(UserError, match="outputs/exp was begun by another process just now"):
         trained("exp")
-    assert read_record(Path("outputs/exp"))["seed"] == 7
+    assert read_record(Path("outputs/exp")).seed == 7
 
 
 def test_the_last_picture_is_drawn_later_if_it_is_missing():

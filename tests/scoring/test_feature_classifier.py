@@ -64,7 +64,7 @@ def test_it_sees_and_tells_what_it_is(tmp_path, short):
     for name, part in found.items():
         np.testing.assert_array_equal(part, thrice[name])
         np.testing.assert_array_equal(part[31:33], features(grey[31:33])[name])
-    assert features.named("fid") == "fid_classifier"
+    assert features.score_name("fid") == "fid_classifier"
     assert features.protocol["resize"] == "none, grey as three equal channels"
     assert 0 <= features.protocol["test_accuracy"] <= 1
     assert len(np.unique(found["features"], axis=0)) == 70

@@ -183,7 +183,7 @@ def test_a_network_of_ones_own_is_given_its_range_and_size(tmp_path):
     np.testing.assert_allclose(resized(images)["features"], expected.flatten(1).numpy(), rtol=1e-5)
     grey = images[:, :1]
     np.testing.assert_array_equal(plain(grey)["features"], plain(grey.repeat(3, axis=1))["features"])
-    assert (plain.name, plain.named("fid"), plain.outputs) == ("my-net", "fid_my-net", ("features",))
+    assert (plain.name, plain.score_name("fid"), plain.outputs) == ("my-net", "fid_my-net", ("features",))
     assert "to 4 x 4" in resized.resize
     assert "from -1 to 3" in ranged.resize
     assert plain.sha256 == resized.sha256

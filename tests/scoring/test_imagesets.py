@@ -1,15 +1,16 @@
 """Sets of images wherever they are: in order, in parts, from any image on; and what is no set of images."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffuse.data.datasets import digits
 from diffuse.data.images import ImageKind
-from diffuse.options.build import build_named_dataset
+from diffuse.options.dataset import build_named_dataset
 from diffuse.scoring.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
-from diffuse.scoring.samples_part import opened
+from diffuse.scoring.samples_part import open_images
 from diffuse.system.errors import UsageError, UserError
 from tests.support.making import random, save
 from tests.support.scoring import as_folder, as_npz, smooth
@@ -59,16 +60,16 @@ def test_more_than_there_are_is_refused(places):
 
 
 def test_a_split_of_a_data_set_is_a_set_of_images():
-    images, data = opened("digits:test", "samples", None), digits()
+    images, data = open_images("digits:test", "samples", Path("data")), digits()
     assert (images.name, images.count, images.fingerprint) == ("digits:test", 359, data.test.sha256)
     np.testing.assert_array_equal(read(images, 300), data.test.images[300:])
-    np.testing.assert_array_equal(read(opened("digits:train", "samples", None)), data.train.images)
+    np.testing.assert_array_equal(read(open_images("digits:train", "samples", Path("data"))), data.train.images)
 
 
 def test_a_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     as_folder(tmp_path / "digits:test", smooth(3))
-    assert opened("digits:test", "samples", None).count == 3
+    assert open_images("digits:test", "samples", Path("data")).count == 3
 
 
 def test_fingerprints_follow_the_images(tmp_path):
@@ -133,7 +134,7 @@ def test_places_without_images_are_refused(tmp_path):
 )
 def test_unknown_data_sets_and_splits_are_refused(place, message):
     with pytest.raises(UsageError, match=message):
-        opened(place, "samples", None)
+        open_images(place, "samples", Path("data"))
 
 
 def test_what_has_no_pixels_or_no_colours_is_no_picture():

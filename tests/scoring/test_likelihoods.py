@@ -10,8 +10,7 @@ from diffuse.mathematics import ode
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import discretised_gaussian
 from diffuse.mathematics.schedules import linear
-from diffuse.runs.checkpoint import load_trained
-from diffuse.runs.trained import Prepared
+from diffuse.runs.trained import load, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.likelihoods import Moments, ScoredImages
 from diffuse.system.errors import UsageError
@@ -32,7 +31,7 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
         for words in (["ode.divergence=exact"], ["ode.probes=60", "metrics=[ode]"])
     ]
     assert set(scores[0]) == {"bound", "ode", "exact"}
-    typed = load_trained(str(gaussian_run), []).config["dataset"]
+    typed = load(str(gaussian_run)).config.dataset
     mean, std = (np.array(typed[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
     rows = generator(0, "test order").permutation(typed["test_count"])[:2]
     normal = generator("gaussian", "test").standard_normal((typed["test_count"], 3, 8, 8), dtype=np.float32)[rows]
@@ -45,8 +44,8 @@ def test_the_gaussians_own_density_stands_beside_the_scores(gaussian_run):
 def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
     """The density of x + u in units of bins 2 / 255 wide: log 127.5 nats more for each dimension, and u is uniform."""
     typed = config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=2", *FAST)
-    scoring = LikelihoodPart(typed, Prepared(typed))
-    images = ScoredImages(scoring.prepared, 2, 0)
+    scoring = LikelihoodPart(typed, load_for(typed))
+    images = ScoredImages(scoring.network, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
@@ -59,8 +58,8 @@ def test_a_border_is_no_data_for_the_flow():
     """A network that knows that the border is black pays nothing for it: its density is the noise's own."""
     run = trained("framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
     typed = config("eval", f"ckpt={run}", "metrics=[ode]", "n=2", *FAST)
-    scoring = LikelihoodPart(typed, Prepared(typed))
-    images = ScoredImages(scoring.prepared, 2, 0)
+    scoring = LikelihoodPart(typed, load_for(typed))
+    images = ScoredImages(scoring.network, 2, 0)
     x0, _ = images.batch(images.order)
     spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
     rho = math.sqrt(1e-4 / (1 - 1e-4))
@@ -73,7 +72,7 @@ def test_a_border_is_no_data_for_the_flow():
 def test_a_border_is_no_data_for_the_bound():
     """L_0 is about the 64 pixels inside, whatever the network says of the others."""
     run = trained("framed", "dataset.pad=2", "unet.channel_mult=[1,1]")
-    decoder = load_trained(str(run), []).formulas.decoder
+    decoder = load(str(run)).formulas.decoder
     x0, mean, variance = torch.rand(3, 2, 1, 12, 12).double() - 0.5
     inside = (slice(None), slice(None), slice(2, 10), slice(2, 10))
     expected = discretised_gaussian(x0[inside], mean[inside], 0.1 + variance.abs()[inside])
@@ -117,11 +116,11 @@ def test_the_likelihood_of_bytes_is_the_cores_density_less_that_of_the_noise(tin
     """-log P = -log p(x + u) - 64 log(2 / 255), with the core's density of the images that were scored."""
     found = scored(tiny_run, "metrics=[ode]", "ode.solver=heun", "ode.steps=3")["bits_per_dim"]["ode"]["total"]
     typed = config("eval", f"ckpt={tiny_run}", "metrics=[ode]", "n=4", *FAST)
-    images = ScoredImages(Prepared(typed), 4, 0)
+    images = ScoredImages(load_for(typed), 4, 0)
     x0, _ = images.batch(images.order)
     uniform = torch.special.ndtr(images.noise("dequantise", images.order)(x0)) - 0.5
     signs = torch.where(images.noise("hutchinson", images.order)(x0) < 0, -1.0, 1.0)
-    network = Denoiser(load_trained(str(tiny_run), []).net, linear())
+    network = Denoiser(load(str(tiny_run)).net, linear())
     solved = ode.log_likelihood(
         network, x0 + uniform / 127.5, solver=ode.heun, divergence=ode.hutchinson(signs), steps=3
     )

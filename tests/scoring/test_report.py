@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from diffuse.runs.hparams import write_hparams
-from diffuse.scoring.report import Report, asked, is_continued
+from diffuse.scoring.report import Report, is_continued, requested
 from diffuse.system.errors import UserError
 from tests.support.commands import config
 
@@ -30,25 +30,21 @@ def test_tensorboard_shows_what_was_chosen_and_what_came_of_it(tmp_path):
 
 
 def test_bpd_stands_for_both_likelihoods_and_each_score_is_asked_once():
-    assert asked({"metrics": ["fid", "bpd", "fid", "ode", "kid"]}) == ["fid", "bound", "ode", "kid"]
+    assert requested(["fid", "bpd", "fid", "ode", "kid"]) == ["fid", "bound", "ode", "kid"]
 
 
-def told(name: str, facts: dict) -> str:
-    return f"{name} {facts['value']}"
-
-
-def test_a_score_that_is_known_is_not_found_again(tmp_path):
+def test_a_score_that_is_known_stays_known(tmp_path):
     given = config("eval", "metrics=[fid,is]", "samples=a")
     first = Report(tmp_path, given, {"checkpoint_sha256": "1"})
-    first.add("sample_scores", "fid", lambda: {"fid_tiles": {"value": 2.0, "warnings": ["few"]}}, told)
+    assert not first.has("fid")
+    first.add("sample_scores", "fid", {"fid_tiles": {"value": 2.0, "warnings": ["few"]}})
     assert is_continued(tmp_path, given, "1")
     second = Report(tmp_path, given, {"checkpoint_sha256": "1"})
-
-    def never() -> dict:
-        raise AssertionError
-
-    second.add("sample_scores", "fid", never, told)
-    second.add("sample_scores", "is", lambda: {"is_tiles": {"value": 3.0}}, told)
+    assert second.has("fid")
+    assert not second.has("is")
+    second.add("sample_scores", "is", {"is_tiles": {"value": 3.0}})
+    for name in ("fid", "is"):
+        second.say("sample_scores", name, lambda name, facts: f"{name} {facts['value']}")
     assert second.values == {"fid_tiles": 2.0, "is_tiles": 3.0}
     assert second.warnings == {"few": ["fid_tiles"]}
     assert not second.facts["complete"]

@@ -11,13 +11,14 @@ from diffuse.commands import sample
 from diffuse.commands.eval import refuse_keys_of_drawing
 from diffuse.data.datasets import digits
 from diffuse.data.images import to_uint8
-from diffuse.runs.drawing import Drawing
+from diffuse.runs.drawing import drawing_of
+from diffuse.runs.trained import load_for
 from diffuse.scoring.distances import frechet_distance, statistics
 from diffuse.scoring.features import torchscript
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import sha256
-from tests.support.commands import config, job
+from tests.support.commands import config, output
 from tests.support.scoring import FAST, as_folder, as_npz, report, save_network, score, smooth, tiles
 
 FEW = ["n=20", "sampler.steps=2", "metrics=[fid]"]
@@ -37,8 +38,8 @@ def written() -> list[Path]:
 def test_the_number_is_that_of_the_core(tiny_run, words):
     """Drawn, rounded, described and compared in a few lines: the command adds files and nothing else."""
     found = score(f"ckpt={tiny_run}", "name=of-samples", *FEW, *words, "seed=3", "reference=test")
-    drawing = Drawing(config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", "seed=3", *FAST))
-    ((_, x, _),) = drawing.batches(20)
+    typed = config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", "seed=3", *FAST)
+    ((_, x, _),) = drawing_of(load_for(typed), typed).batches(20, batch_size=64)
     network = torchscript(Device("cpu"), words[1].partition("=")[2])
     images = [to_uint8(x).numpy(), digits().test.images]
     expected = frechet_distance(*(statistics(network(some)["features"]) for some in images))
@@ -58,7 +59,7 @@ def test_a_score_carries_what_it_depends_on(tiny_run, words):
     assert protocol["features"]["resize"] == "none, grey as three equal channels, pixels from 0 to 255"
     drawn = protocol["samples"]
     assert (drawn["n"], drawn["seed"], drawn["label"], drawn["precision"]) == (20, 5, None, "float32")
-    assert (drawn["sampler"]["_target_"], drawn["sampler"]["steps"]) == ("diffuse.mathematics.samplers.ddim", 2)
+    assert (drawn["sampler"]["_target_"], drawn["sampler"]["steps"]) == ("ddim", 2)
     assert drawn["network_evaluations"] == 2
     assert facts["checkpoint_sha256"] and Path(facts["checkpoint"]).name.endswith(".pt")
     assert {"fid", "kid"} <= facts["seconds"].keys()
@@ -77,7 +78,7 @@ def test_the_batch_size_changes_nothing(tiny_run, words):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_a_folder_that_sample_wrote_scores_as_drawing_on_the_fly(tiny_run, words, sampler):
     drawing = [f"ckpt={tiny_run}", "n=20", f"sampler={sampler}", "sampler.steps=2", "seed=7", *FAST]
-    sample.run(config("sample", *drawing, f"name=drawn-{sampler}"), job())
+    sample.run(config("sample", *drawing, f"name=drawn-{sampler}"), output())
     folder = tiny_run / "samples" / f"drawn-{sampler}"
     on_the_fly = score(*drawing, f"name=fly-{sampler}", "metrics=[fid]", *words)
     rest = ["metrics=[fid]", *words]
@@ -128,9 +129,7 @@ def test_statistics_of_one_evaluation_are_the_reference_of_another(words):
     assert report(Path("outputs/eval/by-file"))["sample_scores"]["fid_tiles"]["n_real"] is None
     before = written()
     for name in ("kid", "precision_recall", "density_coverage", "sfid", "memorisation"):
-        with pytest.raises(
-            UsageError, match=rf"metrics=\[{name}\] needs images, and reference=.* is read as mu and sigma"
-        ):
+        with pytest.raises(UsageError, match=rf"metrics=\[{name}\] needs images, and reference=.* holds mu and sigma"):
             score(f"samples={a}", f"reference={kept}", f"metrics=[{name}]", *words)
     assert written() == before
 

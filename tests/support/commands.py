@@ -4,13 +4,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import hydra
+from diffuse.cli.task import compose as config
+from diffuse.runs.output import Output
 
-from diffuse.cli.app import CONFIGS
-from diffuse.options.schema import SCHEMAS, checked
-from diffuse.runs.output import Job
+__all__ = ["FAST", "TINY", "config", "diffuse", "output"]
 
 # A training of seconds: a network of 5,000 weights, sampling in three steps.
 TINY = [
@@ -22,14 +20,8 @@ TINY = [
 FAST = ["device=cpu", "device.precision=float32"]
 
 
-def config(command: str, *overrides: str) -> dict[str, Any]:
-    """The checked config of a command line, as plain values."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return checked(hydra.compose(command, overrides=list(overrides)), SCHEMAS[command])
-
-
-def job() -> Job:
-    return Job("test", [], {"dataset": "digits", "schedule": "linear", "unet": "tiny"})
+def output() -> Output:
+    return Output("test", [], {"dataset": "digits", "schedule": "linear", "unet": "tiny"})
 
 
 def diffuse(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:

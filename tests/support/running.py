@@ -7,14 +7,21 @@ import numpy as np
 
 from diffuse.commands import eval as evaluation
 from diffuse.commands import sample, train
+from diffuse.options.schema import TrainConfig
 from diffuse.runs import checkpoint
-from tests.support.commands import FAST, TINY, config, job
+from diffuse.training.trainer import Trainer
+from tests.support.commands import FAST, TINY, config, output
 
 
 def trained(name: str, *overrides: str) -> Path:
     """`diffuse train name=... OVERRIDES`; the run folder."""
-    train.run(config("train", *TINY, f"name={name}", *overrides), job())
+    train.run(config("train", *TINY, f"name={name}", *overrides), output())
     return Path("outputs") / name
+
+
+def trainer_of(typed: TrainConfig) -> Trainer:
+    """The trainer of a config, without a run folder."""
+    return train.build_training(typed).trainer
 
 
 def as_it_is(folder: Path) -> dict[Path, int]:
@@ -32,12 +39,12 @@ def forget_from(folder: Path, step: int) -> None:
 
 def sampled(run: Path, *overrides: str) -> np.ndarray:
     options = ["name=s", "n=3", "sampler.steps=4", *FAST, *overrides]
-    sample.run(config("sample", f"ckpt={run}", *options), job())
+    sample.run(config("sample", f"ckpt={run}", *options), output())
     name = next(word.partition("=")[2] for word in reversed(options) if word.startswith("name="))
     return np.load(run / "samples" / name / "samples.npz")["arr_0"]
 
 
 def scored(run: Path, *overrides: str) -> dict:
     name = f"e{len(list(run.glob('eval/*')))}"
-    evaluation.run(config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", *FAST, *overrides), job())
+    evaluation.run(config("eval", f"ckpt={run}", f"name={name}", "n=4", "levels=5", *FAST, *overrides), output())
     return json.loads((run / "eval" / name / "eval.json").read_text())

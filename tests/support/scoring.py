@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.commands import eval as evaluation
-from tests.support.commands import FAST, config, job
+from tests.support.commands import FAST, config, output
 from tests.support.making import save
 
 
@@ -55,7 +55,7 @@ def as_npz(path: Path, images: np.ndarray) -> Path:
 
 def score(*overrides: str) -> dict[str, float]:
     """`diffuse eval` in this process, on the processor: every value by its name."""
-    return evaluation.run(config("eval", *FAST, *overrides), job())
+    return evaluation.run(config("eval", *FAST, *overrides), output())
 
 
 def report(folder: Path) -> dict:

@@ -20,7 +20,7 @@ from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
 from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
-from diffuse.mathematics.time_sampling import Importance, LogNormal, Uniform
+from diffuse.mathematics.time_sampling import ImportanceTimes, LogNormalTimes, UniformTimes
 from diffuse.mathematics.variances import fixed_large, learned, reverse_steps
 
 
@@ -31,12 +31,12 @@ def said(x: Tensor, time: Tensor, y: Tensor | None = None, channels: int = 1) ->
 
 
 METHODS = {
-    "simple": (Denoiser(said, linear(10)), losses.simple, Uniform),
-    "importance": (Denoiser(said, linear(10)), losses.simple, partial(Importance, history=3)),
-    "hybrid": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.hybrid, Uniform),
-    "vlb": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.vlb, Importance),
-    "edm": (Denoiser(said, VE(), predictions.edm), losses.simple, LogNormal),
-    "flow": (Denoiser(said, Flow(), predictions.flow), losses.simple, Uniform),
+    "simple": (Denoiser(said, linear(10)), losses.simple, UniformTimes),
+    "importance": (Denoiser(said, linear(10)), losses.simple, partial(ImportanceTimes, history=3)),
+    "hybrid": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.hybrid, UniformTimes),
+    "vlb": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.vlb, ImportanceTimes),
+    "edm": (Denoiser(said, VE(), predictions.edm), losses.simple, LogNormalTimes),
+    "flow": (Denoiser(said, Flow(), predictions.flow), losses.simple, UniformTimes),
 }
 
 

@@ -12,7 +12,7 @@ from diffuse.system.device import Device
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    sum((torch.ones(1 << 22) * factor).sum() for factor in range(4))  # 16 MB at a time
+    sum((torch.ones(1 << 24) * factor).sum() for factor in range(2))  # 67 MB at a time: never kept by itself
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 device = Device("cpu", keep_memory=sys.argv[1] == "true")
@@ -34,7 +34,7 @@ def page_faults(keep_memory: bool, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
 def test_freed_memory_is_kept_unless_one_says_otherwise():
-    pages = (1 << 24) // 4096
+    pages = (1 << 26) // 4096
     assert page_faults(keep_memory=True) < pages / 10
-    assert page_faults(keep_memory=False) > pages
-    assert page_faults(keep_memory=True, DIFFUSE_KEEP_MEMORY="0") > pages
+    assert page_faults(keep_memory=False) > pages / 2
+    assert page_faults(keep_memory=True, DIFFUSE_KEEP_MEMORY="0") > pages / 2

@@ -7,19 +7,28 @@ import pytest
 
 from diffuse.system import signals as stopping
 from diffuse.system.errors import Terminated
-from diffuse.system.signals import Asked, Stop, at_once, handled_by
-
-
-@pytest.fixture(autouse=True)
-def nothing_asked(monkeypatch):
-    monkeypatch.setattr(Asked, "signal", None)
+from diffuse.system.signals import AtOnce, Stop, handled_by, pending, raise_pending
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_at_once_means_at_once(number, error):
-    with handled_by(at_once), pytest.raises(error):
+    with handled_by(AtOnce()), pytest.raises(error):
         signal.raise_signal(number)
-    assert Asked.signal is None  # it was not lost, and the next command in this process is not to blame
+    assert pending() is None  # the next command in this process does not end by it
+    raise_pending()
+
+
+def test_what_is_to_be_done_first_is_done_once():
+    """A second signal, while it waits, does not wait."""
+    calls = []
+
+    def wait() -> None:
+        calls.append("waited")
+        signal.raise_signal(signal.SIGTERM)
+
+    with handled_by(AtOnce(wait)), pytest.raises(Terminated):
+        signal.raise_signal(signal.SIGINT)
+    assert calls == ["waited"]
 
 
 def test_exit_codes_are_those_of_a_shell():
@@ -54,7 +63,7 @@ def test_a_wish_that_is_repeated_later_does_not_wait(monkeypatch):
 
 def test_handlers_are_left_as_they_were():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with handled_by(at_once), Stop():
+    with handled_by(AtOnce()), Stop():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
@@ -75,10 +84,10 @@ def test_a_signal_that_a_destructor_swallowed_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    with handled_by(at_once):
+    with handled_by(AtOnce()):
         Swallows()
         with pytest.raises(KeyboardInterrupt):
-            Asked.again()
+            raise_pending()
         assert Stop().signal == signal.SIGINT
 
 

@@ -14,7 +14,7 @@ def test_the_average_follows_its_recursion(decay: float):
     for step in range(50):
         with torch.no_grad():
             net.weight.fill_(step * 0.3 - 2)
-        ema.update(step)
+        ema.update(torch.tensor(ema.rate(step), dtype=torch.float64))
         d = min(decay, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * (step * 0.3 - 2)
         assert ema.net.weight.item() == pytest.approx(expected, rel=1e-12)

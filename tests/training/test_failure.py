@@ -10,15 +10,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from diffuse.commands import train
 from diffuse.runs import checkpoint
-from diffuse.runs.folder import Run
+from diffuse.runs.folder import RunFolder
+from diffuse.runs.trained import load
 from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UserError
 from diffuse.training.failure import replay
 from diffuse.training.trainer import NotFinite, Trainer
 from tests.support.commands import TINY, config
 from tests.support.comparing import assert_runs_are_the_same, assert_same, metrics, newest
-from tests.support.running import as_it_is, forget_from, trained
+from tests.support.running import as_it_is, forget_from, trained, trainer_of
 
 # The first step makes weights of 1e30, on which the second cannot be computed.
 EXPLODES = ["optim.lr=1e30", "optim.clip=1e30", "optim.warmup=0"]
@@ -55,7 +57,9 @@ def test_a_checkpoint_of_a_newer_version_is_named():
     folder = trained("exp")
     path = checkpoint.all_in(folder / "checkpoints")[-1]
     checkpoint.write(path, 6, {**checkpoint.read(path), "format": 9, "program": "diffuse 9.9"})
-    with pytest.raises(UserError, match=r"has format 9, and diffuse .* reads format 3; it was written by diffuse 9\.9"):
+    with pytest.raises(
+        UserError, match=r"has format 9, and diffuse .* reads formats 3 and 4; it was written by diffuse 9\.9"
+    ):
         trained("exp")
 
 
@@ -85,25 +89,26 @@ def test_other_images_under_the_same_path_are_noticed(tmp_path):
 
 
 def test_a_step_without_a_finite_loss_is_kept_and_can_be_done_again():
-    with pytest.raises(UserError, match=r"the loss or gradient of step 1 is not a finite number") as caught:
+    with pytest.raises(UserError, match=r"the loss or gradient of step 1 is NaN or infinite") as caught:
         trained("exp", *EXPLODES, "steps=50", "unet.dropout=0.2")
     assert "outputs/exp/failure.pt" in str(caught.value)
     step = replay("outputs/exp/failure.pt")
     assert (step.step, len(step.losses)) == (1, 16)
     assert not (torch.isfinite(step.losses).all() and np.isfinite(step.norm))
     assert all(torch.isfinite(weight).all() for weight in step.net.parameters())
-    with pytest.raises(UserError, match="step 1 is not a finite number"):
+    with pytest.raises(UserError, match="step 1 is NaN or infinite"):
         trained("exp", *EXPLODES, "steps=50", "unet.dropout=0.2")
 
 
 def test_a_replayed_step_is_the_step(tmp_path):
     """To the last bit, dropout included, on an ordinary step."""
     options = ["unet.dropout=0.3", "dataset.flip=true", "class_conditional=true", "optim.lr=0.02"]
-    trainer = Trainer(config("train", *TINY, *options))
+    training = train.build_training(config("train", *TINY, *options))
+    trainer = training.trainer
     for _ in range(3):
         trainer.advance()
     trainer.report()
-    checkpoint.write(tmp_path / "failure.pt", 3, trainer.failure(3))
+    checkpoint.write(tmp_path / "failure.pt", 3, {**training.content(), **trainer.failure(3)})
     trainer.advance()
     reported = trainer.report()
     step = replay(tmp_path / "failure.pt")
@@ -113,8 +118,8 @@ def test_a_replayed_step_is_the_step(tmp_path):
 
 def test_a_device_that_runs_ahead_keeps_the_weights_of_before(monkeypatch):
     """There a failure is noticed some steps later; until then nothing is learned from it."""
-    monkeypatch.setattr(Device, "runs_ahead", True)
-    trainer = Trainer(config("train", *TINY, *EXPLODES))
+    monkeypatch.setattr(Device, "asynchronous", True)
+    trainer = trainer_of(config("train", *TINY, *EXPLODES))
     trainer.advance()
     before = {name: weight.clone() for name, weight in trainer.net.state_dict().items()}
     moments = trainer.optimizer.state_dict()["state"][0]["exp_avg"].clone()
@@ -138,7 +143,7 @@ def test_a_beginning_that_came_to_nothing_leaves_nothing_in_tensorboard():
 
 def test_moments_saved_in_another_memory_layout_are_the_same_moments(tmp_path):
     """As CUDA saves them, channels last: the optimizer goes through weight and moments side by side in memory."""
-    one, other = (Trainer(config("train", *TINY, "optim.lr=0.01")) for _ in range(2))
+    one, other = (trainer_of(config("train", *TINY, "optim.lr=0.01")) for _ in range(2))
     for _ in range(2):
         one.advance()
     content = copy.deepcopy({**one.state(), "step": 2})
@@ -147,7 +152,7 @@ def test_moments_saved_in_another_memory_layout_are_the_same_moments(tmp_path):
             if state[name].dim() == 4:
                 state[name] = state[name].to(memory_format=torch.channels_last)
     checkpoint.write(tmp_path / "cuda.pt", 2, content)
-    other.load(checkpoint.read(tmp_path / "cuda.pt"))
+    other.load(tmp_path / "cuda.pt")
     for trainer in (one, other):
         trainer.advance()
     assert_same(dict(one.net.state_dict()), dict(other.net.state_dict()))
@@ -157,7 +162,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again():
     folder = trained("exp", "checkpoint.every=2")
     shutil.move(folder / "checkpoints", "elsewhere")
     before = as_it_is(folder)
-    with pytest.raises(UserError, match=r"outputs/exp has come to step 6, and its checkpoints are gone"):
+    with pytest.raises(UserError, match=r"outputs/exp has reached step 6, and its checkpoints are gone"):
         trained("exp", "checkpoint.every=2")
     assert as_it_is(folder) == before
     shutil.move("elsewhere", folder / "checkpoints")
@@ -187,13 +192,13 @@ def test_last_pt_is_mended_when_a_finished_run_is_given_again():
 
 def test_a_signal_during_the_last_checkpoint_is_obeyed(monkeypatch):
     """Or the next job of a sweep would begin."""
-    save = Run.save_checkpoint
+    save = RunFolder.save_checkpoint
 
-    def save_and_ask(run: Run, step: int, *rest) -> None:
+    def save_and_ask(run: RunFolder, step: int, *rest) -> None:
         save(run, step, *rest)
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Run, "save_checkpoint", save_and_ask)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_and_ask)
     with pytest.raises(Terminated):
         trained("exp", "checkpoint.every=100")
     assert newest(Path("outputs/exp"))["step"] == 6
@@ -201,8 +206,8 @@ def test_a_signal_during_the_last_checkpoint_is_obeyed(monkeypatch):
 
 def test_a_failure_that_is_noticed_late_is_never_saved(monkeypatch):
     """As on a device that runs ahead: metrics and checkpoints ask first."""
-    monkeypatch.setattr(Device, "runs_ahead", True)
-    with pytest.raises(UserError, match="step 1 is not a finite number"):
+    monkeypatch.setattr(Device, "asynchronous", True)
+    with pytest.raises(UserError, match="step 1 is NaN or infinite"):
         trained("exp", *EXPLODES, "log.every=50", "images.every=50", "checkpoint.every=4", "steps=9")
     assert not list(Path("outputs/exp").glob("checkpoints/*.pt"))
     assert read_failure(Path("outputs/exp"))["step"] == 1
@@ -229,28 +234,39 @@ def test_a_run_without_its_record_is_not_taken_for_something_else():
 
 
 def test_the_step_of_a_failure_is_no_checkpoint(tmp_path):
-    trainer = Trainer(config("train", *TINY))
+    trainer = trainer_of(config("train", *TINY))
     checkpoint.write(tmp_path / "failure.pt", 3, trainer.failure(3))
     with pytest.raises(UserError, match="failure.pt is a step that failed"):
-        checkpoint.load_trained(str(tmp_path / "failure.pt"), [])
+        load(str(tmp_path / "failure.pt"))
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
 def test_neither_loss_nor_gradient_may_be_infinite(loss, norm):
-    trainer = Trainer(config("train", *TINY))
-    trainer._watch(torch.ones(3), torch.tensor(1.0))
+    trainer = trainer_of(config("train", *TINY))
+    updated_with(trainer, loss=1.0, gradient=1.0)
+    trainer.refuse_failure()
+    updated_with(trainer, loss, gradient=norm)
     with pytest.raises(NotFinite):
-        trainer._watch(torch.tensor([1.0, loss, 1.0]), torch.tensor(norm))
+        trainer.refuse_failure()
 
 
-def test_after_a_failure_nothing_is_learned_even_from_finite_steps(monkeypatch):
-    monkeypatch.setattr(Device, "runs_ahead", True)
-    trainer = Trainer(config("train", *TINY))
-    passed_over = []
-    for loss in (1.0, np.nan, 1.0):
-        trainer._watch(torch.tensor([loss]), torch.tensor(1.0))
-        passed_over.append(float(trainer.optimizer.found_inf))
-    assert passed_over == [0.0, 1.0, 1.0]
+def updated_with(trainer: Trainer, loss: float, gradient: float) -> None:
+    """A step with this loss for one of its images, and this number among its gradients."""
+    batch = trainer.batch(0)
+    losses = trainer.gradients(batch)
+    losses[3] = loss
+    next(trainer.net.parameters()).grad.view(-1)[0] = gradient
+    trainer.update(batch, losses)
+
+
+def test_after_a_failure_nothing_is_learned_even_from_finite_steps():
+    """Weights, their average, the optimizer, the sums and what importance sampling remembers, on every device."""
+    trainer = trainer_of(config("train", *TINY, "times=importance"))
+    trainer.advance()
+    before = copy.deepcopy(trainer.state())
+    for loss in (np.nan, 1.0):
+        updated_with(trainer, loss, gradient=1.0)
+        assert_same(trainer.state(), before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: memory layout, running ahead, moving")
@@ -261,6 +277,6 @@ def test_a_run_on_cuda_continues_there_and_on_the_processor():
     trained("exp", "device=cpu", "optim.decay=none", "steps=18")
     assert newest(folder)["step"] == 18
     assert all(np.isfinite(line["loss"]) for line in metrics(folder))
-    with pytest.raises(UserError, match="step 1 is not a finite number"):
+    with pytest.raises(UserError, match="step 1 is NaN or infinite"):
         trained("exploded", *options, *EXPLODES)
     assert not np.isfinite(replay("outputs/exploded/failure.pt").norm)

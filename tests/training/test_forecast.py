@@ -11,10 +11,9 @@ from diffuse.runs import checkpoint
 from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
 from diffuse.training.forecast import most_checkpoints
-from diffuse.training.trainer import Trainer
 from tests.support.commands import TINY, config
 from tests.support.comparing import assert_runs_are_the_same, newest
-from tests.support.running import trained
+from tests.support.running import trained, trainer_of
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +40,7 @@ def test_what_it_costs_is_said_and_true(caplog):
     caplog.set_level(logging.INFO, logger="diffuse")
     folder = trained("exp", "steps=40", "checkpoint.every=10", "images.every=100")
     said = (folder / "train.log").read_text()
-    trainer = Trainer(config("train", *TINY))
+    trainer = trainer_of(config("train", *TINY))
     assert f"{trainer.parameters:,} parameters" in said
     assert "images/s: " in said
     assert "15 steps will take about" in said
@@ -54,13 +53,14 @@ def test_what_it_costs_is_said_and_true(caplog):
     ("steps", "every", "keep", "milestone_every"), [(7, 1, 2, 3), (7, 3, 9, None), (4, 9, 1, None)]
 )
 def test_no_more_checkpoints_than_foretold_are_ever_there(tmp_path, steps, every, keep, milestone_every):
-    options = {"every": every, "keep": keep, "milestone_every": milestone_every}
+    options = [f"checkpoint.every={every}", f"checkpoint.keep={keep}"]
+    typed = config("train", f"steps={steps}", *options, f"checkpoint.milestone_every={milestone_every or 'null'}")
     most = 0
     for step in range(1, steps + 1):
         if step % every == 0 or step == steps or (milestone_every and step % milestone_every == 0):
             most = max(most, len(checkpoint.all_in(tmp_path)) + 1)
             checkpoint.save(tmp_path, step, {"config": {}}, keep, milestone_every)
-    assert most <= most_checkpoints({"steps": steps, "checkpoint": options, "eval": {"every": None}}) <= most + 1
+    assert most <= most_checkpoints(typed) <= most + 1
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypatch):
@@ -76,7 +76,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(monkeypa
 
 def test_a_warm_up_longer_than_the_run_is_noticed(caplog):
     trained("exp", "optim.warmup=7")
-    assert "optim.warmup=7 is longer than steps=6: the rate never comes to optim.lr" in caplog.text
+    assert "optim.warmup=7 is longer than steps=6: the learning rate never reaches optim.lr" in caplog.text
 
 
 def test_milestones_are_saved_between_other_checkpoints():

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from diffuse.runs.checkpoint import read
 from diffuse.runs.folder import read_record
 from diffuse.system.errors import UserError
 from diffuse.system.randomness import reseed
-from diffuse.training.trainer import Trainer, batch_rows, learning_rate
-from tests.support.commands import TINY, config, job
+from diffuse.training.trainer import batch_rows, learning_rate
+from tests.support.commands import TINY, config, output
 from tests.support.comparing import (
     assert_runs_are_the_same,
     assert_same,
@@ -24,6 +25,7 @@ from tests.support.comparing import (
     metrics,
     without_clock,
 )
+from tests.support.running import trainer_of
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +36,8 @@ def in_a_new_folder(tmp_path, monkeypatch):
 def trained(*overrides: str) -> Path:
     """Run `diffuse train` on a tiny network; the run folder."""
     typed = config("train", *TINY, *overrides)
-    train.run(typed, job())
-    return Path("outputs") / typed["name"] if typed["name"] else next(Path("outputs/digits-linear-tiny").iterdir())
+    train.run(typed, output())
+    return Path("outputs") / typed.name if typed.name else next(Path("outputs/digits-linear-tiny").iterdir())
 
 
 def test_a_run_explains_itself():
@@ -72,7 +74,7 @@ def test_a_continued_run_equals_one_that_was_never_interrupted():
         left_over.unlink()
     assert max((parts / "checkpoints").iterdir()).name == "step_00000004.pt"
     typed = config("train", *TINY, "name=parts", "steps=7", *options, f"resume={parts}")
-    train.run(typed, job())
+    train.run(typed, output())
     assert_runs_are_the_same(whole, parts)
     assert "resumed from step 4" in (parts / "train.log").read_text()
 
@@ -95,7 +97,7 @@ def test_the_seed_decides():
 def test_a_finished_run_says_so_and_writes_nothing(caplog):
     folder = trained("name=exp")
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert train.run(config("train", *TINY, "name=exp", f"resume={folder}"), job()) == {
+    assert train.run(config("train", *TINY, "name=exp", f"resume={folder}"), output()) == {
         "loss": metrics(folder)[-1]["loss"]
     }
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -106,24 +108,24 @@ def test_a_run_cannot_continue_as_another_one(change):
     folder = trained("name=exp")
     key = change.split("=")[0]
     with pytest.raises(UserError, match=f"begun with another config.*{key}"):
-        train.run(config("train", *TINY, "name=exp", f"resume={folder}", change), job())
+        train.run(config("train", *TINY, "name=exp", f"resume={folder}", change), output())
 
 
 def test_more_steps_only_where_no_decay_hangs_on_them():
     folder = trained("name=decaying")
     with pytest.raises(UserError, match="steps cannot change from 6 to 9"):
-        train.run(config("train", *TINY, "name=decaying", f"resume={folder}", "steps=9"), job())
+        train.run(config("train", *TINY, "name=decaying", f"resume={folder}", "steps=9"), output())
     with pytest.raises(UserError, match="steps cannot change from 6 to 3"):
-        train.run(config("train", *TINY, "name=decaying", f"resume={folder}", "steps=3"), job())
+        train.run(config("train", *TINY, "name=decaying", f"resume={folder}", "steps=3"), output())
 
 
 def test_steps_that_were_added_are_remembered():
     """The record follows, so that continuing once more needs no typing."""
     folder = trained("name=flat", "optim.decay=none")
-    train.run(config("train", *TINY, "name=flat", f"resume={folder}", "steps=9", "optim.decay=none"), job())
+    train.run(config("train", *TINY, "name=flat", f"resume={folder}", "steps=9", "optim.decay=none"), output())
     assert read(folder / "checkpoints" / "last.pt")["step"] == 9
-    assert read_record(folder)["steps"] == 9
-    assert read_record(folder)["resume"] is None
+    assert read_record(folder).steps == 9
+    assert read_record(folder).resume is None
 
 
 def test_a_run_without_a_checkpoint_begins_again():
@@ -133,7 +135,7 @@ def test_a_run_without_a_checkpoint_begins_again():
         path.unlink()
     lines = (parts / "metrics.jsonl").read_text().splitlines(keepends=True)
     (parts / "metrics.jsonl").write_text(lines[0])
-    train.run(config("train", *TINY, "name=parts", f"resume={parts}"), job())
+    train.run(config("train", *TINY, "name=parts", f"resume={parts}"), output())
     assert_same(*(read(folder / "checkpoints" / "last.pt")["model"] for folder in (whole, parts)))
     assert without_clock(metrics(whole)) == without_clock(metrics(parts))
 
@@ -148,12 +150,12 @@ def test_a_checkpoint_holds_plain_values_only():
     content = torch.load(trained("name=exp") / "checkpoints" / "last.pt", weights_only=True)
     assert content["config"]["unet"]["channel_mult"] == [1, 1]
     assert type(content["config"]["unet"]) is dict
-    assert content["format"] == 3
+    assert content["format"] == 4
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved():
     """Checkpoints come every step here and metrics only at the end: none of those saved may hold such weights."""
-    with pytest.raises(UserError, match="the loss or gradient of step .* is not a finite number"):
+    with pytest.raises(UserError, match="the loss or gradient of step .* is NaN or infinite"):
         trained("name=exp", "optim.lr=1e30", "optim.clip=1e30", "steps=50", "log.every=50", "checkpoint.every=1")
     assert "ERROR the loss or gradient of step" in Path("outputs/exp/train.log").read_text()
     for path in Path("outputs/exp/checkpoints").glob("step_*.pt"):
@@ -169,10 +171,11 @@ def test_training_learns():
 
 def test_losses_are_reported_by_quartile_of_t():
     """Levels 1-250, 251-500, 501-750 and 751-1000, each with the mean of its own losses."""
-    trainer = Trainer(config("train", *TINY))
+    trainer = trainer_of(config("train", *TINY))
 
     def add_up(losses: list[float], t: list[int], norm: float) -> None:
-        trainer._add_up(torch.tensor(losses), torch.tensor(t), torch.ones(len(t)), torch.tensor(norm))
+        batch = trainer.batch(0)._replace(t=torch.tensor(t), importance=torch.ones(len(t)))
+        trainer._add_up(batch, torch.tensor(losses), torch.tensor(norm), torch.tensor(True))
 
     add_up([1.0, 3.0, 5.0, 7.0], [1, 250, 251, 1000], 2.0)
     add_up([8.0], [751], 4.0)
@@ -188,7 +191,7 @@ def test_losses_are_reported_by_quartile_of_t():
 def test_a_step_is_the_papers_algorithm_with_adamw_clipping_and_ema():
     """Three steps against a plain loop: same weights, same average."""
     options = ["optim.clip=0.05", "optim.weight_decay=0.3", "optim.decay=linear", "ema.decay=0.5", "optim.lr=0.01"]
-    trainer = Trainer(config("train", *TINY, *options))
+    trainer = trainer_of(config("train", *TINY, *options))
     net = copy.deepcopy(trainer.net)
     average = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.3)
@@ -218,20 +221,36 @@ def test_a_step_is_the_papers_algorithm_with_adamw_clipping_and_ema():
 
 
 def test_grids_are_drawn_from_the_average():
-    trainer = Trainer(config("train", *TINY))
+    training = train.build_training(config("train", *TINY))
+    trainer, drawing = training.trainer, training.drawing
     for _ in range(2):
         trainer.advance()
-    before = trainer.draw(range(4))
+    before = drawing.draw(range(4))
     with torch.no_grad():
         trainer.net.head.bias.fill_(5.0)
-    assert torch.equal(before, trainer.draw(range(4)))
+    assert torch.equal(before, drawing.draw(range(4)))
     with torch.no_grad():
         trainer.ema.net.head.bias.fill_(5.0)
-    assert not torch.equal(before, trainer.draw(range(4)))
+    assert not torch.equal(before, drawing.draw(range(4)))
+
+
+def test_a_step_in_parts_is_the_step():
+    """The gradients of two halves of a batch, one after the other, are those of the batch up to the order of sums."""
+    whole, parts = (trainer_of(config("train", *TINY, "class_conditional=true", "optim.lr=0.01")) for _ in range(2))
+    for step in range(3):
+        whole.advance()
+        batch = parts.batch(step)
+        parts._learning_rate.copy_(whole._learning_rate)
+        parts._ema_rate.copy_(whole._ema_rate)
+        halves = (batch._make(value[start : start + 8] for value in batch) for start in (0, 8))
+        parts.update(batch, torch.cat([parts.gradients(half) for half in halves]))
+    for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert whole.report() == pytest.approx(parts.report(), rel=1e-4)
 
 
 def test_labels_train_a_conditional_network():
-    trainer = Trainer(config("train", *TINY, "class_conditional=true"))
+    trainer = trainer_of(config("train", *TINY, "class_conditional=true"))
     before = trainer.net.embed_label.weight.detach().clone()
     for _ in range(3):
         trainer.advance()
@@ -240,9 +259,9 @@ def test_labels_train_a_conditional_network():
 
 
 def test_flips_mirror_half_of_the_images():
-    trainer = Trainer(config("train", *TINY, "dataset.flip=true", "batch_size=400"))
+    trainer = trainer_of(config("train", *TINY, "dataset.flip=true", "batch_size=400"))
     torch.manual_seed(0)
-    x0, _ = trainer._batch(0)
+    x0 = trainer.batch(0).x0
     rows = batch_rows(0, 0, 400, 1438)
     originals = torch.from_numpy(trainer.data.train.images[rows]).float() / 127.5 - 1
     as_is = (x0 == originals).flatten(1).all(1)
@@ -260,9 +279,8 @@ def test_every_image_is_seen_once_an_epoch(count, batch_size):
 
 
 def test_learning_rate_warms_up_and_decays():
-    optim = {"lr": 2.0, "warmup": 4, "decay": "none"}
-    assert [learning_rate(optim, step, 100) for step in (0, 1, 3, 4, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0]
-    linear, cosine = ({"lr": 2.0, "warmup": 0, "decay": decay} for decay in ("linear", "cosine"))
-    assert [learning_rate(linear, step, 100) for step in (0, 50, 75)] == [2.0, 1.0, 0.5]
-    assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
-    assert learning_rate(cosine, 25, 100) == pytest.approx(1 + math.sqrt(0.5))
+    assert [learning_rate(step, peak=2.0, warmup=4) for step in (0, 1, 3, 4, 99)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    linear, cosine = (partial(learning_rate, peak=2.0, decay=decay, steps=100) for decay in ("linear", "cosine"))
+    assert [linear(step) for step in (0, 50, 75)] == [2.0, 1.0, 0.5]
+    assert cosine(50) == pytest.approx(1.0)
+    assert cosine(25) == pytest.approx(1 + math.sqrt(0.5))
