@@ -40,6 +40,7 @@ from diffuse.system.randomness import reseed
 from diffuse.training.ema import EMA
 from diffuse.training.forecast import cost_on_disk, refuse_small_disk
 from diffuse.training.loop import Training, is_scored
+from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return introduce_and_train(training, folder, deadline)
+            return introduce_and_train(training, folder, deadline, saved.content.get("threads") if saved else None)
 
 
 def build_training(config: TrainConfig) -> Training:
@@ -144,7 +145,8 @@ def build_training(config: TrainConfig) -> Training:
         condition=condition,
         device=device,
     )
-    return Training(config, trainer, drawing, build_watcher(config, trainer, drawing), formulas.where(device))
+    watcher = build_watcher(config, trainer, drawing)
+    return Training(config, trainer, drawing, watcher, choice_for(trainer), formulas.where(device))
 
 
 def build_watcher(config: TrainConfig, trainer: Trainer, drawing: Drawing) -> "Watcher | None":
@@ -196,12 +198,14 @@ def set_damaged_aside(newest: Path) -> None:
     checkpoint.point_to(newest)
 
 
-def introduce_and_train(training: Training, folder: Path, deadline: float) -> dict[str, float]:
-    """Say what is about to happen, train, and say what can be done next."""
+def introduce_and_train(
+    training: Training, folder: Path, deadline: float, threads: int | None = None
+) -> dict[str, float]:
+    """Say what is about to happen, train, and say what can be done next. threads: those that a checkpoint records."""
     config, trainer, again = training.config, training.trainer, f"diffuse train resume={short_path(folder)}"
     introduce(training, folder)
     try:
-        training.run(folder, deadline)
+        training.run(folder, deadline, threads)
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):

@@ -1,6 +1,6 @@
 """Image files of any kind, decoded in parallel into uint8 arrays of one shape.
 
-This module imports neither torch nor the rest of the package, so that a worker process starts at once.
+This module does not import torch, so that a worker process starts at once.
 """
 
 import math
@@ -16,6 +16,8 @@ from multiprocessing import connection, get_context, parent_process
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from diffuse.system.threads import cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BLOCK, BLOCK_BYTES = 256, 1 << 21
@@ -124,7 +126,7 @@ def decode(paths: Sequence[str], shape: Shape, workers: int | None = None) -> It
     """
     rows = max(1, min(BLOCK, BLOCK_BYTES // (shape.channels * shape.size**2)))
     blocks = [paths[start : start + rows] for start in range(0, len(paths), rows)]
-    workers = workers or min(processors(), math.ceil(len(paths) / ENOUGH_FOR_WORKERS))
+    workers = workers or min(cores(), math.ceil(len(paths) / ENOUGH_FOR_WORKERS))
     if workers < 2:
         yield from map(shape.read_block, blocks)
         return
@@ -140,11 +142,6 @@ def decode(paths: Sequence[str], shape: Shape, workers: int | None = None) -> It
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -117,10 +117,14 @@ def load(ckpt: str, device: Device | None = None, trust: Sequence[str] = (), **o
 
 
 def load_for(config: NetworkConfig) -> TrainedNetwork:
-    """The network that a command asks for."""
+    """The network that a command asks for; from here on the command's own thread computes alone.
+
+    Its workers do the same: samples and scores do not depend on the number of threads.
+    """
     if config.ckpt is None:
         raise UsageError("ckpt is required: a run folder or a checkpoint file")
-    device = build(config.device, "device", config.trust)
+    device: Device = build(config.device, "device", config.trust)
+    device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
     options = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
     return load(config.ckpt, device, config.trust, **options)

@@ -106,7 +106,7 @@ def trained_on(data: Dataset | None, data_dir: Path, device: Device) -> Path:
     waiting = f"waiting for another process, which is training a classifier of {data.kind.name}"
     with hold_lock(path.with_suffix(".lock"), if_taken=lambda: log.info(waiting)):
         if not is_whole(path):
-            content = fitted(data, device)
+            (content,) = device.spread(partial(fitted, device=device), [data])  # by one thread: the same on any CPU
             # By way of an open file: given a name, torch would write it into the file, and the hash would follow it.
             write_atomic(path, partial(torch.save, content), mode="wb")
     return path

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -49,16 +50,19 @@ class Features:
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs for uint8 images [n, C, H, W] with 1 or 3 channels, in float32.
 
-        On the processor the network is called with a fixed number of images, the last of them black, since results
-        differ in the last bits between batch sizes: an image's vectors depend on the image alone.
+        On a CPU the network is called with a fixed number of images, the last of them black, since results differ in
+        the last bits between batch sizes: an image's vectors depend on the image alone.
         """
-        on_cpu, parts = self.device.torch.type == "cpu", []
+        on_cpu = self.device.torch.type == "cpu"
         rows = ROWS_ON_CPU if on_cpu else ROWS
-        for start in range(0, len(images), rows):
+
+        def call(start: int) -> dict[str, Tensor]:
             here = torch.from_numpy(np.ascontiguousarray(images[start : start + rows]))
             missing = rows - len(here) if on_cpu else 0
             found = self.net(F.pad(here, (0, 0, 0, 0, 0, 0, 0, missing)).to(self.device.torch))
-            parts.append({name: found[name][: len(here)] for name in self.outputs})
+            return {name: found[name][: len(here)] for name in self.outputs}
+
+        parts = self.device.spread(call, range(0, len(images), rows))
         return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in self.outputs}
 
     def width(self, size: int) -> int:
@@ -107,13 +111,16 @@ def inception(device: Device, weights: str | None = None) -> Features:
         ).to(device.torch)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"features.weights={path} are not the weights of FID's Inception network") from error
-    seen: dict[str, Tensor] = {}
-    branch = extractor.Mixed_6d.branch1x1  # what TensorFlow calls mixed_6/conv
-    branch.register_forward_hook(lambda _, __, output: seen.update(spatial=output[:, :SPATIAL_CHANNELS].flatten(1)))
+    seen: dict[int, Tensor] = {}  # by the thread that calls the network
+
+    def keep(_: Any, __: Any, output: Tensor) -> None:
+        seen[get_ident()] = output[:, :SPATIAL_CHANNELS].flatten(1)
+
+    extractor.Mixed_6d.branch1x1.register_forward_hook(keep)  # what TensorFlow calls mixed_6/conv
 
     def net(images: Tensor) -> Outputs:
         features, logits = extractor(as_rgb(images))
-        return {"features": features, "logits": logits, "spatial": seen["spatial"]}
+        return {"features": features, "logits": logits, "spatial": seen.pop(get_ident())}
 
     # Published copies of the weights come without their last layer, which only the Inception Score needs.
     outputs = ("features", "logits", "spatial") if extractor.fc.weight.any() else ("features", "spatial")

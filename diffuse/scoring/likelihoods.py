@@ -169,21 +169,32 @@ class OdeScore:
         return calls * (1 + COST_OF_A_DERIVATIVE * channels * side**2)
 
     def score(self, images: ScoredImages) -> tuple[Moments, float]:
-        """In bits/dim, and the mean number of evaluations of the network and its derivative for each image."""
+        """In bits/dim, and the mean number of evaluations of the network and its derivative for each image.
+
+        Images are solved `rows` at a time, so that the steps of an adaptive solver do not depend on batch_size.
+        """
         totals, evaluations = Moments(), 0
         with Progress("ode", len(images.order), "image") as progress:
             for x0, y, rows in images:
+                parts = [slice(start, start + self.network.rows) for start in range(0, len(rows), self.network.rows)]
+                solve = partial(self.nats_of_part, x0, y, images, rows)
                 try:
-                    nats, calls = self.nats(x0, y, images, rows)
+                    found = self.network.device.spread(solve, parts)
                 except ArithmeticError as error:
                     raise UserError(f"{error}; try a larger ode.tolerance, or ode.solver=rk4") from error
-                totals.add(bits_per_dim(nats, self.network.kind.dimensions).numpy())
-                evaluations += calls * len(rows)
+                for (nats, calls), part in zip(found, parts, strict=True):
+                    totals.add(bits_per_dim(nats, self.network.kind.dimensions).numpy())
+                    evaluations += calls * len(rows[part])
                 raise_pending()
                 progress.advance(len(rows))
         if not np.isfinite(totals.mean):
             raise UserError("the ODE's likelihood is NaN or infinite: the network's answers are")
         return totals, evaluations / totals.count
+
+    def nats_of_part(
+        self, x0: Tensor, y: Tensor | None, images: ScoredImages, rows: np.ndarray, part: slice
+    ) -> tuple[Tensor, int]:
+        return self.nats(x0[part], None if y is None else y[part], images, rows[part])
 
     def nats(self, x0: Tensor, y: Tensor | None, images: ScoredImages, rows: np.ndarray) -> tuple[Tensor, int]:
         """-log P of each image, [b] in float64, the mean over probes, and the number of evaluations."""

@@ -1,15 +1,19 @@
 """Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
-from diffuse.system.errors import Refused, check_choice
+from diffuse.system.errors import Refused, check, check_choice
 from diffuse.system.memory import keep_freed_memory
+from diffuse.system.threads import Workers, cores, threads_from_environment
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -19,16 +23,23 @@ class Device:
     kind         auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps
     precision    auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
     compile      whether training compiles the network (null: on CUDA, where Triton is installed)
+    threads      of the CPU; null takes OMP_NUM_THREADS, or else what is fastest
     keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
 
     Raises Refused where this machine has no such device.
     """
 
     def __init__(
-        self, kind: str = "auto", precision: str = "auto", compile: bool | None = None, keep_memory: bool = True
+        self,
+        kind: str = "auto",
+        precision: str = "auto",
+        compile: bool | None = None,
+        threads: int | None = None,
+        keep_memory: bool = True,
     ):
         check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
         check_choice("precision", precision, ("auto", "float32", "bfloat16"))
+        check(threads is None or threads >= 1, "threads", "at least 1 or null", threads)
         available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if keep_memory:
             keep_freed_memory()
@@ -40,6 +51,8 @@ class Device:
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
         self.torch = torch.device(kind)
         self.bfloat16 = precision == "bfloat16"
+        self.threads = threads or threads_from_environment()
+        self.workers = Workers(self.threads or cores()) if kind == "cpu" else None
         self.compiles = (kind == "cuda" and has_triton()) if compile is None else compile
         self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
         if kind == "cuda":
@@ -47,7 +60,7 @@ class Device:
             torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products have it so by default
 
     def place(self, net: nn.Module) -> nn.Module:
-        """The network, on this device and in the memory layout its convolutions like best."""
+        """The network, on this device and in the memory layout that its convolutions are fastest in."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
     def network(self, net: nn.Module, rows: int | None = None, float32: bool = False) -> Network:
@@ -64,24 +77,33 @@ class Device:
             with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16 and not float32):
                 return net(x, time, y).to(x.dtype)
 
-        return call if rows is None else in_chunks(call, rows)
+        return call if rows is None else in_chunks(call, rows, self.spread)
+
+    def spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """The results for all items: on a CPU spread over its cores, each computed by one thread alone."""
+        return self.workers.map(function, items) if self.workers else [function(item) for item in items]
 
     def rows(self, image_size: int, batch_size: int) -> int:
         """How many images one network call takes when sampling and scoring.
 
-        On the processor that is fixed by the image size alone (64 of 8 x 8, 16 of 32 x 32: beyond that nothing is
-        gained), so that results do not depend on batch_size; elsewhere it is batch_size.
+        On a CPU that is fixed by the image size alone (64 of 8 x 8, 16 of 32 x 32: beyond that nothing is gained), so
+        that results do not depend on batch_size; elsewhere it is batch_size.
         """
         if self.torch.type == "cpu":
             return max(4, min(64, 16384 // image_size**2))
         return batch_size
 
+    def compute_with(self, threads: int) -> None:
+        """Compute with so many threads of the CPU, but for what is spread over its cores."""
+        if self.torch.type == "cpu":
+            torch.set_num_threads(threads)
+
     def send(self, tensor: Tensor) -> Tensor:
-        """A small tensor of the processor's, on this device, without waiting until it is there."""
+        """A small tensor of the CPU's, on this device, without waiting until it is there."""
         return send(tensor, self.torch)
 
     def hold(self, array: Tensor) -> Tensor:
-        """The array on this device, or on the processor where it would take more than half of the free memory."""
+        """The array on this device, or on the CPU where it would take more than half of the free memory."""
         if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
             return array
         return array.to(self.torch)
@@ -92,7 +114,7 @@ class Device:
         return self.torch.type == "cuda"
 
     def peak_memory(self) -> int:
-        """The most memory in use so far, in bytes: the device's own, or that of the whole process on the processor."""
+        """The most memory in use so far, in bytes: the device's, or that of the whole process on a CPU."""
         if self.torch.type == "cuda":
             return torch.cuda.max_memory_allocated()
         if self.torch.type == "mps":
@@ -102,7 +124,7 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def synchronize(self) -> None:
-        """Wait until everything asked of the device is done; for timing only."""
+        """Wait until the device has done all its work; for timing only."""
         if self.torch.type != "cpu":
             getattr(torch, self.torch.type).synchronize()
 
@@ -114,14 +136,14 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def in_chunks(net: Network, rows: int) -> Network:
+def in_chunks(net: Network, rows: int, spread: Callable[..., list[Tensor]]) -> Network:
     """The same network, called with exactly `rows` images each time: the last chunk is filled up with zeros."""
 
     def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
         missing = -len(x) % rows
         xs, times = (_pad(part, missing).split(rows) for part in (x, time))
         ys = [None] * len(xs) if y is None else _pad(y, missing).split(rows)
-        return torch.cat([net(*chunk) for chunk in zip(xs, times, ys, strict=True)])[: len(x)]
+        return torch.cat(spread(lambda chunk: net(*chunk), zip(xs, times, ys, strict=True)))[: len(x)]
 
     return call
 

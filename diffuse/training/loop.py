@@ -21,6 +21,7 @@ from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import Stop
 from diffuse.training.forecast import Forecast
+from diffuse.training.threads import ThreadChoice
 from diffuse.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -42,10 +43,13 @@ class Training:
     trainer: Trainer
     drawing: Drawing
     watcher: "Watcher | None"
+    threads: ThreadChoice
     where: str
 
-    def run(self, folder: Path, deadline: float) -> None:
+    def run(self, folder: Path, deadline: float, recorded_threads: int | None = None) -> None:
         """Train into the folder until all steps are done, or time is up, or a signal asks to stop.
+
+        recorded_threads: the number in the checkpoint that is continued from.
 
         A checkpoint comes after everything else that belongs to its step: what it does not know of will be done again.
         """
@@ -58,8 +62,12 @@ class Training:
             forecast = Forecast(trainer, config.steps, progress)
             self.before_first_step(run, stop)
             stop.obey()
+            with progress.paused():
+                self.threads.begin(recorded_threads)
             while trainer.step < config.steps:
+                started = time.monotonic()
                 trainer.advance()
+                self.threads.after_step(time.monotonic() - started)
                 progress.advance()
                 forecast.after_step()
                 stopping = time.monotonic() >= deadline or stop.signal is not None
@@ -101,14 +109,19 @@ class Training:
                 self.score(run, stop)
         options = config.checkpoint
         milestone = checkpoint.is_milestone(step, options.milestone_every)
-        if step % options.every == 0 or milestone or done or stopping or stop.signal is not None:
+        due = step % options.every == 0 or milestone or done or stopping or stop.signal is not None
+        if due or self.threads.wants_checkpoint:
             with progress.paused():
                 trainer.refuse_failure()
+                if not done:
+                    self.threads.before_checkpoint()
                 run.save_checkpoint(step, self.content(), options.keep, options.milestone_every)
+                self.threads.change()
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint holds: the trainer's state, and what sampling without the data set needs."""
-        return {"config": plain(self.config), "kind": asdict(self.trainer.data.kind), **self.trainer.state()}
+        """What a checkpoint holds: the trainer's state, what sampling without the data set needs, and the threads."""
+        kind = asdict(self.trainer.data.kind)
+        return {"config": plain(self.config), "kind": kind, "threads": self.threads.next, **self.trainer.state()}
 
     def draw_grid(self, run: RunFolder, stop: Stop) -> None:
         """Draw a grid of samples, if there is time."""

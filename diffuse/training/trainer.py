@@ -44,6 +44,11 @@ class Batch(NamedTuple):
     noise: Tensor
     y: Tensor | None
 
+    def first(self, count: int) -> "Batch":
+        """The first `count` images and what belongs to them."""
+        y = None if self.y is None else self.y[:count]
+        return Batch(self.x0[:count], self.t[:count], self.importance[:count], self.noise[:count], y)
+
 
 class Trainer:
     """Everything that changes while training, and the step that changes it.

@@ -29,15 +29,13 @@ def test_chunks_have_one_size_and_lose_nothing(count):
         return x * 2 + time.reshape(-1, 1) + y.reshape(-1, 1)
 
     x, time, y = torch.randn(count, 3), torch.randn(count), torch.arange(count)
-    torch.testing.assert_close(in_chunks(net, 4)(x, time, y), net(x, time, y))
+    torch.testing.assert_close(in_chunks(net, 4, Device("cpu").spread)(x, time, y), net(x, time, y))
     assert set(sizes[:-1]) == {(4, 4, 4)}
 
 
 def test_chunks_go_without_labels():
-    assert in_chunks(lambda x, time, y: x if y is None else None, 4)(torch.ones(3, 1), torch.ones(3), None).shape == (
-        3,
-        1,
-    )
+    call = in_chunks(lambda x, time, y: x if y is None else None, 4, Device("cpu").spread)
+    assert call(torch.ones(3, 1), torch.ones(3), None).shape == (3, 1)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
