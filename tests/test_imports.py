@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ def room_of(module: Path) -> str:
     return module.parts[0] if len(module.parts) > 1 else ""
 
 
+@cache
 def imported(module: Path) -> set[str]:
     """Every module named in an import anywhere in the file, with what is taken from it."""
     names = set()
@@ -51,11 +52,10 @@ def within(name: str, places: tuple[str, ...]) -> bool:
     return any(f"{name}.".startswith(f"{place}.") for place in places)
 
 
-def ours(module: Path) -> Iterator[str]:
+def ours(module: Path) -> list[str]:
     """room.module.name for each import from this package; `diffuse` itself has a version for everybody."""
-    for name in imported(module):
-        if name.startswith("diffuse.") and name != "diffuse.__version__":
-            yield name.removeprefix("diffuse.")
+    names = imported(module) - {"diffuse.__version__"}
+    return [name.removeprefix("diffuse.") for name in names if name.startswith("diffuse.")]
 
 
 def test_every_module_lives_in_a_room():
@@ -72,13 +72,10 @@ def test_a_module_imports_only_what_its_room_may(module: Path):
 
 def test_no_imports_run_in_a_circle():
     """Not even late ones, inside functions: what a module needs can be read without reading it again."""
+    names = {".".join(module.parts): module for module in MODULES}
     edges = {
-        ".".join(module.parts): {
-            ".".join(other.parts)
-            for other in MODULES
-            if other != module and any(within(name, (".".join(other.parts),)) for name in ours(module))
-        }
-        for module in MODULES
+        name: {other for other in names if other != name and any(within(found, (other,)) for found in ours(module))}
+        for name, module in names.items()
     }
     while leaves := [name for name, below in edges.items() if not below & edges.keys()]:
         for name in leaves:
