@@ -32,6 +32,7 @@ from diffuse.system.files import (
     write_atomic,
     write_json,
 )
+from diffuse.system.growing_array import GrowingArray
 from diffuse.system.progress import Progress, log
 from diffuse.system.signals import raise_pending
 
@@ -202,37 +203,6 @@ def _write(folder: Path, split: str, recipe: Recipe, source: Source, progress: P
             raise_pending()
             progress.advance(len(block))
         return images.count
-
-
-class GrowingArray:
-    """A .npy file to which rows of one shape are appended: its header is written last, when their number is known."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]):
-        self.path, self.dtype, self.shape, self.count = path, dtype, shape, 0
-        self.file = open(path, "wb")  # noqa: SIM115
-        self._write_header()
-
-    def append(self, rows: np.ndarray) -> None:
-        if rows.shape[1:] != self.shape:
-            raise UserError(f"the source of {self.path.name} has images of shape {rows.shape[1:]}, not {self.shape}")
-        self.file.write(np.ascontiguousarray(rows.astype(self.dtype, casting="safe", copy=False)).data)
-        self.count += len(rows)
-
-    def __enter__(self) -> "GrowingArray":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.file.seek(0)
-            self._write_header()  # numpy leaves room for the first number to grow
-            self.file.flush()
-            os.fsync(self.file.fileno())
-        finally:
-            self.file.close()
-
-    def _write_header(self) -> None:
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, *self.shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)
 
 
 def refuse_without_room(recipe: Recipe, count: int, folder: Path) -> None:

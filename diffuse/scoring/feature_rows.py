@@ -1,12 +1,11 @@
 """Feature vectors on disk: rows that are added as images come, so that memory does not grow with their number.
 
-A folder holds a file of numbers for each output of a feature network, float32 vectors or uint8 pixels, and `rows.json`,
-which says how wide they are, what they were made from and, of outputs that are complete, their hash. Whoever is
-interrupted goes on after the last row that is whole.
+A folder holds an array for each output of a feature network, float32 vectors or uint8 pixels, and `rows.json`, which
+says what they were made from and, of outputs that are complete, their hash. An evaluation that was killed goes on after
+the last row that is whole.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,46 +16,48 @@ import numpy as np
 from diffuse.data.own_images import DAMAGED
 from diffuse.scoring.distances import Statistics, radii, statistics
 from diffuse.system.errors import UserError
-from diffuse.system.files import json_round_trip, make_folder, sha256, write_atomic, write_json
+from diffuse.system.files import json_round_trip, sha256, write_atomic, write_json
+from diffuse.system.growing_array import GrowingArray, whole_rows
 
 ABOUT, STATISTICS = "rows.json", "statistics.npz"
 Batch = Mapping[str, np.ndarray]
 
 
 class Rows:
-    """The rows in a folder. made_from: what they depend on; rows made from anything else are thrown away.
+    """The rows in a folder. made_from: what they depend on; rows made from anything else are removed.
 
-    So are complete ones that are not what was written.
+    So are complete ones that are not as they were written.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
         self.folder, self.made_from = folder, json_round_trip(made_from)
-        self.about: dict[str, dict[str, Any]] = {}
+        self.sha256: dict[str, str] = {}
         try:
             content = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            self.about = dict(content["outputs"]) if content["made_from"] == self.made_from else {}
-            damaged = [name for name, facts in self.about.items() if not self._is_as_written(name, facts["sha256"])]
+            made_from, self.sha256 = content["made_from"], dict(content["sha256"])
         except (OSError, ValueError, KeyError, TypeError):
-            self.about, damaged = {}, []
-        for name in damaged:
-            self._path(name).unlink(missing_ok=True)
-            del self.about[name]
-        if not self.about:
+            made_from = {}
+        if made_from != self.made_from:
+            self.sha256 = {}
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _is_as_written(self, name: str, digest: str | None) -> bool:
-        return digest is None or (self._path(name).exists() and sha256(self._path(name)) == digest)
+        for name, digest in list(self.sha256.items()):
+            if not self._path(name).exists() or sha256(self._path(name)) != digest:
+                self._path(name).unlink(missing_ok=True)
+                del self.sha256[name]
 
     def count(self, name: str) -> int:
         """How many whole rows there are of an output."""
-        path = self._path(name)
-        return path.stat().st_size // self._row_bytes(name) if name in self.about and path.exists() else 0
+        try:
+            return len(self[name])
+        except (OSError, ValueError):  # not there, or killed before its header was written
+            return 0
 
-    def _row_bytes(self, name: str) -> int:
-        return int(self.about[name]["width"] * np.dtype(self.about[name]["type"]).itemsize)
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The rows [count, width] of an output, read from its file where they are looked at."""
+        return whole_rows(self._path(name))
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.rows"
+        return self.folder / f"{name}.npy"
 
     def extend(self, total: int, names: Sequence[str], batches: Callable[[int], Iterator[Batch]]) -> None:
         """Add rows of these outputs until there are `total` of each: batches(k) gives them from row k on.
@@ -66,38 +67,19 @@ class Rows:
         at = min(self.count(name) for name in names)
         if at >= total:
             return
+        self._write_about()  # before any row
         for batch in batches(at):
-            rows = 0
             for name in names:
-                rows = len(batch[name])
-                self._append(name, batch[name][max(0, self.count(name) - at) :])
-            at += rows
+                rows = batch[name] if batch[name].dtype == np.uint8 else batch[name].astype(np.float32, copy=False)
+                with GrowingArray(self._path(name), rows.dtype, rows.shape[1:]) as file:
+                    file.append(rows[max(0, file.count - at) :])
+            at += len(rows)
         if at >= total:
-            for name in names:
-                self.about[name]["sha256"] = sha256(self._path(name))
+            self.sha256 |= {name: sha256(self._path(name)) for name in names}
             self._write_about()
-
-    def _append(self, name: str, rows: np.ndarray) -> None:
-        """Add rows after the last one that is whole."""
-        if name not in self.about:
-            make_folder(self.folder)
-            kind = "uint8" if rows.dtype == np.uint8 else "float32"
-            self.about[name] = {"width": rows.shape[1], "type": kind, "sha256": None}
-            self._write_about()
-        end = self.count(name) * self._row_bytes(name)
-        with open(self._path(name), "ab") as file:
-            file.truncate(end)
-            file.write(np.ascontiguousarray(rows, self.about[name]["type"]).data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def _write_about(self) -> None:
-        write_json(self.folder / ABOUT, {"outputs": self.about, "made_from": self.made_from})
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        """The rows [count, width] of an output, read from its file where they are looked at."""
-        about = self.about[name]
-        return np.memmap(self._path(name), about["type"], "r", shape=(self.count(name), about["width"]))
+        write_json(self.folder / ABOUT, {"made_from": self.made_from, "sha256": self.sha256})
 
     def statistics(self, name: str) -> Statistics:
         """Mean and covariance of an output's rows, kept beside them."""

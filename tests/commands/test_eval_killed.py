@@ -12,7 +12,7 @@ from diffuse.system.errors import UserError
 from tests.support.processes import until
 from tests.support.scoring import FAST, report, score, tiles
 
-WIDTH = 48  # of a row of features
+WIDTH, HEADER = 48, 128  # numbers in a row of features, and bytes before the first
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop a process for a while")
@@ -20,9 +20,9 @@ def test_an_evaluation_that_is_killed_ends_as_if_it_had_not_been(tiny_run, tmp_p
     words = [f"ckpt={tiny_run}", "n=1500", "sampler.steps=8", "metrics=[fid,density_coverage]", "batch_size=10"]
     words += [*tiles(tmp_path), f"data_dir={tmp_path}"]
     whole, killed = score("name=whole", *words), tiny_run / "eval" / "killed"
-    rows, command = killed / "features" / "features.rows", [sys.executable, "-m", "diffuse", "eval", "name=killed"]
+    rows, command = killed / "features" / "features.npy", [sys.executable, "-m", "diffuse", "eval", "name=killed"]
     with subprocess.Popen([*command, *FAST, *words], cwd=tmp_path, stdout=subprocess.PIPE) as process:
-        while not (rows.exists() and rows.stat().st_size):
+        while not (rows.exists() and rows.stat().st_size > HEADER):
             assert not until(process, 0.005)
         os.kill(process.pid, signal.SIGSTOP)
         try:
@@ -31,9 +31,9 @@ def test_an_evaluation_that_is_killed_ends_as_if_it_had_not_been(tiny_run, tmp_p
         finally:
             process.kill()
     written = rows.read_bytes()
-    assert 0 < len(written) < 1500 * WIDTH * 4
+    assert HEADER < len(written) < 1500 * WIDTH * 4
     assert report(killed)["complete"] is False
-    rows.write_bytes(written[: 37 * WIDTH * 4 + 5])  # as if in the middle of a row
+    rows.write_bytes(written[: HEADER + 37 * WIDTH * 4 + 5])  # as if in the middle of a row
     assert score("name=killed", *words) == whole
     kept = [np.load(tiny_run / "eval" / name / "statistics.npz") for name in ("whole", "killed")]
     for name in ("mu", "sigma"):

@@ -361,7 +361,7 @@ def test_a_script_without_a_guard_ends_instead_of_waiting_for_itself(tmp_path):
         "from pathlib import Path\n"
         "from diffuse.data import decoding\n"
         "from diffuse.data.datasets import folder\n"
-        "decoding.processors = lambda: 2\n"  # on a machine with one, there would be no worker
+        "decoding.cores = lambda: 2\n"  # on a machine with one, there would be no worker
         f"folder(Path({str(tmp_path)!r}), {str(tmp_path / 'photos')!r}).train\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)

@@ -46,7 +46,7 @@ def test_an_output_is_added_to_those_that_are_there(tmp_path):
     rows.extend(20, ["features", "logits"], counted)
     assert counted.asked == [0]
     assert_whole(Rows(tmp_path / "rows", FROM), "features", "logits")
-    assert rows._path("features").stat().st_size == 20 * 5 * 4
+    assert rows._path("features").stat().st_size == 128 + 20 * 5 * 4
     rows.extend(20, ["features"], counted)
     assert counted.asked == [0]
     assert rows._path("features").stat().st_mtime_ns >= before
@@ -55,7 +55,7 @@ def test_an_output_is_added_to_those_that_are_there(tmp_path):
 @pytest.mark.parametrize(("cut", "left"), [(1, 19), (20, 19), (21, 18), (400, 0)])
 def test_what_was_cut_off_in_the_middle_of_a_row_is_written_again(tmp_path, cut, left):
     Rows(tmp_path / "rows", FROM).extend(40, ["features", "logits"], Counted())  # of which 20 come
-    path = tmp_path / "rows" / "features.rows"
+    path = tmp_path / "rows" / "features.npy"
     path.write_bytes(path.read_bytes()[:-cut])
     rows, counted = Rows(tmp_path / "rows", FROM), Counted()
     assert rows.count("features") == left
@@ -75,9 +75,9 @@ def test_an_interrupted_writer_is_continued_after_its_last_row(tmp_path):
 
 def test_complete_rows_that_are_not_what_was_written_are_made_again(tmp_path):
     Rows(tmp_path / "rows", FROM).extend(20, ["features", "logits"], Counted())
-    path = tmp_path / "rows" / "features.rows"
+    path = tmp_path / "rows" / "features.npy"
     content = bytearray(path.read_bytes())
-    content[100] ^= 1
+    content[-100] ^= 1
     path.write_bytes(content)
     rows, counted = Rows(tmp_path / "rows", FROM), Counted()
     assert (rows.count("features"), rows.count("logits")) == (0, 20)
@@ -167,7 +167,7 @@ def test_radii_are_kept_and_made_again_where_they_are_damaged(tmp_path):
     x = ROWS["features"].astype(float)
     expected = [sorted(float(np.linalg.norm(a - b)) for b in x)[3] for a in x]
     np.testing.assert_allclose(rows.radii("features", 3), expected, rtol=1e-5)
-    (kept,) = (tmp_path / "rows").glob("*.npy")
+    (kept,) = (tmp_path / "rows").glob("*radii*")
     before = kept.stat().st_mtime_ns
     rows.radii("features", 3)
     assert kept.stat().st_mtime_ns == before

@@ -74,10 +74,10 @@ def test_features_that_are_not_whole_are_completed(tmp_path, network, damage):
     side = described_once(images, network, ["features"], tmp_path)
     folder, whole = side.rows.folder, np.array(side["features"])
     if damage == "half":
-        path = folder / "features.rows"
-        path.write_bytes(path.read_bytes()[: 13 * 48 * 4 + 7])
+        path = folder / "features.npy"
+        path.write_bytes(path.read_bytes()[: 128 + 13 * 48 * 4 + 7])  # a header, 13 rows and a piece
     else:
-        (folder / ("features.rows" if damage == "no rows" else "rows.json")).unlink()
+        (folder / ("features.npy" if damage == "no rows" else "rows.json")).unlink()
     again = described_once(images, counted(network, calls), ["features"], tmp_path)
     assert calls
     np.testing.assert_array_equal(again["features"], whole)

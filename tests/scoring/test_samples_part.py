@@ -168,7 +168,7 @@ def test_real_features_are_shared_by_evaluations_and_not_by_splits(tiny_run, wor
     kept = []
     for name, reference in (("one", "train"), ("two", "train"), ("three", "test"), ("four", "digits:test")):
         score(f"ckpt={tiny_run}", f"name=kept-{name}", *FEW, *words, f"reference={reference}", f"seed={len(kept)}")
-        kept.append({path: path.stat().st_mtime_ns for path in Path("data/features").rglob("*.rows")})
+        kept.append({path: path.stat().st_mtime_ns for path in Path("data/features").rglob("*.npy")})
     assert kept[0] == kept[1]
     assert len(kept[2]) == 2
     assert kept[3] == kept[2]
@@ -176,7 +176,7 @@ def test_real_features_are_shared_by_evaluations_and_not_by_splits(tiny_run, wor
     save_network(other)
     found = [score(f"ckpt={tiny_run}", "name=low", *FEW, *words, f"features.path={other}", "features.low=-1")]
     assert list(found[0]) == ["fid_other"]
-    assert len(list(Path("data/features").rglob("*.rows"))) == 3
+    assert len(list(Path("data/features").rglob("*.npy"))) == 3
 
 
 def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
