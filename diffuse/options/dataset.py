@@ -26,7 +26,7 @@ def build_named_dataset(name: str, data_dir: Path) -> Dataset:
     """The data set of that name as its YAML file has it."""
     known = {path.stem: path for path in sorted((CONFIGS / "dataset").glob("*.yaml"))}
     content = typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(pick(known, "the data set", name))))
-    node = {key: value for key, value in content.items() if key != "defaults"}  # which choose its recipe
+    node = content["dataset"]
     if "???" in node.values():
         raise UsageError(f"{name} stands for images of your own: give their path itself")
     return build_dataset(node, data_dir)

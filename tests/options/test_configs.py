@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from omegaconf.errors import MissingMandatoryValue
 
 from diffuse.data.images import ImageKind
@@ -31,7 +32,6 @@ def options(group: str) -> list[str]:
 @pytest.mark.parametrize("dataset", sorted({*options("dataset")} - {"folder", "npz"}))
 def test_every_data_set_has_a_recipe_whose_network_fits(dataset):
     """Nothing is downloaded: what a network must know of a data set is known before its images are there."""
-    assert dataset in options("recipe")
     typed = config("train", f"dataset={dataset}")
     data = build_dataset(typed.dataset, Path(typed.data_dir))
     assert data.kind.name == dataset
@@ -41,7 +41,6 @@ def test_every_data_set_has_a_recipe_whose_network_fits(dataset):
 
 @pytest.mark.parametrize("dataset", ["folder", "npz"])
 def test_data_of_ones_own_need_a_path(dataset):
-    assert dataset in options("recipe")
     with pytest.raises(MissingMandatoryValue, match=r"dataset\.path"):
         config("train", f"dataset={dataset}")
 
@@ -158,10 +157,42 @@ def test_every_device_builds_where_it_is_there(device):
             build(node, "device")
 
 
-def test_what_is_typed_wins_over_the_recipe():
-    typed = config("train", "dataset=gaussian", "unet=small", "steps=7", "optim.lr=0.5")
-    assert (typed.steps, typed.optim.lr, typed.unet["channels"]) == (7, 0.5, 64)
-    assert config("train", "recipe=gaussian").steps == config("train", "dataset=gaussian").steps
+@pytest.mark.parametrize(
+    ("words", "schedule", "sampler", "steps"),
+    [
+        ([], "linear", "ddim", 4000),
+        (["recipe=mine"], "cosine", "ancestral", 7),
+        (["recipe=heir"], "sigmoid", "ancestral", 7),  # it inherits, and says something else
+        (["dataset=my_digits"], "cosine", "ancestral", 7),  # the data set picks its recipe
+        (["dataset=my_digits", "recipe=digits"], "linear", "ddim", 4000),
+        (["recipe=mine", "method=ddpm"], "linear", "ancestral", 7),
+        (["method=score_sde", "dataset=my_digits"], "VP", "ancestral", 7),
+        (["recipe=mine", "method=ddpm", "schedule=quadratic", "sampler=ddim", "steps=9"], "scaled_linear", "ddim", 9),
+    ],
+)
+def test_what_is_typed_wins_over_the_method_that_over_the_recipe_that_over_the_default(
+    tmp_path, words, schedule, sampler, steps
+):
+    files = {
+        "recipe/mine": "defaults: [override /schedule: cosine, override /sampler: ddpm]\nsteps: 7",
+        "recipe/heir": "defaults: [mine, override /schedule: sigmoid]",
+        "dataset/my_digits": "defaults: [override /recipe: mine]\ndataset: {_target_: digits, pad: 0, flip: false}",
+    }
+    for name, text in files.items():
+        path = tmp_path / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n")
+    typed = config("train", f"hydra.searchpath=[file://{tmp_path}]", *words)
+    assert (typed.schedule["_target_"], typed.sampler["_target_"], typed.steps) == (schedule, sampler, steps)
+
+
+def test_a_data_set_that_picks_no_recipe_needs_one(tmp_path):
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "plain.yaml").write_text("_target_: digits\npad: 0\nflip: false\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}]", "dataset=plain"]
+    with pytest.raises(ConfigCompositionException, match="must specify 'recipe'"):
+        config("train", *words)
+    assert config("train", *words, "recipe=folder").steps == 50_000
 
 
 @pytest.mark.parametrize("group", sorted({group for command in SCHEMAS for group in groups(command)} - {*PRESETS}))
