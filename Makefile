@@ -3,12 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install dev test lint types tests test-slow mutants clean
+.PHONY: help demo install dev test lint types tests test-core test-slow pages mutants clean
 
 help:
-	@echo "make demo       install, train on the digits that ship, sample 64, score (6 minutes on two cores)"
-	@echo "make test       install for development, then lint, types and tests"
+	@echo "make demo       install, train on the digits that ship, sample 64, score (4 minutes on two cores)"
+	@echo "make test       install for development, then lint, types and tests (5 minutes on two cores)"
+	@echo "make test-core  the tests of the mathematics alone, in seconds"
 	@echo "make test-slow  the tests that train for minutes"
+	@echo "make pages      run every command of the README and of docs/, made small"
 	@echo "make mutants    which slip in a formula would the tests miss? (12 minutes on one core)"
 	@echo "make install    only the virtual environment, in $(VENV)"
 	@echo "make clean      remove the virtual environment and caches; runs in outputs/ stay"
@@ -16,12 +18,12 @@ help:
 demo: install
 	@run=outputs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/diffuse train name=$${run#outputs/} && \
-	$(BIN)/diffuse sample ckpt=$$run n=64 name=demo && \
-	$(BIN)/diffuse eval ckpt=$$run name=demo && \
+	$(BIN)/diffuse sample ckpt=$$run n=64 sampler=ddim name=demo && \
+	$(BIN)/diffuse eval ckpt=$$run n=1000 metrics=[fid,precision_recall] features=classifier name=demo && \
 	echo && \
 	echo "digits drawn by the network just trained:  $$run/samples/demo/grid.png" && \
 	echo "what it drew while it was learning:        $$run/images/" && \
-	echo "the bound, level by level:                 $$run/eval/demo/terms.png" && \
+	echo "how far they are from real ones:           $$run/eval/demo/eval.json" && \
 	echo "curves:                                    $(BIN)/tensorboard --logdir $$run"
 
 install: $(VENV)/installed
@@ -38,6 +40,12 @@ types: dev
 
 tests: dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4
+
+test-core: dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 tests/mathematics
+
+pages: dev
+	$(BIN)/python scripts/run_pages.py
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow -s

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffuse.options.build import build_named_dataset
+from diffuse.options.dataset import build_named_dataset
 from diffuse.scoring.distances import KID_SUBSET_SIZE, frechet_distance, kernel_distance, precision_recall, statistics
 from diffuse.scoring.features import inception
 from diffuse.system.device import Device

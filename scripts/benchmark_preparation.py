@@ -2,7 +2,7 @@
 
     python scripts/benchmark_preparation.py --count 60000 --size 32
 
-Decoding is a bare loop of Pillow over the same files in one process, divided by the number of processors. Both are
+Decoding is a bare loop of Pillow over the same files in one process, divided by the number of cores. Both are
 measured in turn, three times; the smallest of each counts. The files lie in a temporary folder.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffuse.data.decoding import processors
+from diffuse.system.threads import cores
 
 
 def make_files(place: Path, count: int, size: int) -> None:
@@ -63,9 +63,9 @@ def main() -> None:
         times = [(decode(place), prepare(folder, place, arguments.size)) for _ in range(3)]
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     decoding, preparing = (min(column) for column in zip(*times, strict=True))
-    ideal = decoding / processors()
-    print(f"{arguments.count:,} files of {arguments.size} x {arguments.size}, {processors()} processors")
-    print(f"decoding alone, one process   {decoding:6.2f} s, shared by all processors {ideal:.2f} s")
+    ideal = decoding / cores()
+    print(f"{arguments.count:,} files of {arguments.size} x {arguments.size}, {cores()} cores")
+    print(f"decoding alone, one process   {decoding:6.2f} s, shared by all cores {ideal:.2f} s")
     print(f"preparing                     {preparing:6.2f} s, {preparing / ideal:.2f} times that")
     array = arguments.count * 3 * arguments.size**2 / 1e6
     print(f"memory of this process grew by {grown / 1024:.0f} MB; the array has {array:.0f} MB")

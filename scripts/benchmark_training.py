@@ -35,7 +35,8 @@ def our_step(options: argparse.Namespace) -> tuple[Callable[[], None], int, torc
         trainer.advance()
         trainer.device.synchronize()
 
-    return step, trainer.parameters, torch.from_numpy(trainer.data.train.images)
+    weights = sum(weight.numel() for weight in trainer.net.parameters())
+    return step, weights, torch.from_numpy(trainer.data.train.images)
 
 
 def their_step(options: argparse.Namespace, images: torch.Tensor) -> tuple[Callable[[], None], int]:

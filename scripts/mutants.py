@@ -8,7 +8,7 @@ many the tests tell apart from the original is printed; the differences of those
 build/mutants/survivors.diff, and docs/mutants.md says why each of these is no slip.
 
 mutmut passes over functions with decorators, among them every sampler. So a copy of the tree is made in build/mutants
-in which `@torch.no_grad() def ddim` is written `def ddim ...; ddim = torch.no_grad()(ddim)`, and mutmut runs there.
+in which `@sampler(order=1) def ddim` is written `def ddim ...; ddim = sampler(order=1)(ddim)`, and mutmut runs there.
 """
 
 import json
@@ -47,7 +47,7 @@ def copy() -> None:
     for part in ("diffuse", "configs", "tests"):
         shutil.copytree(ROOT / part, COPY / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", COPY)
-    for path in (COPY / "diffuse").glob("*.py"):
+    for path in (COPY / "diffuse").rglob("*.py"):
         path.write_text(cst.parse_module(path.read_text()).visit(Undecorate()).code)
 
 
@@ -55,7 +55,7 @@ def report() -> None:
     """The table, and the differences of the survivors in their file."""
     survivors, total = [], Counter[str]()
     print(f"\n{'module':<12} {'mutants':>8} {'killed':>8} {'left':>8}")
-    for path in sorted((COPY / "mutants" / "diffuse").glob("*.py.meta")):
+    for path in sorted((COPY / "mutants" / "diffuse").rglob("*.py.meta")):
         noted = json.loads(path.read_text())["exit_code_by_key"]
         exits = {name: code for name, code in noted.items() if code is not None}  # None: not asked for
         left = [name for name, code in exits.items() if code in LEFT]

@@ -1,4 +1,4 @@
-"""Draw and list the noise schedules for the README.
+"""Draw and list the noise schedules for docs/mathematics.md.
 
     python scripts/schedule_table.py
 

@@ -83,6 +83,16 @@ def test_no_imports_run_in_a_circle():
     assert not edges
 
 
+@pytest.mark.parametrize(
+    "configs", [("TrainConfig",), ("NetworkConfig", "EvalConfig"), ("NetworkConfig", "SampleConfig")], ids=", ".join
+)
+def test_the_config_of_a_command_reaches_few_modules(configs: tuple[str, ...]):
+    """All others are handed objects and plain values: eight modules at most see a config."""
+    names = {f"options.schema.{name}" for name in configs}
+    others = [module for module in MODULES if room_of(module) != "commands" and names & set(ours(module))]
+    assert len(others) <= 6, others  # beside the command and `options.schema`, which defines it
+
+
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_hydra_and_omegaconf_stay_where_they_are_known(module: Path):
     name, packages = ".".join(module.parts), {name.partition(".")[0] for name in imported(module)}

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from diffuse.cli.task import compose as config
 from diffuse.runs.output import Output
+from tests.support import forked
 
-__all__ = ["FAST", "TINY", "config", "diffuse", "output"]
+__all__ = ["FAST", "TINY", "config", "diffuse", "diffuse_alone", "output"]
 
 # A training of seconds: a network of 5,000 weights, sampling in three steps.
 TINY = [
@@ -17,6 +18,7 @@ TINY = [
     "device.precision=float32",
 ]  # fmt: skip
 
+WIDE = {"COLUMNS": "160"}  # a table is cut to the terminal's width
 FAST = ["device=cpu", "device.precision=float32"]
 
 
@@ -25,11 +27,16 @@ def output() -> Output:
 
 
 def diffuse(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`diffuse WORDS` in a process of its own, not on a terminal."""
+    """`diffuse WORDS` in a process forked from one in which torch is loaded, not on a terminal."""
+    return forked.run(list(words), cwd, {**os.environ, **WIDE, **environment}, timeout)
+
+
+def diffuse_alone(*words: str, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same in a new process, for commands that start others."""
     return subprocess.run(
         [sys.executable, "-m", "diffuse", *words],
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", **environment},  # a table is cut to the terminal's width
+        env={**os.environ, **WIDE, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffuse.runs.checkpoint import all_in, read
+from diffuse.runs.checkpoint import all_in, load_checkpoint
+
+
+def read(path: Path) -> dict:
+    """The content of a checkpoint file."""
+    return load_checkpoint(path).content
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

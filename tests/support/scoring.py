@@ -54,7 +54,7 @@ def as_npz(path: Path, images: np.ndarray) -> Path:
 
 
 def score(*overrides: str) -> dict[str, float]:
-    """`diffuse eval` in this process, on the processor: every value by its name."""
+    """`diffuse eval` in this process, on the CPU: every value by its name."""
     return evaluation.run(config("eval", *FAST, *overrides), output())
 
 
