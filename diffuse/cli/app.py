@@ -10,25 +10,23 @@ from pathlib import Path
 
 import hydra
 
-from diffuse.cli.messages import Message, message_for
-from diffuse.cli.overrides import overrides_first, resumed_config, sweep_folder, with_sweep_names
-from diffuse.cli.task import Command, register, remove_if_empty
-from diffuse.sweeps.folder import JOBS, MARKDOWN, PICTURE, Sweep
-from diffuse.sweeps.record import DONE, KILLED, closing_words
+from diffuse.cli.messages import as_user_error
+from diffuse.cli.overrides import COMPLETION, overrides_first, resumed_config, sweep_folder, with_sweep_names
+from diffuse.cli.task import Command, register
+from diffuse.sweeps.folder import MARKDOWN, PICTURE, Sweep
+from diffuse.sweeps.record import DONE, KILLED, closing_message
 from diffuse.sweeps.table import as_text
-from diffuse.system.errors import Terminated
+from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import CONFIGS, short_path
-from diffuse.system.signals import AtOnce, handled_by
-
-COMPLETION = {"-sc", "--shell-completion"}
+from diffuse.system.signals import AtOnce, handle_signals
 
 
-def main(command: str, typed: list[str]) -> int:
+def run_command(command: str, typed: list[str]) -> int:
     """Run a command; the exit code is 0 done, 1 failed, 2 not understood, 128 + n for signal n."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
     line = CommandLine(Command(command, typed))
-    with handled_by(AtOnce(line.ask_jobs_to_end)):
+    with handle_signals(AtOnce(line.ask_jobs_to_end)):
         return line.run()
 
 
@@ -40,34 +38,30 @@ class CommandLine:
         self.sweep: Sweep | None = None
 
     def run(self) -> int:
-        """`main`, with signals raised as exceptions: run the command, end its sweep if it was one, report errors."""
+        """Run the command, end its sweep if it is one, and report errors. Returns the exit code."""
         try:
             self.compose_and_run()
-            message = self.end_of_sweep(None)
-        except KeyboardInterrupt:
-            self.show_table()
-            print("interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # the program that reads our output, `head` perhaps, has closed it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141  # what shells say of a process that SIGPIPE ended
-        except Terminated as stop:
+            error = self.end_of_sweep(None)
+        except (KeyboardInterrupt, Terminated) as stop:
             with suppress(OSError):  # the terminal may be gone
                 self.show_table()
-                print("terminated", file=sys.stderr)
-            return stop.exit_code
+                print("terminated" if isinstance(stop, Terminated) else "interrupted", file=sys.stderr)
+            return stop.exit_code if isinstance(stop, Terminated) else 130
+        except BrokenPipeError:  # the program that reads our output, `head` perhaps, has closed it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # the exit code of a process that SIGPIPE ended, in a shell
         except SystemExit as exit:
             return exit.code if isinstance(exit.code, int) else 1
-        except Exception as error:
-            message = self.end_of_sweep(error) or message_for(error, self.task.name, str(CONFIGS))
-            if message is None:
+        except Exception as raised:
+            error = self.end_of_sweep(raised) or as_user_error(raised, self.task.name)
+            if error is None:
                 traceback.print_exc()
                 print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
                 return 1
-        if message is None:
+        if error is None:
             return 0
-        print(f"error: {message.text}", file=sys.stderr)
-        return message.exit_code
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
 
     def compose_and_run(self) -> None:
         """Let Hydra compose the config and call the task, once or for each job of a sweep."""
@@ -75,7 +69,7 @@ class CommandLine:
         if folder := sweep_folder(words):
             self.sweep = Sweep(folder.absolute())
             words = with_sweep_names(words, folder, self.task.name)
-        sys.argv = ["diffuse" if COMPLETION & set(words) else f"diffuse {self.task.name}", *words]
+        sys.argv = ["diffuse" if {*COMPLETION} & {*words} else f"diffuse {self.task.name}", *words]
         config_name = resumed_config(self.task.typed) if self.task.name == "train" else self.task.name
         hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(self.task)()
         if self.task.error:
@@ -86,33 +80,35 @@ class CommandLine:
         if self.sweep:
             self.sweep.ask_jobs_to_end(self.task.given)
 
-    def end_of_sweep(self, error: Exception | None) -> Message | None:
-        """Show a sweep's table; the message about jobs that are not done. None if that explains no error."""
-        jobs = self.sweep.of_this_time(self.task.given) if self.sweep else []
+    def end_of_sweep(self, error: Exception | None) -> UserError | None:
+        """Show the table of a sweep. Returns the error about jobs that are not done, unless `error` has another cause.
+
+        A sweep without any results leaves no folder.
+        """
+        if self.sweep is None:
+            return None
+        jobs = self.sweep.jobs_of(self.task.given)
         if jobs:
             self.show_table()
-        self.remove_folder_if_nothing_ran()
-        words = closing_words(jobs)
-        if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
-            return None  # not the jobs, then, but what calls them
-        return Message(words, 1) if words else None
-
-    def remove_folder_if_nothing_ran(self) -> None:
-        """The records of jobs are of no use where none of them made anything."""
-        if self.sweep and self.sweep.remains_of_nothing():
+        if self.sweep.has_no_results():
             shutil.rmtree(self.sweep.folder)
             for folder in takewhile(lambda folder: folder != Path.cwd(), self.sweep.folder.parents):
-                remove_if_empty(folder)
+                with suppress(OSError):  # not empty
+                    folder.rmdir()
+        message = closing_message(jobs)
+        if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
+            return None  # jobs work, so the error comes from the launcher or the sweeper
+        return UserError(message) if message else None
 
     def show_table(self) -> None:
-        """Print the table of the sweep, if there is one, and where it is."""
-        if self.sweep is None or not (self.sweep.folder / JOBS).is_dir():
+        """Print the table of the sweep, if this is one with jobs, and the path of the table."""
+        if self.sweep is None or not self.sweep.jobs.is_dir():
             return
         self.sweep.draw(fresh=0)
         with suppress(OSError):  # a full disk was reported before; the table is printed all the same
             self.sweep.write_tables()
         print("\n" + as_text(self.sweep.rows(), shutil.get_terminal_size((120, 24)).columns))
-        if not self.sweep.remains_of_nothing():
+        if not self.sweep.has_no_results():
             picture = self.sweep.folder / PICTURE
             beside = f"   picture: {short_path(picture)}" if picture.exists() else ""
             print(f"\ntable: {short_path(self.sweep.folder / MARKDOWN)}{beside}")

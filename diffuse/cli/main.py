@@ -25,7 +25,7 @@ HELP = f"""diffuse {__version__}: train, sample and score diffusion models
 
 usage: diffuse COMMAND [key=value ...] [-m]
 
-{chr(10).join(f"  {name:8}{what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:8}{purpose}" for name, purpose in COMMANDS.items())}
 
   diffuse train                                     digits that ship with the package, 3 minutes
   diffuse train dataset=digits schedule=cosine      pick an option of a group
@@ -40,11 +40,10 @@ usage: diffuse COMMAND [key=value ...] [-m]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
-    command, rest = arguments[0], arguments[1:]
     if command in ("-V", "--version"):
         print(f"diffuse {__version__}")
         return 0
@@ -55,45 +54,38 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: unknown command {command!r}.{hint}", file=sys.stderr)
         return 2
     try:
-        from diffuse.cli.app import main as run  # takes a moment, in which somebody may press Ctrl-C
+        from diffuse.cli.app import run_command  # takes a second, in which the user may press Ctrl-C
 
-        return run(command, rest)
+        return run_command(command, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def paths(key: str, begun: str) -> list[str]:
-    """key=PATH for every path that begins like that; Hydra would complete none."""
-    found = sorted(glob.glob(glob.escape(begun) + "*"))  # noqa: PTH207  (pathlib would shorten what was typed)
-    return [f"{key}={path}{'/' if Path(path).is_dir() else ''}" for path in found]
-
-
 def complete(rest: list[str]) -> int:
-    """Tab completion: the first word here, everything after it by Hydra for that command.
+    """Tab completion: of the first word and of paths here, of everything else by Hydra for that command.
 
-    Hydra's shell function asks with the line in COMP_LINE and the cursor in COMP_POINT; without our first word that is
-    a line Hydra understands.
+    Hydra's shell function gives the line in COMP_LINE; without our first word Hydra understands it.
     """
     line = os.environ.get("COMP_LINE", "")
-    _, _, typed = line.partition(" ")
+    typed = line.partition(" ")[2]
     command, space, _ = typed.lstrip().partition(" ")
     if rest and rest[0].startswith("query=") and not space:
-        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        print(*(name for name in COMMANDS if name.startswith(command)))
         return 0
     last = typed.rpartition(" ")[2]
     if last.startswith(PATHS):
-        print(" ".join(paths(*last.split("=", 1))))
+        key, _, begun = last.partition("=")
+        found = sorted(glob.glob(glob.escape(begun) + "*"))  # noqa: PTH207  (pathlib would shorten what was typed)
+        print(*(f"{key}={path}{'/' if Path(path).is_dir() else ''}" for path in found))
         return 0
     if rest and rest[0].partition("=")[2] not in SHELLS:
         print(f"error: {rest[0]}: completion knows {', '.join(SHELLS)}", file=sys.stderr)
         return 2
     if space and command in COMMANDS:
         os.environ["COMP_LINE"] = line.replace(f"{command} ", "", 1)
-        cut = len(command) + 1
-        os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - cut))
     else:
-        command = next(iter(COMMANDS))
-    from diffuse.cli.app import main as run
+        command = "train"
+    from diffuse.cli.app import run_command
 
-    return run(command, ["-sc", *rest])
+    return run_command(command, ["-sc", *rest])

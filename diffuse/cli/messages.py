@@ -4,62 +4,45 @@ import errno
 import re
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from diffuse.options.keys import all_keys
+from diffuse.options.reference import options
 from diffuse.options.schema import PRESETS, SCHEMAS, groups, keys_that_may_change
-from diffuse.system.errors import UserError, did_you_mean
+from diffuse.system.errors import UsageError, UserError, did_you_mean
 from diffuse.system.files import FULL
 
-# What a user can mend about files; anything else from the system is our mistake.
-FILE_TROUBLES = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-    *FULL,
-}
+# Errors of the system that the user can correct; every other one is our mistake.
+FILE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
-# Hydra's plugins that sweeps can use, and the packages they come in (our extras `launchers` and `optuna`).
-PLUGINS = {
-    ("hydra/launcher", "joblib"): "hydra-joblib-launcher",
-    ("hydra/launcher", "submitit_local"): "hydra-submitit-launcher",
-    ("hydra/launcher", "submitit_slurm"): "hydra-submitit-launcher",
-    ("hydra/sweeper", "optuna"): "hydra-optuna-sweeper",
-}
+# Hydra's plugins that sweeps can use, and the packages that contain them (our extras `launchers` and `optuna`).
+PLUGINS = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "optuna": "hydra-optuna-sweeper"}
 
 
-@dataclass(frozen=True)
-class Message:
-    """At most four lines, and the exit code that goes with them."""
-
-    text: str
-    exit_code: int
-
-
-def message_for(error: BaseException, command: str, configs: str) -> Message | None:
-    """The message for an error that the user can mend; None for a mistake of ours."""
+def as_user_error(error: BaseException, command: str) -> UserError | None:
+    """The error with a message for the user who can correct it; None for a mistake of ours."""
     for cause in causes(error):
         if isinstance(cause, UserError):
-            return Message(str(cause), cause.exit_code)
-        if isinstance(cause, OSError) and cause.errno in FILE_TROUBLES:
-            if cause.errno in FULL:
-                where = f"writing {cause.filename}" if cause.filename else "writing"
-                again = "Make room and give the command again: what was saved is whole"
-                return Message(f"the disk is full: {where} failed ({cause.strerror}).\n{again}", 1)
-            mend = "run diffuse from a folder that you may write to"
-            return Message(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}; {mend}", 1)
+            return cause
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            where = f"writing {cause.filename}" if cause.filename else "writing"
+            again = "Make room and give the command again: files that were saved are complete"
+            return UserError(f"the disk is full: {where} failed ({cause.strerror}).\n{again}")
+        if isinstance(cause, OSError) and cause.errno in FILE_ERRORS:
+            advice = "run diffuse from a folder that you may write to"
+            return UserError(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}; {advice}")
         if type(cause).__name__ == "OutOfMemoryError":
-            return Message("the device has not enough memory: lower batch_size, or choose a smaller unet", 1)
+            return UserError("the device has not enough memory: lower batch_size, or choose a smaller unet")
     for cause in causes(error):
         if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
-            return Message(f"a group ({', '.join(groups(command))}) takes the name of an option", 2)
+            return UsageError(f"a group ({', '.join(groups(command))}) takes the name of an option")
         if isinstance(cause, HydraException | OmegaConfBaseException):
-            return Message(_refusal(cause, command, configs), 2)
+            return UsageError(_reason(cause, command))
     if raised_in_hydra(error):
-        return Message(f"Hydra cannot read this command line: {(str(error).splitlines() or [''])[0][:200]}", 2)
+        first_line = str(error).partition("\n")[0]
+        return UsageError(f"Hydra cannot read this command line: {first_line[:200]}")
     return None
 
 
@@ -70,87 +53,78 @@ def raised_in_hydra(error: BaseException) -> bool:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, the newest first."""
+    """The error and its causes, the newest first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _refusal(cause: BaseException, command: str, configs: str) -> str:
-    """What is wrong with a word of the command line that Hydra or OmegaConf refuses."""
+def _reason(cause: BaseException, command: str) -> str:
+    """Why Hydra or OmegaConf refuses a word of the command line."""
     text = str(cause)
+    # OmegaConf names the key in the second line of its message.
+    key = match[1] if (match := re.search(r"full_key: (\S+)", text)) else ""
     if isinstance(cause, MissingConfigException):
         return _missing_option(cause)
     if isinstance(cause, MissingMandatoryValue):
-        return f"{_full_key(text)} is required: diffuse {command} {_full_key(text)}=..."
+        return f"{key} is required: diffuse {command} {key}=..."
     if isinstance(cause, OverrideParseException):
-        return f"{cause.override!r} cannot be read; values with spaces or quotes go into quotes of their own"
+        return f"{cause.override!r} cannot be read; put quotes around a value with spaces or quotes"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return f"{match[1]} names several values: add -m for a sweep, or write [a,b] for a list"
+        return f"{match[1]} has several values: add -m for a sweep, or write [a,b] for a list"
     if match := re.match(r"Could not override '(.*?)'", text):
-        return _unknown_key(match[1], command, configs)
+        return _unknown_key(match[1], command)
     if match := re.match(r"Key '(.*?)' (?:is )?not in", text):
-        return _unknown_key(_full_key(text) or match[1], command, configs)
-    if match := re.search(r"missing \d+ required positional arguments?: (.*)", text):
+        return _unknown_key(key or match[1], command)
+    if match := re.search(r"(?:missing \d+ required positional arguments?: |^Error merging override ~)([^=\n]+)", text):
         return match[1].replace("'", "") + " is required and cannot be removed"
-    if match := re.match(r"Error merging override ~([^=]+)", text):
-        return f"{match[1]} is required and cannot be removed"
-    if match := re.match(r"Error merging override \+*([^=]+)=", text):
-        reason = next((str(deeper) for deeper in causes(cause.__cause__)), text)
-        if inside := [key for key in sorted(keys_of(command)) if key.startswith(f"{match[1]}.")]:
-            return f"{match[1]} is not a value but a group of keys, such as {inside[0]}"
+    if match := re.match(r"Error merging override (\+*([^=]+)=.*)", text):
+        word, name = match[1], match[2]
+        if inside := [known for known in sorted(known_keys(command)) if known.startswith(f"{name}.")]:
+            return f"{name} is not a value but a group of keys, such as {inside[0]}"
+        reason = str(next(causes(cause.__cause__), text))
         if "is not a ListConfig" in reason:
-            return (
-                f"{match[1]} is a list: write {text.partition('override ')[2].splitlines()[0].replace('=', '=[', 1)}]"
-            )
-        return f"{match[1]}: {reason.splitlines()[0]}"
-    key = _full_key(text)
+            return f"{name} is a list: write {word.replace('=', '=[', 1)}]"
+        return f"{name}: {reason.splitlines()[0]}"
     return (f"{key}: " if key else "") + text.splitlines()[0]
 
 
 def _missing_option(error: MissingConfigException) -> str:
-    """schedule=foo, with the options there are, or with what to install for it."""
+    """schedule=foo: the options of the group, or the package to install."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    if (group, option) in PLUGINS:
-        return f"{group}={option} needs a plugin that is not installed: pip install {PLUGINS[group, option]}"
-    options = list(error.options or [])
-    if not options:
+    if group in ("hydra/launcher", "hydra/sweeper") and (plugin := PLUGINS.get(option.partition("_")[0])):
+        return f"{group}={option} needs a plugin that is not installed: pip install {plugin}"
+    known = list(error.options or [])
+    if not known:
         return f"there is no config {error.missing_cfg_file}"
-    return f"{group} must be one of {', '.join(options)}, not {option!r}.{did_you_mean(option, options)}"
+    return f"{group} must be one of {', '.join(known)}, not {option!r}.{did_you_mean(option, known)}"
 
 
-def _unknown_key(key: str, command: str, configs: str) -> str:
-    """A key that does not exist: it may belong to another option, or be mistyped."""
-    known, options = keys_of(command), keys_of_options(command, configs)
+def _unknown_key(key: str, command: str) -> str:
+    """A key that does not exist: it may belong to another option or command, or contain a typing mistake."""
+    known, of_options = known_keys(command), keys_of_options(command)
     if key in groups(command):
-        return f"a continued run keeps its {key}; what may change are {', '.join(keys_that_may_change())}"
-    if command != "train" and key in keys_of("train") - known:
+        return f"a continued run keeps its {key}; these may change: {', '.join(keys_that_may_change())}"
+    if command != "train" and key in known_keys("train") - known:
         return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
-    if key in options:
+    if key in of_options:
         group = key.partition(".")[0]
-        return f"{key} is a key of {' and '.join(f'{group}={option}' for option in options[key])} only"
-    hint = did_you_mean(key, {*known, *options})
+        return f"{key} is a key of {' and '.join(f'{group}={option}' for option in of_options[key])} only"
+    hint = did_you_mean(key, {*known, *of_options})
     return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")
 
 
-def keys_of(command: str) -> set[str]:
+def known_keys(command: str) -> set[str]:
     """The keys and groups that every config of a command has, as they are typed."""
     keys = {name for name, _, _ in all_keys(SCHEMAS[command])}
     return {*groups(command), *keys, *(name.partition(".")[0] for name in keys)}
 
 
-def keys_of_options(command: str, configs: str) -> dict[str, list[str]]:
+def keys_of_options(command: str) -> dict[str, list[str]]:
     """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
     keys: dict[str, list[str]] = {}
-    for group in sorted({*groups(command)} - {*PRESETS}):
-        for path in sorted(Path(configs, group).glob("*.yaml")):
-            content = OmegaConf.load(path)
-            for name in map(str, OmegaConf.select(content, group) or content):
-                keys.setdefault(f"{group}.{name}", []).append(path.stem)
+    for group in groups(command).keys() - PRESETS.keys():
+        for option in options(group):
+            for key in option.values:
+                keys.setdefault(f"{group}.{key}", []).append(option.name)
     return keys
-
-
-def _full_key(text: str) -> str:
-    """The key that OmegaConf names in the second line of its messages."""
-    match = re.search(r"full_key: (\S+)", text)
-    return match[1] if match else ""

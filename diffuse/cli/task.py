@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.cli.help import help_page
-from diffuse.cli.messages import message_for
+from diffuse.cli.messages import as_user_error
 from diffuse.options.schema import SCHEMAS, checked
 from diffuse.options.score_names import MORE_IS_BETTER
 from diffuse.sweeps.folder import MARKDOWN, Sweep
@@ -29,17 +29,13 @@ from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import CONFIGS, SWEEP_RECORD, short_path, slug, write_atomic
 from diffuse.system.progress import log, log_to_console
-from diffuse.system.signals import ended_once, handled_by
+from diffuse.system.signals import end_at_first_signal, handle_signals
 
-# Commands whose folders say by themselves whether a job is finished, half done or of other options.
-HAVE_A_RECORD = ("train",)
-# Commands that say again what is done, if it is still of the same checkpoint.
-SAY_AGAIN = ("eval",)
-NOISY_LOGGERS = ("hydra", "hydra_plugins", "optuna.storages")  # what they say, we say
+NOISY_LOGGERS = ("hydra", "hydra_plugins", "optuna.storages")  # our own messages say the same
 
 
 def register() -> None:
-    """Tell Hydra our schemas and resolvers, in this process and in each that a launcher starts."""
+    """Give Hydra our schemas and resolvers, in this process and in each that a launcher starts."""
     for name, schema in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
@@ -56,7 +52,7 @@ def compose(command: str, *overrides: str) -> Any:
 
 
 def job_folder(number: int, varied: str) -> str:
-    """The name of a job's folder in a sweep: its number and what it varies."""
+    """The name of a job's folder in a sweep: its number, and the keys that vary with their values."""
     return "_".join(part for part in (str(number), slug(varied)) if part)
 
 
@@ -65,17 +61,21 @@ class SweepRecord(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
-        with suppress(OSError):  # the sweeper meets the same error, and it is reported
+        with suppress(OSError):  # the sweeper gets the same error, which is reported
             write_atomic(folder / SWEEP_RECORD, lambda file: file.write(OmegaConf.to_yaml(config)))
-        if not config.hydra.launcher._target_.startswith("hydra."):  # jobs in other processes, perhaps silent ones
+        if not config.hydra.launcher._target_.startswith("hydra."):  # jobs run in other processes, perhaps unseen
             print(f"sweep folder: {short_path(folder)}; {MARKDOWN} in it has the table so far", flush=True)
 
 
 class Command:
-    """One of our commands as Hydra calls it, once a job. Launchers pickle it."""
+    """One of our commands as Hydra calls it, once a job. Launchers pickle it.
+
+    given identifies this call of the command line; error is what a single run failed with.
+    """
 
     def __init__(self, name: str, typed: list[str]):
         self.name, self.typed = name, typed
+        self.line = shlex.join(["diffuse", name, *typed])
         self.error: Exception | None = None
         self.process = os.getpid()
         self.given = f"{time.time():.6f} by {self.process}"
@@ -85,33 +85,30 @@ class Command:
         register()
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        if os.getpid() != self.process:
-            return self.run_elsewhere(cfg)
+        if os.getpid() != self.process:  # this process was started by a launcher, and may have run other jobs
+            with end_at_first_signal():
+                log_to_console(f"[{HydraConfig.get().job.num}] ")
+                return self.run_in_sweep(cfg)
         log_to_console()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return self.run_in_sweep(cfg)
         try:
             self.prepare(cfg)()
-        except Exception as error:  # Hydra would print a line of its own; `main` makes a message of it
+        except Exception as error:  # Hydra would print its own message; `run_command` prints ours
             self.error = error
         return None
 
-    def run_elsewhere(self, cfg: DictConfig) -> float | None:
-        """Run a job of a sweep in a process that a launcher started: among others, and perhaps after others."""
-        with ended_once():
-            log_to_console(f"[{HydraConfig.get().job.num}] ")
-            return self.run_in_sweep(cfg)
-
     def run_in_sweep(self, cfg: DictConfig) -> float | None:
-        """Run a job of a sweep and record what became of it. A failure does not end the sweep: it is reported here."""
+        """Run a job of a sweep and record how it ended. A failure is reported here and does not end the sweep."""
         settings, job = HydraConfig.get(), self.record()
         sweep = Sweep(Path(settings.sweep.dir).absolute())
-        with sweep.held(job):
+        with sweep.hold(job):
             try:
                 varied = " ".join(f"{key}={value}" for key, value in job.varied.items())
                 log.info("job %s: %s", job.number, varied or " ".join(job.overrides))
-                before = None if self.name in HAVE_A_RECORD else sweep.done_before(job)
-                if before and self.name not in SAY_AGAIN:
+                # A run's folder knows by itself whether it is finished, and whether its options are the same.
+                before = sweep.done_before(job) if self.name != "train" else None
+                if before and self.name != "eval":  # eval prints the scores again
                     log.info("job %s: done before", job.number)
                     return before.first_value
                 return self.run_recorded(cfg, sweep, job)
@@ -119,11 +116,12 @@ class Command:
                 log.error("job %s: %s", job.number, refused)
                 return None
             finally:
-                remove_if_empty(Path(settings.runtime.output_dir))
+                with suppress(OSError):  # not empty: Hydra made it before the job could be refused
+                    Path(settings.runtime.output_dir).rmdir()
                 sweep.draw()
 
     def run_recorded(self, cfg: DictConfig, sweep: Sweep, job: Record) -> float | None:
-        """Run a job between the two times that its record is written; None where it fails, as Optuna wants it."""
+        """Run a job, and write its record before and after it. None if it fails, which Optuna counts as failed."""
         job = sweep.begin(job)
         started = time.monotonic()
         ended = replace(job, status=FAILED)
@@ -133,20 +131,19 @@ class Command:
             ended = replace(job, status=DONE, values=finite(run()))
             return ended.first_value
         except Exception as error:
-            message = message_for(error, self.name, str(CONFIGS))
-            log.error("job %s: %s", job.number, message.text if message else traceback.format_exc())
-            reason = message.text if message else f"{type(error).__name__}: {error}"
-            ended = replace(ended, reason=(reason.splitlines() or [""])[0])
+            known = as_user_error(error, self.name)
+            log.error("job %s: %s", job.number, known or traceback.format_exc())
+            ended = replace(ended, reason=str(known or f"{type(error).__name__}: {error}").partition("\n")[0])
             return None
         except (KeyboardInterrupt, Terminated):
             ended = replace(ended, status=INTERRUPTED)
             raise
         finally:
-            with handled_by(lambda *_: None):  # a second signal must not lose the record
+            with handle_signals(lambda *_: None):  # a second signal must not lose the record
                 sweep.write(replace(ended, seconds=job.seconds + time.monotonic() - started))
 
     def record(self) -> Record:
-        """The job that Hydra is about to run, as it will be recorded."""
+        """The record of the job that Hydra is about to run."""
         settings = HydraConfig.get()
         fixed = settings.job.config.override_dirname.exclude_keys
         typed = [word.lstrip("+~").partition("=") for word in settings.overrides.task]
@@ -154,21 +151,21 @@ class Command:
             number=int(settings.job.num),
             folder=Path(settings.runtime.output_dir).name,
             command=self.name,
-            typed=shlex.join(["diffuse", self.name, *self.typed]),
+            typed=self.line,
             overrides=list(settings.overrides.task),
             varied={key: value for key, _, value in typed if key not in fixed},
             given=self.given,
         )
 
     def prepare(self, cfg: DictConfig) -> Callable[[], Mapping[str, float]]:
-        """Check the config; what runs the command with it."""
+        """Check the config. Returns a function that runs the command with it."""
         config: Any = checked(cfg, SCHEMAS[self.name])
         refuse_wrong_direction(config.first_score)
         from diffuse.runs.output import Output  # imports torch: not before the config is known to be right
 
         settings = HydraConfig.get()
         output = Output(
-            command=shlex.join(["diffuse", self.name, *self.typed]),
+            command=self.line,
             overrides=list(settings.overrides.task),
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
@@ -177,14 +174,8 @@ class Command:
 
 
 def refuse_wrong_direction(score: str | None) -> None:
-    """Raise UsageError where Optuna is asked for the smallest value of a score of which more is better."""
+    """Raise UsageError if Optuna is to minimise a score that is better when it is larger."""
     sweeper = HydraConfig.get().sweeper
     upwards = score is not None and score.startswith(MORE_IS_BETTER)
     if upwards and "optuna" in sweeper._target_ and str(sweeper.direction).endswith("minimize"):
-        raise UsageError(f"of {score} more is better: set hydra.sweeper.direction=maximize")
-
-
-def remove_if_empty(folder: Path) -> None:
-    """Hydra makes a sweep's job folders before we can refuse the job."""
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+        raise UsageError(f"{score} is better when it is larger: set hydra.sweeper.direction=maximize")

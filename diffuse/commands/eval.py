@@ -1,35 +1,32 @@
-"""`diffuse eval`: how well a trained network describes the test split, and how its samples compare with real images."""
+"""`diffuse eval`: the likelihood of the test split under a trained network, and its samples against real images."""
 
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffuse.options.schema import EvalConfig, plain
 from diffuse.options.score_names import LIKELIHOODS, SAMPLE_SCORES
-from diffuse.runs.drawing import Drawing, drawing_of
+from diffuse.runs.drawing import drawing_of
 from diffuse.runs.output import Output
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
-from diffuse.scoring.report import EVAL_JSON, Report, is_continued, requested
+from diffuse.scoring.report import EVAL_JSON, Report, expand_metrics, is_continued
+from diffuse.scoring.samples_part import SamplesPart
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import OUTPUTS, short_path
 from diffuse.system.progress import log
 
-if TYPE_CHECKING:
-    from diffuse.scoring.samples_part import SamplesPart
-
 
 def run(config: EvalConfig, output: Output) -> dict[str, float]:
-    """Score into a new folder of the run, or continue an evaluation of that name; returns every value by its name."""
+    """Score into a new folder of the run, or continue the evaluation in it. Returns every value by its name."""
     if config.samples is not None:
         refuse_keys_of_drawing(output.overrides)
-        if not set(requested(config.metrics)) & set(SAMPLE_SCORES):
+        if not set(expand_metrics(config.metrics)) & set(SAMPLE_SCORES):
             raise UsageError(
                 f"samples= are scored by metrics=[{','.join(SAMPLE_SCORES)}], and "
-                f"metrics=[{','.join(config.metrics)}] scores the network: say metrics=[fid], for example"
+                f"metrics=[{','.join(config.metrics)}] scores the network: set metrics=[fid], for example"
             )
     network, parts = parts_of(config)
     begun = {"command": output.command, "date": time.strftime("%Y-%m-%d %H:%M:%S"), "threads": torch.get_num_threads()}
@@ -46,18 +43,20 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
             for part in parts:
                 part.score(report)
         except (KeyboardInterrupt, Terminated):
-            named = config.name or output.sweep_folder
-            again = "give the same command again" if named else "with a name= it could go on"
-            log.info(f"stopped; what was found is in {short_path(folder)}: {again}")
+            has_name = config.name or output.sweep_folder
+            advice = "give the same command again to continue" if has_name else "with name= it could be continued"
+            log.info(f"stopped; the scores so far are in {short_path(folder)}: {advice}")
             raise
         report.close(plain(network.config) if network else {})
-        log.info(f"written: {short_path(folder / EVAL_JSON)}{other_files(folder)}")
+        names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
+        beside = f", {' and '.join(names)} beside it" if names else ""
+        log.info(f"written: {short_path(folder / EVAL_JSON)}{beside}")
     return report.values
 
 
-def parts_of(config: EvalConfig) -> tuple[TrainedNetwork | None, "list[LikelihoodPart | SamplesPart]"]:
-    """What the requested scores need, built and checked before anything is written; the trained network, if any."""
-    names = set(requested(config.metrics))
+def parts_of(config: EvalConfig) -> tuple[TrainedNetwork | None, list[LikelihoodPart | SamplesPart]]:
+    """The trained network, if any, and the parts that compute the requested scores; checked, with nothing written."""
+    names = set(expand_metrics(config.metrics))
     likelihoods, of_samples = names & set(LIKELIHOODS), names & set(SAMPLE_SCORES)
     if config.ckpt is None and (likelihoods or config.samples is None):
         raise UsageError(
@@ -67,24 +66,12 @@ def parts_of(config: EvalConfig) -> tuple[TrainedNetwork | None, "list[Likelihoo
     network = load_for(config) if config.ckpt is not None else None
     drawing = drawing_of(network, config) if network and of_samples and config.samples is None else None
     parts: list[LikelihoodPart | SamplesPart] = [LikelihoodPart(config, network)] if network and likelihoods else []
-    return network, [*parts, samples_part(config, network, drawing)] if of_samples else parts
+    return network, [*parts, SamplesPart(config, network, drawing)] if of_samples else parts
 
 
-def samples_part(config: EvalConfig, network: TrainedNetwork | None, drawing: Drawing | None) -> "SamplesPart":
-    from diffuse.scoring.samples_part import SamplesPart  # takes a second more to import
-
-    return SamplesPart(config, network, drawing)
-
-
-def refuse_keys_of_drawing(typed: Sequence[str]) -> None:
-    """Raise UsageError where keys about drawn images are typed although images are given."""
-    for word in typed:
+def refuse_keys_of_drawing(overrides: Sequence[str]) -> None:
+    """Raise UsageError where the command line has keys about drawing images, although images are given."""
+    for word in overrides:
         key = word.lstrip("+").partition("=")[0]
         if key.partition(".")[0] in ("sampler", "label"):
-            raise UsageError(f"{key} is about images that are drawn, and samples= names others: leave one of them out")
-
-
-def other_files(folder: Path) -> str:
-    """The other files that a reader may want to open."""
-    names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
-    return f", {' and '.join(names)} beside it" if names else ""
+            raise UsageError(f"{key} is about drawing images, and samples= gives images: leave one of them out")

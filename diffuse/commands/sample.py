@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +22,27 @@ LOG, FACTS = "sample.log", "samples.json"
 
 
 def run(config: SampleConfig, output: Output) -> dict[str, float]:
-    """Draw n images from a checkpoint into a new folder of its run. There is nothing to report by name."""
+    """Draw n images from a checkpoint into a new folder of its run. Returns no values."""
     network = load_for(config)
     drawing, kind = drawing_of(network, config), network.kind
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
-        shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, stopped halfway
+        shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, if it was stopped
         what = f"{config.n:,} images of {kind.name} (step {network.step:,})"
         steps = f"{len(drawing.sampler.times) - 1} steps of {drawing.sampler.name}"
         log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
         started = time.monotonic()
-        parts, conditions = [], []
-        for images, x, y in drawing.batches(config.n, network.batch_size):
-            if kind.bounded:
-                write_images(folder / "images", images, x)
+        parts = []
+        for numbers, x in drawing.batches(config.n, network.batch_size):
             parts.append(to_uint8(x) if kind.bounded else x)
-            conditions += [] if y is None else [y]
+            if kind.bounded and kind.channels in (1, 3):  # images that PNG cannot hold are in samples.npz only
+                for number, image in zip(numbers, parts[-1], strict=True):
+                    save_png(folder / "images" / f"{number:05d}.png", image)
         seconds = time.monotonic() - started
         drawn = torch.cat(parts)
         save_png(folder / "grid.png", image_grid(drawn[:GRID_IMAGES]))
-        write_npz(folder / "samples.npz", drawn, torch.cat(conditions) if conditions else None)
-        made_on = {"device": network.where, "seconds": round(seconds, 3)}
-        write_json(folder / FACTS, {"n": config.n, **drawing.record, **made_on, **network.provenance})
+        write_npz(folder / "samples.npz", drawn, drawing.condition.of_samples(range(config.n)))
+        hardware = {"device": network.where, "seconds": round(seconds, 3)}
+        write_json(folder / FACTS, {"n": config.n, **drawing.record, **hardware, **network.provenance})
         log.info(f"{config.n:,} images in {duration(seconds)}: {short_path(folder / 'grid.png')}")
     return {}
 
@@ -53,16 +52,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / LOG).exists() and not (folder / FACTS).exists()
 
 
-def write_images(folder: Path, numbers: Sequence[int], images: Tensor) -> None:
-    """Each image as a PNG named by its number; where PNG cannot hold its channels, it is in samples.npz only."""
-    if images.shape[1] not in (1, 3):
-        return
-    folder.mkdir(exist_ok=True)
-    for number, image in zip(numbers, to_uint8(images), strict=True):
-        save_png(folder / f"{number:05d}.png", image)
-
-
 def write_npz(path: Path, images: Tensor, labels: Tensor | None) -> None:
-    """arr_0 the images [n, H, W, C], arr_1 the labels if there are any: the form that the ADM evaluator reads."""
+    """Write arr_0, the images [n, H, W, C], and arr_1, the labels if any: the format of the ADM evaluator."""
     arrays = [images.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
     write_atomic(path, lambda file: np.savez(file, *arrays), mode="wb")

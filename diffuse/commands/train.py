@@ -1,15 +1,14 @@
-"""`diffuse train`: fit a denoiser to a data set, into a run folder; begin one, or continue where it stopped."""
+"""`diffuse train`: fit a denoiser to a data set, in a new run folder or in one whose training has stopped."""
 
 import math
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from diffuse.mathematics.schedules import Schedule, betas_in
+from diffuse.mathematics.schedules import Schedule, read_betas
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
@@ -29,7 +28,7 @@ from diffuse.runs.folder import (
     write_record,
 )
 from diffuse.runs.hparams import write_hparams
-from diffuse.runs.output import Output, now
+from diffuse.runs.output import Output, timestamp
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import last_values
 from diffuse.system.device import Device
@@ -37,30 +36,25 @@ from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, data_folder, make_new_folder, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
+from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
 from diffuse.training.ema import EMA
-from diffuse.training.forecast import cost_on_disk, refuse_small_disk
 from diffuse.training.loop import Training, is_scored
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
-
-if TYPE_CHECKING:
-    from diffuse.training.watching import Watcher
-
-FAILURE = "failure.pt"
-SCORED_TOGETHER = 256  # images in flight while samples are scored, if the training itself has as many
+from diffuse.training.watching import Watcher
 
 
 def run(config: TrainConfig, output: Output) -> dict[str, float]:
-    """Begin a run or continue the one that is there. Whatever is wrong is said before anything is written.
+    """Begin a run, or continue the one in its folder. Errors of the user are raised before anything is written.
 
-    Returns what was reported at the last step, by name: scores of samples, if there are any, and the loss.
+    Returns the values at the last step, by name: scores of samples, if there are any, and the loss.
     """
     deadline = time.monotonic() + 3600 * (config.max_hours or math.inf)
     requested = self_contained(replace(config, resume=None))
     if config.resume:
         return resume(requested, Path(config.resume).expanduser(), output, deadline)
     folder = output.folder(OUTPUTS, config.name)
-    if folder and is_run(folder):  # whatever its name was when it began
+    if folder and is_run(folder):  # it may have been renamed since it began
         return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
     if folder and not output.sweep_folder:
         refuse_inside_others(folder)
@@ -68,16 +62,16 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
 
 
 def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: float) -> dict[str, float]:
-    """Train from the beginning, in this folder or, without one, in a new one named by the time."""
+    """Train from the beginning, in this folder or, if None, in a new one named by the time."""
     training = build_training(config)
-    refuse_small_disk(config, training.trainer.checkpoint_bytes, folder or OUTPUTS)
-    folder = folder or make_new_folder(OUTPUTS / output.filed_under / now())
+    refuse_small_disk(training, folder or OUTPUTS)
+    folder = folder or make_new_folder(OUTPUTS / output.filed_under / timestamp())
     with hold_run(folder):
         if is_run(folder):
             raise UserError(f"{short_path(folder)} was begun by another process just now; give the command again")
         write_record(folder, config)
-        with output.logged(folder, "train.log"):
-            return introduce_and_train(training, folder, deadline)
+        with output.log_into(folder, "train.log"):
+            return train(training, folder, deadline)
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
@@ -85,7 +79,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
     record = read_record(folder)
     refuse_changes(record, config, folder)
     with hold_run(folder):
-        saved = checkpoint.newest(folder / checkpoint.FOLDER)
+        saved = checkpoint.newest(folder / checkpoint.CHECKPOINTS)
         step = saved.content["step"] if saved else 0
         if saved:
             set_damaged_aside(saved.path)
@@ -97,19 +91,18 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
             return last_values(folder)
         training = build_training(config)
         if saved:
-            with checkpoint.fitting(saved.path):
-                training.trainer.restore(saved.content)
-        refuse_small_disk(config, training.trainer.checkpoint_bytes, folder)
-        with output.logged(folder, "train.log"):
+            training.trainer.restore(saved)
+        refuse_small_disk(training, folder)
+        with output.log_into(folder, "train.log"):
             if config.steps != record.steps:
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return introduce_and_train(training, folder, deadline, saved.content.get("threads") if saved else None)
+            return train(training, folder, deadline, saved.content.get("threads") if saved else None)
 
 
 def build_training(config: TrainConfig) -> Training:
-    """Every object of a training, built from its config and checked."""
+    """The objects of a training, built from its config and checked."""
     trust, optim = config.trust, config.optim
     device: Device = build(config.device, "device", trust)
     data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
@@ -122,15 +115,8 @@ def build_training(config: TrainConfig) -> Training:
     ema = EMA(net, config.ema.decay)
     if device.compiles:
         net.compile()
-    rows = device.rows(data.kind.side, config.images.count)
-    drawing = Drawing(
-        denoiser=formulas.denoiser(ema.net, device, rows, sampler.clip),
-        sampler=sampler,
-        kind=data.kind,
-        device=device,
-        condition=condition,
-        seed=config.seed,
-    )
+    denoiser = formulas.denoiser(ema.net, device, device.rows(data.kind.side, config.images.count), sampler.clip)
+    drawing = Drawing(denoiser, sampler, data.kind, device, condition, config.seed)
     trainer = Trainer(
         net,
         partial(formulas.loss, formulas.denoiser(net, device)),
@@ -145,23 +131,12 @@ def build_training(config: TrainConfig) -> Training:
         condition=condition,
         device=device,
     )
-    watcher = build_watcher(config, trainer, drawing)
+    watcher = Watcher(config, data, drawing) if config.eval.every is not None else None
     return Training(config, trainer, drawing, watcher, choice_for(trainer), formulas.where(device))
 
 
-def build_watcher(config: TrainConfig, trainer: Trainer, drawing: Drawing) -> "Watcher | None":
-    """What scores samples while training, if eval.every asks for it."""
-    if config.eval.every is None:
-        return None
-    from diffuse.training.watching import Watcher  # takes a second more to import
-
-    together = min(SCORED_TOGETHER, max(config.batch_size, config.images.count))
-    data_dir = data_folder(config.data_dir)
-    return Watcher(config.eval, config.features, trainer.data, data_dir, drawing, together, config.trust)
-
-
 def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
-    """Raise UsageError where a short table has fewer levels than the grids of samples are drawn with."""
+    """Raise UsageError where the schedule is a table with fewer levels than the sampler of the grids has steps."""
     steps = sampler.get("steps")
     if isinstance(steps, int) and steps > schedule.T:
         raise UsageError(
@@ -171,7 +146,7 @@ def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
 
 
 def self_contained(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths and the betas of a file written out, so that it means the same anywhere."""
+    """The config with absolute paths, and with betas in place of their file: it means the same in any folder."""
 
     def absolute(node: Node, *keys: str) -> Node:
         paths = {key: node[key] for key in keys if isinstance(node.get(key), str)}
@@ -180,7 +155,7 @@ def self_contained(config: TrainConfig) -> TrainConfig:
     schedule = absolute(config.schedule, "path")
     if schedule.get("path") is not None and schedule.get("values", False) is None:
         with about("schedule"):
-            schedule["values"] = betas_in(schedule["path"])
+            schedule["values"] = read_betas(schedule["path"])
     return replace(
         config,
         data_dir=str(data_folder(config.data_dir)),
@@ -191,25 +166,23 @@ def self_contained(config: TrainConfig) -> TrainConfig:
 
 
 def set_damaged_aside(newest: Path) -> None:
-    """Rename the checkpoints after the newest one that could be read, so that they are not taken for newer ones."""
+    """Rename the damaged checkpoints after the newest readable one, so that they are not taken for newer ones."""
     for path in checkpoint.all_in(newest.parent):
         if checkpoint.step_of(path) > checkpoint.step_of(newest):
             path.rename(path.with_suffix(".damaged"))
     checkpoint.point_to(newest)
 
 
-def introduce_and_train(
-    training: Training, folder: Path, deadline: float, threads: int | None = None
-) -> dict[str, float]:
-    """Say what is about to happen, train, and say what can be done next. threads: those that a checkpoint records."""
+def train(training: Training, folder: Path, deadline: float, threads: int | None = None) -> dict[str, float]:
+    """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
     config, trainer, again = training.config, training.trainer, f"diffuse train resume={short_path(folder)}"
-    introduce(training, folder)
+    log_setup(training, folder)
     try:
         training.run(folder, deadline, threads)
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
-        saved = checkpoint.all_in(folder / checkpoint.FOLDER)
+        saved = checkpoint.all_in(folder / checkpoint.CHECKPOINTS)
         at = f"step {checkpoint.step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
         log.info(f"stopped, {at}; continue with: {again}")
         raise
@@ -219,33 +192,34 @@ def introduce_and_train(
         return values
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {summary}; samples: {short_path(grid_path(folder, trainer.step))}")
-    if (best := folder / checkpoint.FOLDER / "best.pt").exists() and config.eval.every:
-        log.info(f"these are of the last step; the best scored one is ckpt={short_path(best)}")
+    if (best := folder / checkpoint.CHECKPOINTS / "best.pt").exists() and config.eval.every:
+        log.info(f"these values are of the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
     ckpt = f"ckpt={short_path(folder)}" + (f" trust=[{','.join(config.trust)}]" if config.trust else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return values
 
 
-def introduce(training: Training, folder: Path) -> None:
-    """Say what is learned by what, where, and what it takes on disk."""
+def log_setup(training: Training, folder: Path) -> None:
+    """Log the data, the network, the device, and the disk space that checkpoints take."""
     config, trainer, kind = training.config, training.trainer, training.trainer.data.kind
+    parameters = sum(weight.numel() for weight in trainer.net.parameters())
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
     log.info(f"run folder: {short_path(folder)}")
-    log.info(f"{kind.name}: {images}{border}; {trainer.parameters:,} parameters; {training.where}")
-    log.info(cost_on_disk(config, trainer.checkpoint_bytes, folder))
+    log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}")
+    log.info(cost_on_disk(training, folder))
     if config.optim.warmup > config.steps:
-        given = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
-        log.warning(f"{given}: the learning rate never reaches optim.lr")
+        warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
+        log.warning(f"{warmup}: the learning rate never reaches optim.lr")
 
 
 def keep_failure(training: Training, folder: Path, step: int) -> UserError:
-    """Write failure.pt, the step that failed with the state before it, and say what can be done."""
-    path = folder / FAILURE
+    """Write failure.pt, the failed step with the state before it; returns the error to raise."""
+    path = folder / "failure.pt"
     checkpoint.write(path, step, {**training.content(), **training.trainer.failure(step)})
     return UserError(
         f"the loss or gradient of step {step} is NaN or infinite. The state before it, its images, levels and\n"
-        f"noise are in {short_path(path)}; scripts/replay_failure.py does the step again.\n"
+        f"noise are in {short_path(path)}; scripts/replay_failure.py computes the step again.\n"
         "Lower optim.lr or optim.clip in a new run, or set device.precision=float32 if it was bfloat16"
     )

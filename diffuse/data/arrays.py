@@ -1,4 +1,4 @@
-"""Every data set of images is prepared once: into one memory-mapped uint8 array [N, C, H, W] a split, and int64 labels.
+"""Every data set of images is prepared once: one memory-mapped uint8 array [N, C, H, W] per split, and int64 labels.
 
     DATA_DIR/prepared/<name>-<key>/   train_images.npy  train_labels.npy  test_images.npy  test_labels.npy  about.json
 
@@ -8,10 +8,8 @@ whenever it is used, and two runs that need it at the same time prepare it once.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import current_process
@@ -22,23 +20,14 @@ import numpy as np
 
 import diffuse
 from diffuse.system.errors import UserError
-from diffuse.system.files import (
-    FULL,
-    flush_folder,
-    format_bytes,
-    hold_lock,
-    make_folder,
-    sha256,
-    write_atomic,
-    write_json,
-)
+from diffuse.system.files import FULL, flush, format_bytes, hold_lock, sha256, write_atomic, write_json
 from diffuse.system.growing_array import GrowingArray
 from diffuse.system.progress import Progress, log
 from diffuse.system.signals import raise_pending
 
-FORMAT = 1
-ABOUT = "about.json"
-NAMED = 20
+ARRAY_FORMAT = 1
+MANIFEST = "about.json"
+LISTED = 20  # unreadable images in a message
 Block = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -52,7 +41,7 @@ class Split:
 
     @cached_property
     def sha256(self) -> str:
-        """What identifies the images and their labels."""
+        """A hash of the images and their labels."""
         if self.known_sha256:
             return self.known_sha256
         digest = hashlib.sha256(repr(self.images.shape).encode())
@@ -64,10 +53,10 @@ class Split:
 
 @dataclass
 class Source:
-    """One split on its way into an array.
+    """The images of one split, before they are in an array.
 
-    count: how many images there are at most; blocks: (images uint8 [k, C, H, W], labels [k] or None) in order;
-    unreadable: file names, with the reason, that were left out of the blocks so far.
+    count: the number of images, or more; blocks: (images uint8 [k, C, H, W], labels [k] or None) in order;
+    unreadable: the files that were left out of the blocks so far, each with the reason.
     """
 
     count: int
@@ -75,67 +64,69 @@ class Source:
     unreadable: list[str] = field(default_factory=list)
 
 
+Sources = Callable[[], Mapping[str, Source]]
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a data set is made: its name, the shape of an image, what its arrays depend on, and where they come from.
 
-    sources opens them; it is called only where the arrays are not there yet, and may take long (a download).
-    skip_bad: leave out images that cannot be read, instead of refusing the data set.
+    sources opens the splits; it is called only if the arrays do not exist yet, and may take long (a download).
+    skip_bad: leave out images that cannot be read, instead of raising an error.
     """
 
     name: str
     shape: tuple[int, int, int]
     depends_on: Mapping[str, Any]
-    sources: Callable[[], Mapping[str, Source]]
+    sources: Sources
     skip_bad: bool = False
 
     @property
     def folder_name(self) -> str:
-        facts = {"format": FORMAT, "shape": self.shape, **self.depends_on}
+        facts = {"format": ARRAY_FORMAT, "shape": self.shape, **self.depends_on}
         return f"{self.name}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def prepared(recipe: Recipe, data_dir: Path) -> dict[str, Split]:
-    """The splits of a data set, prepared now if they are not there yet or are damaged."""
+def prepare(recipe: Recipe, data_dir: Path) -> dict[str, Split]:
+    """The splits of a data set, prepared now if they do not exist yet or are damaged."""
     folder = data_dir / "prepared" / recipe.folder_name
     try:
-        if (splits := _reused(recipe, folder, warn=False)) is None:  # without the lock: it may be about to be replaced
-            splits = _prepared_once(recipe, folder)
+        # First without the lock, under which another process may be about to replace the folder.
+        splits = _load(recipe, folder, warn=False) or _prepare_once(recipe, folder)
     except OSError as error:
         if error.errno in FULL:
             raise
         reason = f"{error.strerror or error} ({error.filename or folder})"
         raise UserError(f"data_dir={data_dir} cannot be used: {reason}; choose another data_dir=") from error
-    if splits is None:
-        raise UserError(f"{folder} is damaged as soon as it is written; is the disk in order? Choose another data_dir=")
+    if not splits:
+        raise UserError(f"{folder} is damaged as soon as it is written; check the disk or choose another data_dir=")
     return splits
 
 
-def _prepared_once(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
+def _prepare_once(recipe: Recipe, folder: Path) -> dict[str, Split] | None:
     """The splits, prepared by this process unless another one has just done so."""
     if getattr(current_process(), "_inheriting", False):
-        # A worker that decodes images imports the script that it serves. It would come here, and wait for its parent.
+        # A worker that decodes images imports the script that started it. It would come here, and wait for its parent.
         raise RuntimeError("a script that prepares data must do so below: if __name__ == '__main__':")
-    make_folder(folder.parent)
-    taken = f"waiting for another process, which is preparing {recipe.name}"
-    with hold_lock(folder.with_name(f".{folder.name}.lock"), if_taken=lambda: log.info(taken)):
-        if (splits := _reused(recipe, folder)) is None:
-            _prepare(recipe, folder)
-            splits = _reused(recipe, folder)
-    return splits
+    waiting = f"waiting for another process, which is preparing {recipe.name}"
+    with hold_lock(folder.with_name(f".{folder.name}.lock"), waiting=waiting):
+        if splits := _load(recipe, folder):
+            return splits
+        _write(recipe, folder)
+        return _load(recipe, folder)
 
 
-def _reused(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split] | None:
-    """The splits in a folder made earlier, or None where there are none that can be trusted."""
+def _load(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split] | None:
+    """The splits in a folder that was prepared earlier, or None if there is none or it is damaged."""
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        for name, expected in about["sha256"].items():
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["sha256"].items():
             if sha256(folder / name) != expected:
                 raise ValueError(f"{name} is not what was written")
-        splits = {split: _load(folder, split, about["sha256"]) for split in about["images"]}
-        unreadable = list(about["unreadable"])
+        splits = {split: _load_split(folder, split, manifest["sha256"]) for split in manifest["images"]}
+        unreadable = list(manifest["unreadable"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if warn:
             log.warning(f"{folder} is damaged ({error}); preparing {recipe.name} again")
@@ -147,32 +138,30 @@ def _reused(recipe: Recipe, folder: Path, warn: bool = True) -> dict[str, Split]
     return splits
 
 
-def _load(folder: Path, split: str, hashes: Mapping[str, str]) -> Split:
-    """Copy on write: torch asks for arrays that could be written to, and the file stays as it is."""
+def _load_split(folder: Path, split: str, hashes: Mapping[str, str]) -> Split:
+    """One split, its images mapped copy-on-write: torch asks for arrays that could be written to."""
     images, labels = f"{split}_images.npy", f"{split}_labels.npy"
     together = hashlib.sha256(f"{hashes[images]} {hashes.get(labels)}".encode()).hexdigest()
     classes = np.load(folder / labels) if labels in hashes else None
     return Split(np.load(folder / images, mmap_mode="c"), classes, together)
 
 
-def _prepare(recipe: Recipe, folder: Path) -> None:
-    """Write the arrays beside their place, and move them there when all is well."""
-    for left_over in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(left_over, ignore_errors=True)  # of a process that was killed; we have the lock
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+def _write(recipe: Recipe, folder: Path) -> None:
+    """Write the arrays to a temporary folder beside `folder`, and rename it when it is complete."""
+    beside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)  # left by a process that was killed; we have the lock
     beside.mkdir()
     try:
         sources = recipe.sources()
         total = sum(source.count for source in sources.values())
         refuse_without_room(recipe, total, folder.parent)
         with Progress(f"preparing {recipe.name}", total, "image") as progress:
-            images = {split: _write(beside, split, recipe, source, progress) for split, source in sources.items()}
+            images = {split: _write_split(beside, split, recipe, source, progress) for split, source in sources.items()}
         unreadable = [name for source in sources.values() for name in source.unreadable]
         refuse_unreadable(unreadable, recipe, folder, total)
-        for split, count in images.items():
-            if not count:
-                raise UserError(f"{recipe.name} has no image in its {split} split")
-        about = {
+        if empty := [split for split, count in images.items() if not count]:
+            raise UserError(f"{recipe.name} has no image in its {empty[0]} split")
+        manifest = {
             "name": recipe.name,
             "program": f"diffuse {diffuse.__version__}",
             "depends_on": recipe.depends_on,
@@ -180,51 +169,49 @@ def _prepare(recipe: Recipe, folder: Path) -> None:
             "sha256": {path.name: sha256(path) for path in sorted(beside.glob("*.npy"))},
             "unreadable": unreadable,
         }
-        write_json(beside / ABOUT, about)
+        write_json(beside / MANIFEST, manifest)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
-        flush_folder(folder.parent)
+        flush(folder.parent)
         log.info(f"{recipe.name}: {sum(images.values()):,} images prepared in {folder}")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write(folder: Path, split: str, recipe: Recipe, source: Source, progress: Progress) -> int:
-    """Write the blocks of one split as they come; the number of images."""
-    with ExitStack() as files:
-        images = files.enter_context(GrowingArray(folder / f"{split}_images.npy", np.dtype(np.uint8), recipe.shape))
-        labels: GrowingArray | None = None
+def _write_split(folder: Path, split: str, recipe: Recipe, source: Source, progress: Progress) -> int:
+    """Write the blocks of one split one after the other; returns the number of images."""
+    labels = []
+    with GrowingArray(folder / f"{split}_images.npy", np.dtype(np.uint8), recipe.shape) as images:
         for block, classes in source.blocks:
             images.append(block)
             if classes is not None:
-                path = folder / f"{split}_labels.npy"
-                labels = labels or files.enter_context(GrowingArray(path, np.dtype(np.int64), ()))
                 labels.append(classes)
             raise_pending()
             progress.advance(len(block))
-        return images.count
+    if labels:
+        with GrowingArray(folder / f"{split}_labels.npy", np.dtype(np.int64), ()) as array:
+            array.append(np.concatenate(labels))
+    return images.count
 
 
 def refuse_without_room(recipe: Recipe, count: int, folder: Path) -> None:
     """Raise UserError where the arrays would not fit on the disk."""
     needed, free = count * int(np.prod(recipe.shape)), shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(
-            f"{recipe.name} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free; "
-            "make room or choose another data_dir="
-        )
+        what = f"{recipe.name} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free"
+        raise UserError(f"{what}; make room or choose another data_dir=")
 
 
 def refuse_unreadable(unreadable: list[str], recipe: Recipe, folder: Path, total: int) -> None:
-    """Raise UserError with the names of images that cannot be read, unless they may be skipped."""
+    """Raise UserError with the names of images that cannot be read, unless they are to be skipped."""
     if not unreadable or recipe.skip_bad:
         return
-    listed = "; ".join(unreadable[:NAMED])
-    if unreadable[NAMED:]:
+    listed = "; ".join(unreadable[:LISTED])
+    if unreadable[LISTED:]:
         path = folder.with_name(f"{recipe.name}-unreadable.txt")
         write_atomic(path, lambda file: file.write("\n".join(unreadable) + "\n"))
-        listed += f"; and {len(unreadable) - NAMED} more, all of them listed in {path}"
+        listed += f"; and {len(unreadable) - LISTED} more, all of them listed in {path}"
     raise UserError(
         f"{len(unreadable)} of {total:,} images of {recipe.name} cannot be read: {listed}\n"
-        "Mend or remove them, or leave them out with dataset.skip_bad=true"
+        "Repair or remove them, or leave them out with dataset.skip_bad=true"
     )

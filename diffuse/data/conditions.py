@@ -1,4 +1,4 @@
-"""What a network is conditioned on: nothing, or the class of each image. Nobody else knows that labels are integers."""
+"""The condition of a network: nothing, or the class of each image. No other module knows that labels are integers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Condition:
-    """What the images of a network are conditioned on; its tensors are the y of denoisers and samplers.
+    """The condition of a network's images; its tensors are the y of denoisers and samplers.
 
-    classes  the names of the classes that the network knows; none for an unconditional network
-    label    the class of every image that is drawn; None for all classes in turn
+    classes  the names of the classes of a class-conditional network; empty for an unconditional one
+    label    the class of every sample; None for all classes in turn
     """
 
     classes: Sequence[str] = ()
@@ -34,19 +34,19 @@ class Condition:
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The arguments that make a network for it."""
+        """The arguments of a network for this condition."""
         return {"num_classes": len(self.classes) or None}
 
     def of_split(
         self, split: Split, rows: np.ndarray | slice = slice(None), device: torch.device = CPU
     ) -> Tensor | None:
-        """What these images of a split are conditioned on."""
+        """The labels [n] of these images of a split; None without classes or labels."""
         if not self.classes or split.labels is None:
             return None
         return send(torch.from_numpy(split.labels[rows]), device)
 
-    def of_drawn(self, images: Sequence[int], device: torch.device = CPU) -> Tensor | None:
-        """What drawn images with these numbers are conditioned on."""
+    def of_samples(self, images: Sequence[int], device: torch.device = CPU) -> Tensor | None:
+        """The labels [n] of the samples with these numbers; None without classes."""
         if not self.classes:
             return None
         labels = [i % len(self.classes) if self.label is None else self.label for i in images]
@@ -54,5 +54,5 @@ class Condition:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What drawn images were conditioned on, for the files that say how they were made."""
+        """The condition of samples, for the record beside them."""
         return {"label": self.label}

@@ -1,8 +1,8 @@
-"""Data sets: each is one array of images [N, C, H, W] a split, and batches are rows of it.
+"""Data sets: each split is one array of images [N, C, H, W], and a batch is some of its rows.
 
 Images are uint8 and become floats in [-1, 1] on the device. The exception is `gaussian`, whose floats have no range.
-What data sets of images have in common: `pad`, a black border around each image as the network sees it (cut off again
-from what it draws), and `flip`, whether a mirrored image is as good as the image.
+All data sets of 8-bit images have `pad`, the width of a black border around the images that the network sees (removed
+from samples), and `flip`, whether training mirrors half of the images.
 """
 
 import json
@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuse.data.arrays import Recipe, Source, Split, prepared
+from diffuse.data.arrays import Recipe, Source, Sources, Split, prepare
 from diffuse.data.decoding import FITS, Shape, centre_140
 from diffuse.data.images import Dataset, ImageKind
-from diffuse.data.own_images import FolderImages, NpzImages, held_out
-from diffuse.data.sources import TorchvisionSet, cifar10_binary, from_cifar10_binary
+from diffuse.data.own_images import FolderImages, NpzImages, fingerprint, held_out
+from diffuse.data.sources import TorchvisionSet, from_cifar10_binary, has_cifar10_binary
 from diffuse.system.errors import Refused, UserError, check, check_choice
 from diffuse.system.files import sha256, slug
 from diffuse.system.randomness import generator
 
 DATA = Path(__file__).parent
+CLASSES = json.loads((DATA / "classes.json").read_text(encoding="utf-8"))  # of well-known sets, by label
 DIGITS = [str(digit) for digit in range(10)]
 
 
@@ -44,7 +45,7 @@ def digits(pad: int = 0, flip: bool = False) -> Dataset:
 def gaussian(
     mean: list[float], std: list[float], size: int, train_count: int, test_count: int, flip: bool = False
 ) -> Dataset:
-    """Independent Gaussian pixels, channel c with mean[c] and std[c]: data whose every answer is known in closed form.
+    """Independent Gaussian pixels, channel c with mean[c] and std[c]: data with exact answers in closed form.
 
     Floats, not 8-bit: nothing is clipped, and the likelihood is a density.
 
@@ -55,86 +56,84 @@ def gaussian(
     test_count   images to test on
     """
     if len(mean) != len(std) or not mean:
-        raise Refused("mean", f"and std must have one value a channel, they have {len(mean)} and {len(std)}")
+        raise Refused("mean", f"and std must have one value per channel; they have {len(mean)} and {len(std)}")
     check(min(std) > 0, "std", "positive", min(std))
     for name, value in {"size": size, "train_count": train_count, "test_count": test_count}.items():
         check(value >= 1, name, "at least 1", value)
 
     def draw(split: str, count: int) -> Split:
         normal = generator("gaussian", split).standard_normal((count, len(mean), size, size), dtype=np.float32)
-        columns = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
-        shift, scale = columns
-        return Split(shift + scale * normal)
+        loc, scale = (np.asarray(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
+        return Split(loc + scale * normal)
 
     def log_density(images: torch.Tensor) -> torch.Tensor:
-        centre, scale = (torch.tensor(values, dtype=images.dtype).reshape(-1, 1, 1) for values in (mean, std))
-        return torch.distributions.Normal(centre, scale).log_prob(images).flatten(1).sum(1)
+        loc, scale = (torch.tensor(values, dtype=images.dtype).reshape(-1, 1, 1) for values in (mean, std))
+        return torch.distributions.Normal(loc, scale).log_prob(images).flatten(1).sum(1)
 
-    def load() -> dict[str, Split]:
-        return {"train": draw("train", train_count), "test": draw("test", test_count)}
-
-    return Dataset(ImageKind("gaussian", len(mean), size, [], bounded=False), flip, load, log_density)
+    kind = ImageKind("gaussian", len(mean), size, [], bounded=False)
+    counts = {"train": train_count, "test": test_count}
+    return Dataset(kind, flip, lambda: {split: draw(split, count) for split, count in counts.items()}, log_density)
 
 
 def mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
     """70,000 handwritten digits, 28 x 28, grey (60,000 to train on). LeCun, Cortes and Burges 1998."""
     files = TorchvisionSet("MNIST", data_dir, "MNIST/raw/*-ubyte")
-    return _prepared(_kind("mnist", 1, 28, DIGITS, pad), flip, data_dir, files.arrays)
+    return _dataset(_kind("mnist", 1, 28, DIGITS, pad), flip, data_dir, files.arrays)
 
 
 def fashion_mnist(data_dir: Path, pad: int = 2, flip: bool = False) -> Dataset:
     """70,000 pieces of clothing, 28 x 28, grey, in 10 classes (60,000 to train on). Xiao, Rasul and Vollgraf 2017."""
     files = TorchvisionSet("FashionMNIST", data_dir, "FashionMNIST/raw/*-ubyte")
-    return _prepared(_kind("fashion_mnist", 1, 28, _classes("fashion_mnist"), pad), flip, data_dir, files.arrays)
+    return _dataset(_kind("fashion_mnist", 1, 28, CLASSES["fashion_mnist"], pad), flip, data_dir, files.arrays)
 
 
 def cifar10(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
     """60,000 photographs, 32 x 32, colour, in 10 classes (50,000 to train on). Krizhevsky 2009.
 
-    Either official distribution serves: python (torchvision's) or binary, unpacked or not.
+    From either official distribution, python (torchvision's) or binary, the latter unpacked or not.
     """
     files = TorchvisionSet("CIFAR10", data_dir, "cifar-10-batches-py or cifar-10-batches-bin")
-    binary = None if (data_dir / "cifar-10-batches-py").is_dir() else cifar10_binary(data_dir)
-    sources = partial(from_cifar10_binary, binary) if binary else files.arrays
-    return _prepared(_kind("cifar10", 3, 32, _classes("cifar10"), pad), flip, data_dir, sources)
+    binary = has_cifar10_binary(data_dir) and not (data_dir / "cifar-10-batches-py").is_dir()
+    sources = partial(from_cifar10_binary, data_dir) if binary else files.arrays
+    return _dataset(_kind("cifar10", 3, 32, CLASSES["cifar10"], pad), flip, data_dir, sources)
 
 
 def cifar100(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
     """60,000 photographs, 32 x 32, colour, in 100 classes (50,000 to train on). Krizhevsky 2009."""
     files = TorchvisionSet("CIFAR100", data_dir, "cifar-100-python")
-    return _prepared(_kind("cifar100", 3, 32, _classes("cifar100"), pad), flip, data_dir, files.arrays)
+    return _dataset(_kind("cifar100", 3, 32, CLASSES["cifar100"], pad), flip, data_dir, files.arrays)
 
 
 def svhn(data_dir: Path, pad: int = 0, flip: bool = False) -> Dataset:
     """99,289 house numbers, 32 x 32, colour, by their middle digit (73,257 to train on). Netzer et al. 2011."""
     files = TorchvisionSet("SVHN", data_dir, "train_32x32.mat and test_32x32.mat")
-    return _prepared(_kind("svhn", 3, 32, DIGITS, pad), flip, data_dir, files.arrays)
+    return _dataset(_kind("svhn", 3, 32, DIGITS, pad), flip, data_dir, files.arrays)
 
 
 def celeba(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
     """182,732 faces of CelebA (162,770 to train on), colour, their middle 140 x 140 pixels scaled to `size`.
 
-    Liu et al. 2015; the crop is Song and Ermon's (2020). The validation split is left out, and so are the attributes.
+    Liu et al. 2015; the crop is Song and Ermon's (2020). The validation split and the attributes are left out.
 
-    size  the side that images are scaled to
+    size  width and height in pixels that images are scaled to
     """
     _check_size(size)
     files = TorchvisionSet("CelebA", data_dir, "celeba, the folder with img_align_celeba and the lists beside it,")
     sources = partial(files.celeba, Shape(3, size, centre_140))
-    return _prepared(_kind("celeba", 3, size, [], pad), flip, data_dir, sources, {"crop": 140})
+    return _dataset(_kind("celeba", 3, size, [], pad), flip, data_dir, sources, {"crop": 140})
 
 
 def flowers102(data_dir: Path, size: int = 64, pad: int = 0, flip: bool = False) -> Dataset:
     """8,189 flowers in 102 classes, colour, their middle square scaled to `size`. Nilsback and Zisserman 2008.
 
-    The official training and validation splits are trained on (2,040 images), the official test split is for testing.
+    The training split is the official training and validation splits (2,040 images), the test split the official one.
 
-    size  the side that images are scaled to
+    size  width and height in pixels that images are scaled to
     """
     _check_size(size)
     files = TorchvisionSet("Flowers102", data_dir, "flowers-102, the folder with jpg, imagelabels.mat and setid.mat,")
     sources = partial(files.flowers102, Shape(3, size, FITS["crop"]))
-    return _prepared(_kind("flowers102", 3, size, _classes("flowers102"), pad), flip, data_dir, sources)
+    return _dataset(_kind("flowers102", 3, size, CLASSES["flowers102"], pad), flip, data_dir, sources)
 
 
 def folder(
@@ -149,13 +148,13 @@ def folder(
     pad: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    """Any folder of images (jpg, png, webp, bmp), in it and below. Subfolders, if all images lie in some, are classes.
+    """All images (jpg, png, webp, bmp) in a folder and below. Subfolders are classes if every image lies in one.
 
     path        the folder
-    size        the side that images are scaled to
+    size        width and height in pixels that images are scaled to
     channels    1 for grey, 3 for colour
-    fit         crop (their middle square) or resize (squeezed to a square)
-    holdout     the share of images kept for testing, where there is no test folder beside a train folder
+    fit         crop (to the middle square) or resize (to a square, without keeping the aspect ratio)
+    holdout     the share of images held out for testing, unless there is a test folder beside a train folder
     split_seed  decides which images are held out
     skip_bad    leave out images that cannot be read, instead of naming them in an error
     """
@@ -170,9 +169,9 @@ def folder(
         return {"train": images.source(~tested, shape), "test": images.source(tested, shape)}
 
     held = [holdout, split_seed] if images.tested is None else None
-    depends_on = {"fit": fit, "holdout": held, "files": images.fingerprint()}
+    depends_on = {"fit": fit, "holdout": held, "files": fingerprint(images.root, images.names)}
     kind = _kind(slug(images.root.name) or "folder", channels, size, images.classes, pad)
-    return _prepared(kind, flip, data_dir, sources, depends_on, skip_bad)
+    return _dataset(kind, flip, data_dir, sources, depends_on, skip_bad)
 
 
 def npz(
@@ -184,11 +183,11 @@ def npz(
     pad: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and perhaps labels, arr_1 [N].
+    """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and optionally labels, arr_1 [N].
 
     path        the file
     test_path   a second file to test on
-    holdout     the share of images kept for testing, where there is no second file
+    holdout     the share of images held out for testing, unless there is a second file
     split_seed  decides which images are held out
     """
     _check_holdout(holdout)
@@ -198,43 +197,31 @@ def npz(
         raise UserError(f"dataset.path={path} has {train.count} image; at least 2 are needed")
     if test and (test.size, test.channels) != (train.size, train.channels):
         raise UserError(f"dataset.test_path={test_path} has images of another shape than dataset.path={path}")
-    mask = np.zeros(train.count, bool) if test else held_out([str(i) for i in range(train.count)], holdout, split_seed)
-    parts = [train, test] if test else [train]
-    labels = [part.labels for part in parts if part.labels is not None]
-    count = int(max(part.max() for part in labels)) + 1 if len(labels) == len(parts) else 0
+    tested = np.zeros(train.count, bool) if test else held_out([*map(str, range(train.count))], holdout, split_seed)
+    files = [train, test] if test else [train]
+    labels = [file.labels for file in files if file.labels is not None]
+    classes = range(np.concatenate(labels).max() + 1) if len(labels) == len(files) else ()
 
     def sources() -> dict[str, Source]:
-        all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(mask)
-        return {"train": train.source(~mask), "test": all_of_test}
+        all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(tested)
+        return {"train": train.source(~tested), "test": all_of_test}
 
-    held = None if test else [holdout, split_seed]
-    depends_on = {"holdout": held, "files": [sha256(part.path) for part in parts]}
-    kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [str(i) for i in range(count)], pad)
-    return _prepared(kind, flip, data_dir, sources, depends_on)
+    depends_on = {"holdout": None if test else [holdout, split_seed], "files": [sha256(file.path) for file in files]}
+    kind = _kind(slug(train.path.stem) or "npz", train.channels, train.size, [*map(str, classes)], pad)
+    return _dataset(kind, flip, data_dir, sources, depends_on)
 
 
-def _prepared(
-    kind: ImageKind,
-    flip: bool,
-    data_dir: Path,
-    sources: Callable[[], Mapping[str, Source]],
-    depends_on: Mapping[str, Any] | None = None,
-    skip_bad: bool = False,
+def _dataset(
+    kind: ImageKind, flip: bool, data_dir: Path, sources: Sources, facts: Mapping[str, Any] = {}, skip_bad: bool = False
 ) -> Dataset:
-    """A data set whose arrays are prepared under data_dir when they are first asked for."""
-    shape = (kind.channels, kind.size, kind.size)
-    recipe = Recipe(kind.name, shape, depends_on or {}, sources, skip_bad)
-    return Dataset(kind, flip, lambda: prepared(recipe, data_dir))
+    """A data set whose arrays, which depend on these facts, are prepared under data_dir when they are first used."""
+    recipe = Recipe(kind.name, (kind.channels, kind.size, kind.size), facts, sources, skip_bad)
+    return Dataset(kind, flip, lambda: prepare(recipe, data_dir))
 
 
 def _kind(name: str, channels: int, size: int, classes: list[str], pad: int) -> ImageKind:
     check(0 <= pad <= 1024, "pad", "a number of pixels, 0 or a few", pad)
     return ImageKind(name, channels, size, classes, bounded=True, pad=pad)
-
-
-def _classes(name: str) -> list[str]:
-    """The names of a well-known set's classes, by label."""
-    return list(json.loads((DATA / "classes.json").read_text(encoding="utf-8"))[name])
 
 
 def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:

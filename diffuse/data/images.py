@@ -1,4 +1,4 @@
-"""Images as data: what a network must know about them, their splits, and the way from bytes to floats and back."""
+"""Images as data: their kind, their splits, and the conversion from 8-bit integers to floats and back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from diffuse.data.arrays import Split
 
 @dataclass(frozen=True)
 class ImageKind:
-    """What sampling and scoring must know about the data a network was trained on; every checkpoint holds it.
+    """What sampling and scoring must know about the training data; every checkpoint holds it.
 
     name; channels and size of an image (images are square); the names of the classes, if any; bounded: whether pixels
-    lie in [-1, 1] and came from 8-bit integers; pad: the width of the border that the network sees around an image.
+    lie in [-1, 1] and came from 8-bit integers; pad: the width of the border that is added for the network.
     """
 
     name: str
@@ -28,34 +28,34 @@ class ImageKind:
 
     @property
     def side(self) -> int:
-        """The size of the images as the network sees them."""
+        """The size of the network's images, with the border."""
         return self.size + 2 * self.pad
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of the images as the network sees them."""
+        """The shape of the network's images, [C, side, side]."""
         return (self.channels, self.side, self.side)
 
     @property
     def dimensions(self) -> int:
-        """How many numbers an image has, its border aside: what bits per dimension are counted by."""
+        """The number of values of an image without its border, by which bits per dimension are computed."""
         return self.channels * self.size**2
 
     def to_network(self, images: Tensor) -> Tensor:
-        """Images of a split, [n, C, size, size] -> what the network sees: floats in [-1, 1], with a black border."""
+        """Images of a split, [n, C, size, size] -> input of the network: floats in [-1, 1], with a black border."""
         return F.pad(to_float(images), [self.pad] * 4, value=-1.0) if self.pad else to_float(images)
 
     def from_network(self, x: Tensor) -> Tensor:
-        """What the network draws without its border: [n, C, side, side] -> [n, C, size, size]."""
+        """Images of the network without their border: [n, C, side, side] -> [n, C, size, size]."""
         return x[..., self.pad : self.pad + self.size, self.pad : self.pad + self.size]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split; flip says whether a mirrored image is as good as the image.
+    """A training and a test split; flip: whether training mirrors half of the images.
 
-    load makes both splits when one is first asked for, which may take a download: the kind is known before.
-    log_density, where data were drawn from a known one: images [n, C, size, size] -> [n] nats.
+    load makes both splits when one is first used, which may need a download; the kind is known before.
+    log_density, if the data have a known one: images [n, C, size, size] -> [n] nats.
     """
 
     kind: ImageKind
@@ -77,7 +77,7 @@ class Dataset:
 
     @property
     def sha256(self) -> dict[str, str]:
-        """What identifies the images of each split."""
+        """A hash of each split."""
         return {name: split.sha256 for name, split in self.splits.items()}
 
 
@@ -87,5 +87,5 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float [-1, 1] -> the nearest uint8 [0, 255]; what lies outside is clipped. The inverse of `to_float`."""
+    """Float [-1, 1] -> the nearest uint8 [0, 255]; values outside are clipped. The inverse of `to_float`."""
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

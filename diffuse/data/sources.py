@@ -1,9 +1,9 @@
-"""Where the images of a data set come from: torchvision's sets, CIFAR-10's binary files, any image files."""
+"""Where the images of a data set come from: torchvision's data sets, CIFAR-10's binary files, any image files."""
 
 import hashlib
 import inspect
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffuse.data.arrays import Block, Source
-from diffuse.data.decoding import BLOCK, Shape, decode
+from diffuse.data.decoding import BLOCK_IMAGES, Shape, decode
 from diffuse.system.errors import UserError
 
 # The official files, https://www.cs.toronto.edu/~kriz/cifar.html, and their SHA-1.
@@ -24,14 +24,15 @@ CIFAR10_BINARY = {
     "data_batch_5.bin": "26e2849e66a845b7f1e4614ae70f4889ae604628",
     "test_batch.bin": "67eb016db431130d61cd03c7ad570b013799c88c",
 }
+CIFAR10_FOLDER, CIFAR10_ARCHIVE = "cifar-10-batches-bin", "cifar-10-binary.tar.gz"
 SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
 class TorchvisionSet:
-    """One of torchvision's data sets, downloaded into data_dir when it is first opened and not there.
+    """One of torchvision's data sets, downloaded into data_dir if it is not there when it is opened.
 
-    class_name: in torchvision.datasets; layout: in words, what torchvision looks for in data_dir.
+    class_name: in torchvision.datasets; layout: the files that torchvision looks for in data_dir, for messages.
     """
 
     class_name: str
@@ -39,12 +40,12 @@ class TorchvisionSet:
     layout: str
 
     def open(self, split: str) -> Any:
-        """torchvision's own object for a split, or a UserError that says what to put where."""
+        """torchvision's own object for a split; raises a UserError that says which files to put where."""
         from torchvision import datasets  # as slow to import as torch itself, and needed only once for each data set
 
         opener = getattr(datasets, self.class_name)
-        by_train = "train" in inspect.signature(opener).parameters
-        which: dict[str, Any] = {"train": split == "train"} if by_train else {"split": split}
+        takes_train = "train" in inspect.signature(opener).parameters
+        which: dict[str, Any] = {"train": split == "train"} if takes_train else {"split": split}
         try:
             self.data_dir.mkdir(parents=True, exist_ok=True)
             return opener(str(self.data_dir), download=True, **which)
@@ -56,21 +57,20 @@ class TorchvisionSet:
             ) from error
 
     def arrays(self) -> dict[str, Source]:
-        """The splits of a set of small images, which torchvision reads into memory."""
+        """The splits of a data set of small images, which torchvision reads into memory."""
         opened = {split: self.open(split) for split in SPLITS}
-        labels = {split: getattr(data, "targets", getattr(data, "labels", None)) for split, data in opened.items()}
-        return {split: from_array(np.asarray(data.data), labels[split]) for split, data in opened.items()}
+        labels = "labels" if self.class_name == "SVHN" else "targets"
+        return {split: from_array(np.asarray(data.data), getattr(data, labels)) for split, data in opened.items()}
 
     def celeba(self, shape: Shape) -> dict[str, Source]:
-        """CelebA's files."""
+        """The splits of CelebA, without labels."""
         folder = self.data_dir / "celeba" / "img_align_celeba"
-        names = {split: self.open(split).filename for split in SPLITS}
-        return {split: from_files(folder, names[split], None, shape) for split in SPLITS}
+        return {split: from_files(folder, self.open(split).filename, None, shape) for split in SPLITS}
 
     def flowers102(self, shape: Shape) -> dict[str, Source]:
-        """Flowers102's files, the validation split among the training images."""
+        """The splits of Flowers102, with the validation images among the training images."""
         train, val, test = (self.open(split) for split in ("train", "val", "test"))
-        # torchvision gives no other way to the files than to decode them all in this process
+        # Private attributes: torchvision's public ones give images that are decoded already, in this process.
         files = {"train": train._image_files + val._image_files, "test": test._image_files}
         labels = {"train": train._labels + val._labels, "test": test._labels}
         folder = self.data_dir / "flowers-102" / "jpg"
@@ -85,55 +85,49 @@ def from_array(images: np.ndarray, labels: Any) -> Source:
         images = images[:, None]
     elif images.shape[-1] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    blocks = ((images[at : at + BLOCK], classes[at : at + BLOCK]) for at in range(0, len(images), BLOCK))
-    return Source(len(images), blocks)
+    starts = range(0, len(images), BLOCK_IMAGES)
+    return Source(len(images), ((images[at : at + BLOCK_IMAGES], classes[at : at + BLOCK_IMAGES]) for at in starts))
 
 
 def from_files(root: Path, names: Sequence[str], labels: Sequence[int] | None, shape: Shape) -> Source:
-    """Image files, named relative to root, decoded in parallel."""
+    """Image files, whose names are relative to root, decoded in parallel."""
     unreadable: list[str] = []
 
     def blocks() -> Iterator[Block]:
         at = 0
-        for images, wrong in decode([f"{root}/{name}" for name in names], shape):
-            good = np.array([number not in wrong for number in range(len(images))])
-            for number, why in wrong.items():
-                name = names[at + number].encode(errors="backslashreplace").decode()  # it may be in any encoding
-                unreadable.append(f"{name} ({why})")
-            classes = None if labels is None else np.asarray(labels[at : at + len(images)], np.int64)[good]
-            yield images[good], classes
-            at += len(images)
-
-    def blocks_or_reason() -> Iterator[Block]:
         try:
-            yield from blocks()
+            for images, wrong in decode([f"{root}/{name}" for name in names], shape):
+                for number, why in wrong.items():
+                    name = names[at + number].encode(errors="backslashreplace").decode()  # it may be in any encoding
+                    unreadable.append(f"{name} ({why})")
+                good = np.delete(np.arange(len(images)), list(wrong))
+                yield (
+                    images[good],
+                    None if labels is None else np.asarray(labels[at : at + len(images)], np.int64)[good],
+                )
+                at += len(images)
         except BrokenProcessPool as error:
             raise UserError(
-                "a process that decoded images was ended by the system, probably for want of memory; "
-                "try again with more memory free"
+                "image decoding was killed, perhaps for lack of memory; free some memory and retry"
             ) from error
 
-    return Source(len(names), blocks_or_reason(), unreadable)
+    return Source(len(names), blocks(), unreadable)
 
 
-def cifar10_binary(data_dir: Path) -> Callable[[str], bytes] | None:
-    """How to read a file of CIFAR-10's binary distribution in data_dir, unpacked or not; None where it is not there."""
-    folder, archive = data_dir / "cifar-10-batches-bin", data_dir / "cifar-10-binary.tar.gz"
-    if folder.is_dir():
-        return lambda name: (folder / name).read_bytes()
-    if not archive.is_file():
-        return None
+def has_cifar10_binary(data_dir: Path) -> bool:
+    """Whether data_dir holds CIFAR-10's binary distribution, unpacked or as an archive."""
+    return (data_dir / CIFAR10_FOLDER).is_dir() or (data_dir / CIFAR10_ARCHIVE).is_file()
 
-    def from_archive(name: str) -> bytes:
-        with tarfile.open(archive) as members:
-            file = members.extractfile(f"{folder.name}/{name}")
+
+def from_cifar10_binary(data_dir: Path) -> dict[str, Source]:
+    """Both splits of CIFAR-10 from its binary distribution: records of a label, then 3 x 32 x 32 bytes."""
+
+    def read(name: str) -> bytes:
+        if (data_dir / CIFAR10_FOLDER).is_dir():
+            return (data_dir / CIFAR10_FOLDER / name).read_bytes()
+        with tarfile.open(data_dir / CIFAR10_ARCHIVE) as archive:
+            file = archive.extractfile(f"{CIFAR10_FOLDER}/{name}")
             return file.read() if file else b""
-
-    return from_archive
-
-
-def from_cifar10_binary(read: Callable[[str], bytes]) -> dict[str, Source]:
-    """Both splits of CIFAR-10 from files of 10,000 records: a label, then 3 x 32 x 32 bytes."""
 
     def blocks(names: Sequence[str]) -> Iterator[Block]:
         for name in names:

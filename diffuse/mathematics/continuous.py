@@ -1,7 +1,7 @@
 """Paths from data to noise in continuous time: those of the score SDEs and of flow matching.
 
-Networks are trained at any real time in [t_min, T]. T is 1000 here as for most tables, so that a number of steps, a
-grid and the network's time input mean the same for all schedules; the papers' time is t / T.
+Networks are trained at real times in [t_min, T]. T is 1000 as for most tables, so that a number of steps, a time grid
+and the network's time input mean the same for all schedules; the papers' time is t / T.
 """
 
 import math
@@ -38,10 +38,8 @@ class VP(Schedule):
         return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
 
     def time(self, log_snr: Tensor) -> Tensor:
-        # The root of growth u^2 / 2 + beta_min u = -log alpha_bar, in the form that divides by no small difference.
-        wanted = -torch.nn.functional.logsigmoid(log_snr)
-        largest = self.beta_min + self.growth / 2
-        wanted = wanted.clamp(max=largest)
+        # The root of growth u^2 / 2 + beta_min u = -log alpha_bar, in the form without a difference of near numbers.
+        wanted = (-torch.nn.functional.logsigmoid(log_snr)).clamp(max=self.beta_min + self.growth / 2)
         u = 2 * wanted / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * self.growth * wanted))
         return (self.T * u).clamp(0, self.T)
 
@@ -50,11 +48,11 @@ class VE(Schedule):
     """The variance-exploding path of score matching with Langevin dynamics (NCSN): alpha = 1, sigma grows.
 
     sigma(t) = sigma_min (sigma_max / sigma_min)^((t - 1) / (T - 1)), a geometric sequence from t = 1 to T: Song and
-    Ermon 2019; Song et al. 2021, appendix C with levels in place of a time from 0. Below t = 1, where no network is
-    trained, sigma falls linearly to 0. sigma is in units of images in [-1, 1], twice those of images in [0, 1].
+    Ermon 2019; Song et al. 2021, appendix C with levels instead of a time from 0. Below t = 1, where no network is
+    trained, sigma falls linearly to 0. sigma is for images in [-1, 1], so twice the papers' for images in [0, 1].
 
-    sigma_min  at t = 1
-    sigma_max  at t = T
+    sigma_min  the standard deviation of the noise at t = 1
+    sigma_max  the standard deviation of the noise at t = T
     """
 
     T = T
@@ -83,7 +81,7 @@ class VE(Schedule):
 class Flow(Schedule):
     """The straight path of flow matching and rectified flow: alpha = 1 - u, sigma = u with u = t / T.
 
-    Liu, Gong and Liu 2023; Lipman et al. 2023 (whose time runs the other way). x_T is pure noise.
+    Liu, Gong and Liu 2023; Lipman et al. 2023 (whose time runs from noise to data). x_T is pure noise.
     """
 
     T = T

@@ -1,4 +1,4 @@
-"""How likely the data is: the variational bound, term by term, in nats; bits per dimension at the edge."""
+"""The variational bound on the likelihood of the data, term by term, in nats; conversion to bits per dimension."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ class Bound:
         return self.prior + self.terms.sum(1) + self.reconstruction
 
 
-def vlb(
+def variational_bound(
     denoiser: Denoiser,
     x0: Tensor,
     times: Tensor,
@@ -42,10 +42,10 @@ def vlb(
     decoder: Decoder | None = None,
     noise: Noise = torch.randn_like,
 ) -> Bound:
-    """The bound of each image over a time grid, with one draw of x_t for every t.
+    """The bound of each image over a time grid, with one sample of x_t for every t.
 
-    x0 [b, C, H, W]; times as samplers take them; variance and decoder as in `reverse_term`. Costs one network
-    evaluation a step and image.
+    x0 [b, C, H, W]; times as for samplers; variance and decoder as in `reverse_term`. Costs one network evaluation per
+    step and image.
     """
     steps = reverse_steps(denoiser.schedule, times)
     terms = torch.stack(list(reverse_terms(denoiser, x0, steps, y, variance, decoder, noise)), dim=1)
@@ -74,7 +74,7 @@ def reverse_terms(
     decoder: Decoder | None,
     noise: Noise,
 ) -> Iterator[Tensor]:
-    """The terms of `vlb` after the prior's, [b] nats each, as they are computed: L_{t-1} for every step, then L_0."""
+    """The terms of the bound after L_T, [b] nats each, one by one: L_{t-1} for every step, then L_0."""
     for step in steps:
         guess = denoiser(denoiser.schedule.diffuse(x0, step.t, noise(x0)), step.t, y)
         yield reverse_term(step, guess, x0, variance, decoder)
@@ -87,20 +87,19 @@ def reverse_term(
     variance: Variance = fixed_large,
     decoder: Decoder | None = None,
 ) -> Tensor:
-    """What one step adds to the bound of each image, [b] nats: L_{t-1}, or L_0 where s = 0. Ho et al. 2020, equation 5.
+    """The term of one step in the bound of each image, [b] nats: L_{t-1}, or L_0 if s = 0. Ho et al. 2020, equation 5.
 
     L_{t-1} is the KL divergence of q(x_s given x_t, x0) from the reverse step, whose mean is the posterior's with the
-    guess in place of x0. `decoder` is -log p(x0 given the guess and the variance), by default that of 8-bit images.
+    predicted x0. `decoder` is -log p(x0 given the predicted x0 and the variance), by default that of 8-bit images.
     """
     decoder = decoder or discretised_gaussian
     reverse_variance = variance(step, guess)
     if step.s.ndim == 0 and step.s == 0:
         return decoder(x0, guess.x0, reverse_variance)
-    between_means = step.posterior.of_x0 * (x0 - guess.x0)
-    kl = gaussian_kl(between_means, step.small, reverse_variance).flatten(1).sum(1)
+    kl = gaussian_kl(step.posterior.of_x0 * (x0 - guess.x0), step.small, reverse_variance).flatten(1).sum(1)
     if step.s.ndim == 0:
         return kl
-    # The other images ask the decoder about a perfect guess: a factor of 0 would not mask a gradient that overflows.
+    # The other images give the decoder a perfect prediction: a factor of 0 would not mask a gradient that overflows.
     last = step.s == 0
     nats = decoder(x0, torch.where(last, guess.x0, x0), torch.where(last, reverse_variance, 1))
     return torch.where(last.flatten(), nats, kl)
@@ -118,26 +117,24 @@ def gaussian_kl(between_means: Tensor, variance: Tensor, other_variance: Tensor)
 def discretised_gaussian(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     """-log of the probability that N(mean, variance) falls into the bin of x0, [b] nats: Ho et al. 2020, equation 13.
 
-    Bins are 2/255 wide around the 256 values from -1 to 1; the two at the ends reach to infinity. In float64, and from
-    the tail in which both edges lie, so that no probability is rounded to zero.
+    Bins are 2/255 wide around the 256 values from -1 to 1; the first and the last extend to infinity. In float64, and
+    computed from the tail in which both edges lie, so that no probability is rounded to zero.
     """
-    like = x0
-    x0, mean, std = wide(x0), wide(mean), wide(variance).sqrt()
-    lower = torch.where(x0 < -0.999, -torch.inf, (x0 - 1 / 255 - mean) / std)
-    upper = torch.where(x0 > 0.999, torch.inf, (x0 + 1 / 255 - mean) / std)
-    mirrored = x0 > mean
+    value, mean, std = to_float64(x0), to_float64(mean), to_float64(variance).sqrt()
+    lower = torch.where(value < -0.999, -torch.inf, (value - 1 / 255 - mean) / std)
+    upper = torch.where(value > 0.999, torch.inf, (value + 1 / 255 - mean) / std)
+    mirrored = value > mean
     near = torch.special.log_ndtr(torch.where(mirrored, -lower, upper))
     far = torch.special.log_ndtr(torch.where(mirrored, -upper, lower))
     log_probability = near + torch.log(-torch.expm1(far - near))
-    return -log_probability.flatten(1).sum(1).to(like)
+    return -log_probability.flatten(1).sum(1).to(x0)
 
 
 def gaussian_density(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """-log N(x0; mean, variance), [b] nats: the decoder of data that is not 8-bit."""
-    density = 0.5 * (torch.log(2 * torch.pi * variance) + (x0 - mean).square() / variance)
-    return density.flatten(1).sum(1)
+    """-log N(x0; mean, variance), [b] nats: the decoder for data that is not 8-bit."""
+    return (0.5 * (torch.log(2 * torch.pi * variance) + (x0 - mean).square() / variance)).flatten(1).sum(1)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """In float64, on the tensor's device or, from Apple's MPS, which has no float64, on the CPU."""
+def to_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64: on its device, or on the CPU if that is Apple's MPS, which has no float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

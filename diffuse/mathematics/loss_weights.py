@@ -1,7 +1,7 @@
-"""What an error of x0 weighs at each noise level, as a function of the signal-to-noise ratio and the prediction type.
+"""The weight of the squared error of x0 at each noise level, from the signal-to-noise ratio and the prediction type.
 
-A weight is a function (snr, c_out) -> w of the loss w ||x0 - guess of x0||^2. The network's own error is that of x0
-divided by c_out, so every weight is also one of the network's loss: w c_out^2.
+A weight is a function (snr, c_out) -> w of the loss w ||x0 - predicted x0||^2. The error of the network's output is the
+error of x0 divided by c_out, so the weight of the squared error of the output is w c_out^2.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Weight = Callable[[Tensor, Tensor], Tensor]
 
 
 def simple(snr: Tensor, c_out: Tensor) -> Tensor:
-    """1 / c_out^2: errors of the network's output count alike. For eps, L_simple of Ho et al. 2020, equation 14."""
+    """1 / c_out^2: weight 1 for the network's output. For eps-prediction, L_simple of Ho et al. 2020, equation 14."""
     return 1 / c_out**2
 
 
 def snr(snr: Tensor, c_out: Tensor) -> Tensor:
-    """snr: L_simple of prediction of eps, whatever the network predicts. Salimans and Ho 2022, section 4."""
+    """snr: L_simple of eps-prediction, for every prediction type. Salimans and Ho 2022, section 4."""
     return snr
 
 

@@ -1,7 +1,9 @@
-"""What a network is trained to do: the loss of each image of a batch, at the time that was drawn for it.
+"""Training losses: the loss of each image of a batch, at the time that was drawn for it.
 
 x0 and noise [b, C, H, W], t [b] in (0, T], y [b] labels or None -> [b].
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,9 +27,9 @@ def simple(
 ) -> Tensor:
     """The weighted squared error, the mean over pixels; by default L_simple of Ho et al. 2020, equation 14.
 
-        w ||x0 - guess of x0||^2   with   x_t = alpha x0 + sigma noise
+        w ||x0 - predicted x0||^2   with   x_t = alpha x0 + sigma noise
 
-    which for the default weight is ||target - net(x_t, t)||^2: for prediction of eps, the target is the noise.
+    which for the default weight is ||target - net(x_t, t)||^2: for eps-prediction, the target is the noise.
     """
     return squared_error(denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y), x0, weight)
 
@@ -44,7 +46,7 @@ def vlb(
 ) -> Tensor:
     """L_vlb: T times the bound's term of t, in bits per dimension. Nichol and Dhariwal 2021, section 3.1.
 
-    With t uniform its expectation is the bound without L_T, which has no parameters. For whole levels t.
+    With uniform t its expectation is the bound without L_T, which has no parameters. t must be whole levels.
     """
     guess = denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y)
     return bound_term(denoiser, guess, x0, t, variance, decoder)
@@ -61,18 +63,19 @@ def hybrid(
     decoder: Decoder | None = None,
     vlb_weight: float = 0.001,
 ) -> Tensor:
-    """L_simple + vlb_weight L_vlb, where L_vlb trains the variance alone: Nichol and Dhariwal 2021, equation 16.
+    """L_simple + vlb_weight L_vlb, where L_vlb trains only the variance: Nichol and Dhariwal 2021, equation 16.
 
     vlb_weight  the weight of L_vlb
     """
     check(vlb_weight > 0, "vlb_weight", "positive", vlb_weight)
     guess = denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y)
-    of_variance = bound_term(denoiser, guess.with_x0_detached(), x0, t, learned, decoder)
-    return squared_error(guess, x0, weight) + vlb_weight * of_variance
+    # Without a gradient for x0, so that L_vlb does not train the mean.
+    l_vlb = bound_term(denoiser, replace(guess, x0=guess.x0.detach()), x0, t, learned, decoder)
+    return squared_error(guess, x0, weight) + vlb_weight * l_vlb
 
 
 def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) -> Tensor:
-    """weight times (x0 - guess of x0)^2, the mean over pixels, computed in the network's own units."""
+    """weight times (x0 - predicted x0)^2, the mean over pixels, computed from the error of the network's output."""
     error = (guess.unclipped - x0) / guess.c_out
     of_output = weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * guess.c_out**2
     return (of_output * error.square()).flatten(1).mean(1)
@@ -81,7 +84,7 @@ def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) ->
 def bound_term(
     denoiser: Denoiser, guess: Prediction, x0: Tensor, t: Tensor, variance: Variance, decoder: Decoder | None
 ) -> Tensor:
-    """T times what the step from t to t - 1 adds to the bound, in bits per dimension."""
+    """T times the term of the step from t to t - 1 in the bound, in bits per dimension."""
     schedule, t = denoiser.schedule, per_image(t, x0)
     above = torch.clamp(t + 1, max=schedule.T)
     nats = reverse_term(reverse_step(schedule, t, t - 1, above), guess, x0, variance, decoder)

@@ -1,18 +1,19 @@
-"""The exact likelihood of what a network believes: the probability-flow ODE from data to noise.
+"""The exact likelihood of a network's model of the data, by the probability-flow ODE from data to noise.
 
 The deterministic process with the marginals of the diffusion (Song et al. 2021, section 4.3), written in the angle phi
-with tan(phi) = rho = sigma / alpha, between 0 for data and pi / 2 for pure noise:
+with tan(phi) = rho = sigma / alpha, from 0 for data to pi / 2 for pure noise:
 
     z = x_t / sqrt(alpha^2 + sigma^2) = cos(phi) x0 + sin(phi) eps
-    dz / dphi = cos(phi) eps - sin(phi) x0 = v / sqrt(alpha^2 + sigma^2),   d log p(z) / dphi = -div_z of that
+    dz / dphi = cos(phi) eps - sin(phi) x0 = v / sqrt(alpha^2 + sigma^2),   d log p(z) / dphi = -div_z (dz / dphi)
 
-with eps, x0 and v what the network predicts (Salimans and Ho 2022, appendix D). No derivative of the schedule appears,
-every path is the same ODE, and nothing is infinite where x_T is pure noise.
+with eps, x0 and v as the network predicts them (Salimans and Ho 2022, appendix D). No derivative of the schedule
+appears, every path is the same ODE, and nothing is infinite if x_T is pure noise.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.schedules import Schedule
 
-# d(z, log-density) / dphi, from phi and z; and its integral over a grid of angles, from the z at the first.
+# (phi, z) -> dz / dphi and its divergence; a solver integrates both over a grid of angles, from z at the first one.
 Field = Callable[[float, Tensor], tuple[Tensor, Tensor]]
 Solver = Callable[[Field, Tensor, Tensor], tuple[Tensor, Tensor, int]]
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -31,8 +32,8 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class OdeLikelihood:
-    """log_density [b] of each image, in nats and float64 on the CPU; the noise that it flows to; how often the
-    network was called, each time with its derivative.
+    """log_density [b] of each image, in nats and float64 on the CPU; the noise x_T that the ODE takes it to; the number
+    of network evaluations, each with its derivative.
     """
 
     log_density: Tensor
@@ -50,38 +51,36 @@ def log_likelihood(
     t_min: float | None = None,
     steps: int = 64,
 ) -> OdeLikelihood:
-    """log p(x0) by the change of variables along the ODE from t_min, where x0 is taken for x / alpha, to T.
+    """log p(x0) by the change of variables along the ODE from t_min, where x / alpha is set to x0, to T.
 
         log p(x0) = log N(x_T; 0, prior_std^2) + log |det dx_T / dx0|
 
-    x0 [b, C, H, W]. t_min: by default the schedule's, the smallest time that the network was trained at: what is
-    scored is the density of the images with noise of standard deviation rho(t_min). steps: for solvers that do not
-    choose their own, evenly spaced in log-SNR. The denoiser must not clip.
+    x0 [b, C, H, W]. t_min: by default the schedule's, the smallest time that the network was trained at: the density
+    is that of images with noise of standard deviation rho(t_min). steps: for solvers with fixed steps, which are evenly
+    spaced in log-SNR. The denoiser must not clip.
     """
     schedule = denoiser.schedule
     times = torch.tensor([schedule.t_min if t_min is None else t_min, schedule.T], dtype=torch.float64)
     phi = angles(schedule, times, steps)
-    field = probability_flow(denoiser, y, divergence)
-    start, end = (1 / scale(schedule, t) for t in times)
+    start, end = (1 / radius(schedule, t) for t in times)
     alpha, _ = schedule.alpha_sigma(times[0])
-    z, change, evaluations = solver(field, x0 * (alpha * start), phi)
+    z, change, evaluations = solver(probability_flow(denoiser, y, divergence), x0 * (alpha * start), phi)
     x_T = z / end
-    dims = x0[0].numel()
     prior = -0.5 * ((x_T / schedule.prior_std).square() + math.log(2 * math.pi * schedule.prior_std**2))
-    # log |det|: of x_T by z_T, of z_T by z at t_min, of that z by x0
-    log_det = change + dims * (torch.log(alpha * start) - torch.log(end))
+    # log |det| of three maps: from x0 to z at t_min, from there to z at T, from there to x_T
+    log_det = change + x0[0].numel() * (torch.log(alpha * start) - torch.log(end))
     return OdeLikelihood(prior.flatten(1).sum(1).cpu().double() + log_det, x_T, evaluations)
 
 
-def scale(schedule: Schedule, t: Tensor) -> Tensor:
-    """sqrt(alpha^2 + sigma^2), by which x_t is divided to be z; 1 on variance-preserving paths."""
+def radius(schedule: Schedule, t: Tensor) -> Tensor:
+    """sqrt(alpha^2 + sigma^2) = x_t / z; 1 on variance-preserving paths."""
     return torch.hypot(*schedule.alpha_sigma(t))
 
 
 def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
-    """Angles of a grid of times from ends[0] to ends[1], [steps + 1], rising, evenly spaced in log-SNR.
+    """Angles of a grid of times from ends[0] to ends[1], [steps + 1], increasing, evenly spaced in log-SNR.
 
-    Where x_T is pure noise, the last step takes what log-SNR -16 leaves of a quarter turn.
+    If x_T is pure noise, the last step is from log-SNR -16 to phi = pi / 2.
     """
     last = schedule.log_snr(ends[1])
     inner = torch.linspace(float(schedule.log_snr(ends[0])), max(float(last), -16.0), steps + 1, dtype=torch.float64)
@@ -91,15 +90,15 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
 
 
 def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
-    """dz / dphi, and its divergence as float64 on the CPU, as the denoiser has them."""
+    """dz / dphi as the denoiser predicts it, and its divergence in float64 on the CPU."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
         t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64))))
-        size = scale(schedule, t)
+        r = radius(schedule, t)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            velocity = denoiser(z * size, t, y).v / size
+            velocity = denoiser(z * r, t, y).v / r
             return velocity.detach(), divergence(velocity, z).detach().cpu().double()
 
     return field
@@ -108,8 +107,8 @@ def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergenc
 # ------------------------------------------------------------------------------------------------------ divergences
 
 
-def exact(velocity: Tensor, z: Tensor) -> Tensor:
-    """The trace of the Jacobian, [b], one derivative for each of an image's dimensions: for small images."""
+def exact_divergence(velocity: Tensor, z: Tensor) -> Tensor:
+    """The trace of the Jacobian, [b], by one backward pass for each dimension of an image: for small images."""
     total = velocity.new_zeros(len(z))
     for i, component in enumerate(velocity.flatten(1).unbind(1)):
         (gradient,) = torch.autograd.grad(component.sum(), z, retain_graph=True)
@@ -118,10 +117,10 @@ def exact(velocity: Tensor, z: Tensor) -> Tensor:
 
 
 def hutchinson(probe: Tensor) -> Divergence:
-    """probe^T J probe, [b], one derivative in all: unbiased for probes of mean 0 and covariance I.
+    """probe^T J probe, [b], by a single backward pass: unbiased for probes of mean 0 and covariance I.
 
-    Hutchinson 1989; Grathwohl et al. 2019, equation 7. The same probe all along the path, as there. Signs of chance
-    (Rademacher) have the smallest variance.
+    Hutchinson 1989; Grathwohl et al. 2019, equation 7. The probe is the same along the whole path, as there. Random
+    signs (Rademacher) have the smallest variance.
     """
 
     def divergence(velocity: Tensor, z: Tensor) -> Tensor:
@@ -135,9 +134,9 @@ def hutchinson(probe: Tensor) -> Divergence:
 
 
 def heun(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Heun's method, order 2: two evaluations a step."""
+    """Heun's method, order 2: two evaluations per step."""
     total = torch.zeros(len(z), dtype=torch.float64)
-    for start, end in _steps(phi):
+    for start, end in pairwise(phi.tolist()):
         h = end - start
         k1, d1 = field(start, z)
         k2, d2 = field(end, z + h * k1)
@@ -146,9 +145,9 @@ def heun(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def rk4(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
-    """The classical Runge-Kutta method, order 4: four evaluations a step."""
+    """The classical Runge-Kutta method, order 4: four evaluations per step."""
     total = torch.zeros(len(z), dtype=torch.float64)
-    for start, end in _steps(phi):
+    for start, end in pairwise(phi.tolist()):
         h, middle = end - start, (start + end) / 2
         k1, d1 = field(start, z)
         k2, d2 = field(middle, z + h / 2 * k1)
@@ -162,7 +161,7 @@ def rk4(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
 def rk45(tolerance: float = 1e-5) -> Solver:
     """Dormand and Prince's adaptive pair of orders 5 and 4, from scipy: Song et al. 2021, appendix D.2.
 
-    tolerance: relative and absolute, of z and of the log-density together. The steps are those of a whole batch.
+    tolerance: relative and absolute, for z and the log-density together. All images of a batch take the same steps.
     """
 
     def solve(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -171,8 +170,8 @@ def rk45(tolerance: float = 1e-5) -> Solver:
         def derivative(angle: float, state: np.ndarray) -> np.ndarray:
             here = torch.from_numpy(state[:count]).to(z).reshape(z.shape)
             found = np.concatenate([part.flatten().cpu().double().numpy() for part in field(float(angle), here)])
-            if not np.isfinite(found).all():  # scipy would look for a smaller step for ever
-                raise ArithmeticError("the network gives NaN or infinite values along the ODE")
+            if not np.isfinite(found).all():  # scipy would reduce its step size for ever
+                raise ArithmeticError("the network returns NaN or infinite values along the ODE")
             return found
 
         start = np.concatenate([z.flatten().cpu().double().numpy(), np.zeros(len(z))])
@@ -186,7 +185,3 @@ def rk45(tolerance: float = 1e-5) -> Solver:
         return end[:count].to(z).reshape(z.shape), end[count:], int(found.nfev)
 
     return solve
-
-
-def _steps(phi: Tensor) -> list[tuple[float, float]]:
-    return list(zip(phi[:-1].tolist(), phi[1:].tolist(), strict=True))

@@ -16,7 +16,7 @@ class Gaussian:
         self.mean, self.std = mean, std
 
     def denoiser(self, schedule: Schedule, prediction: PredictionType = eps) -> "GaussianDenoiser":
-        """The best denoiser there is: its x0 is E[x0 given x_t]."""
+        """The optimal denoiser: its x0 is E[x0 given x_t]."""
         return GaussianDenoiser(self, schedule, prediction)
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ class Gaussian:
         return (self.std * sigma) ** 2 / ((alpha * self.std) ** 2 + sigma**2)
 
     def flow(self, x0: Tensor, schedule: Schedule, t_min: float) -> tuple[Tensor, Tensor]:
-        """Where the probability-flow ODE takes x0 from t_min to T, and log |det dx_T / dx0|, [b] nats.
+        """x_T, to which the probability-flow ODE takes x0 from t_min, and log |det dx_T / dx0|, [b] nats.
 
-        y = x / alpha is N(mean, std^2 + rho^2) at every time, and the flow keeps its distance from the mean in units
-        of its standard deviation.
+        y = x / alpha is N(mean, std^2 + rho^2) at every time, and the flow keeps its distance from the mean constant in
+        units of its standard deviation.
         """
         alpha, sigma = schedule.alpha_sigma(torch.tensor([t_min, schedule.T], dtype=torch.float64))
         started = (self.std**2 + (sigma[0] / alpha[0]) ** 2).sqrt()
@@ -41,10 +41,10 @@ class Gaussian:
         return x_T, torch.log(grown).expand(x0.shape[1:]).sum().expand(len(x0))
 
     def bound_terms(self, schedule: Schedule, steps: list[ReverseStep], variances: list[Tensor]) -> Tensor:
-        """Expected nats of the bound with the best denoiser: [steps + 1, C, H, W], L_T first, L_0 last.
+        """Expected nats of the bound with the optimal denoiser: [steps + 1, C, H, W], L_T first, L_0 last.
 
-        The posterior and the reverse step differ in their means only by of_x0 (x0 - E[x0 given x_t]), whose expected
-        square is of_x0^2 Var[x0 given x_t]; the variances are those of the reverse steps, one a step.
+        The means of the posterior and of the reverse step differ by of_x0 (x0 - E[x0 given x_t]), whose expected square
+        is of_x0^2 Var[x0 given x_t]; variances: that of each reverse step.
         """
         alpha, sigma = schedule.alpha_sigma(steps[0].t)
         second_moment = (alpha**2 * (self.mean**2 + self.std**2) + sigma**2) / schedule.prior_std**2
@@ -60,13 +60,13 @@ class Gaussian:
 
 
 class GaussianDenoiser(Denoiser):
-    """A denoiser whose network has learned Gaussian data perfectly, whatever it was asked to predict."""
+    """A denoiser whose network predicts Gaussian data perfectly, for any prediction type."""
 
     def __init__(self, data: Gaussian, schedule: Schedule, prediction: PredictionType = eps):
         super().__init__(nn.Identity(), schedule, prediction)
         self.data = data
 
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
-        """What the network has to say to be right: (E[x0 given x_t] - c_skip x_t) / c_out."""
-        x0 = self.data.posterior_mean(x_t, *self.alpha_sigma(x_t, t))
+        """The output of a perfect network: (E[x0 given x_t] - c_skip x_t) / c_out."""
+        x0 = self.data.posterior_mean(x_t, *self.schedule.alpha_sigma(t))
         return (x0 - coefficients.c_skip * x_t) / coefficients.c_out

@@ -4,9 +4,9 @@ Whatever a network predicts, one affine formula turns it into a guess of the cle
 
     x0 = c_skip x_t + c_out net(c_in x_t, time)
 
-A prediction type is a function (schedule, t) -> those four numbers, and nothing else in the package knows which one is
-used. Each follows from x_t = alpha x0 + sigma eps by solving the definition of what is predicted for x0. The time that
-most networks are told is t - 1, the 0-based index of the level that published checkpoints use.
+A prediction type is a function (schedule, t) -> those four numbers, and nothing else in the package depends on the
+type. Each follows from x_t = alpha x0 + sigma eps by solving the definition of what is predicted for x0. The time input
+of most networks is t - 1, the 0-based index of the level, as in published checkpoints.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def eps(schedule: Schedule, t: Tensor) -> Coefficients:
 
 
 def x0(schedule: Schedule, t: Tensor) -> Coefficients:
-    """The clean image itself. Ho et al. 2020, section 3.2; Salimans and Ho 2022, section 4."""
+    """The clean image. Ho et al. 2020, section 3.2; Salimans and Ho 2022, section 4."""
     alpha, sigma = schedule.alpha_sigma(t)
     return Coefficients(torch.zeros_like(alpha), torch.ones_like(alpha), _c_in(alpha, sigma), t - 1)
 
@@ -61,13 +61,12 @@ def mean(schedule: Schedule, t: Tensor) -> Coefficients:
 
     For schedules with levels. An error of mu is an error of x0 multiplied by up to 1 / of_x0, some thousands at t = T.
     """
-    posterior = schedule.posterior(t, t - 1)
-    ones = torch.ones_like(posterior.of_x0)
-    return Coefficients(-posterior.of_x_t / posterior.of_x0, 1 / posterior.of_x0, ones, t - 1)
+    of_x_t, of_x0, _ = schedule.posterior(t, t - 1)
+    return Coefficients(-of_x_t / of_x0, 1 / of_x0, torch.ones_like(of_x0), t - 1)
 
 
 def edm(schedule: Schedule, t: Tensor, *, sigma_data: float = 0.5) -> Coefficients:
-    """EDM's mixture of image and noise, whose input and target have variance 1: Karras et al. 2022, table 1.
+    """EDM's mixture of image and noise; the network's input and target have variance 1. Karras et al. 2022, table 1.
 
     With y = x_t / alpha, rho = sigma / alpha and d = sigma_data, the standard deviation of the data's pixels:
 
@@ -90,5 +89,5 @@ NEED_FLOAT32 = (mean,)
 
 
 def _c_in(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """1, but no input is larger than the data: 1 / sqrt(alpha^2 + sigma^2) where the variance of x_t explodes."""
+    """1, or 1 / sqrt(alpha^2 + sigma^2) where that is smaller: on variance-exploding paths the input stays bounded."""
     return 1 / torch.sqrt(alpha**2 + sigma**2).clamp(min=1)

@@ -18,8 +18,7 @@ from t to s < t. Images are NCHW; those with a range lie in [-1, 1].
 | posterior      | mu-tilde_t, beta-tilde_t   | of q(x_s given x_t, x0), for any s < t                            |
 
 This module has the schedules given by a table of betas; `continuous` has those given by a formula in continuous time.
-Everything is float64 on the CPU; `log_snr` and `alpha_sigma` also answer in the type and on the device of the t they
-are asked about, from copies made once.
+Tables are float64 on the CPU; `log_snr` and `alpha_sigma` return tensors of the type and on the device of t.
 """
 
 import json
@@ -36,7 +35,7 @@ from diffuse.system.errors import Refused, check
 
 
 class Posterior(NamedTuple):
-    """q(x_s given x_t, x0) = N(of_x_t x_t + of_x0 x0, variance): what a reverse step would do if it knew x0."""
+    """q(x_s given x_t, x0) = N(of_x_t x_t + of_x0 x0, variance): the reverse step for known x0."""
 
     of_x_t: Tensor
     of_x0: Tensor
@@ -44,12 +43,12 @@ class Posterior(NamedTuple):
 
 
 class Schedule(ABC):
-    """A path from data to noise; variance preserving (alpha^2 + sigma^2 = 1) unless it says otherwise. Immutable.
+    """A path from data to noise; variance preserving (alpha^2 + sigma^2 = 1) unless a subclass differs. Immutable.
 
     T          the last time
-    prior_std  the standard deviation of x_T, from which sampling starts
-    t_min      the smallest time that networks are trained at
-    discrete   whether they are trained at whole levels 1 ... T alone
+    prior_std  the standard deviation of the prior, from which sampling starts at T
+    t_min      the smallest time at which networks are trained
+    discrete   whether they are trained only at the levels 1 ... T
     """
 
     T: int
@@ -63,19 +62,19 @@ class Schedule(ABC):
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        """The inverse of `log_snr`; values beyond the ends give the ends."""
+        """The inverse of `log_snr`, clamped to [0, T]."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) at times t, in t's type.
 
-        Both come from log_snr: alpha = sqrt(sigmoid(log_snr)), sigma = sqrt(sigmoid(-log_snr)). In float32 that keeps
-        sigma right to 3e-7 near t = 0, where sqrt(1 - alpha_bar) is wrong by 1e-3.
+        Both are computed from log_snr: alpha = sqrt(sigmoid(log_snr)), sigma = sqrt(sigmoid(-log_snr)). Near t = 0, in
+        float32, sigma then has a relative error of 3e-7, where that of sqrt(1 - alpha_bar) is 1e-3.
         """
         log_snr = self.log_snr(t)
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = alpha x0 + sigma noise, a draw from q(x_t given x0): Ho et al. 2020, equation 4.
+        """x_t = alpha x0 + sigma noise, a sample of q(x_t given x0): Ho et al. 2020, equation 4.
 
         t is one time for all images, or one for each, [b].
         """
@@ -85,9 +84,9 @@ class Schedule(ABC):
     def transition_variance(self, t: Tensor, s: Tensor) -> Tensor:
         """v, the variance of q(x_t given x_s) for s < t: sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2.
 
-        On a variance-preserving path that is 1 - alpha_bar_t / alpha_bar_s, and beta_t for s = t - 1. Written as
-        sigma_t^2 (1 - snr_t / snr_s), which holds on every path and keeps digits that 1 - alpha_bar_t / alpha_bar_s
-        loses near the data.
+        On a variance-preserving path that is 1 - alpha_bar_t / alpha_bar_s, and beta_t for s = t - 1. Computed as
+        sigma_t^2 (1 - snr_t / snr_s), which holds on every path and keeps the digits that 1 - alpha_bar_t / alpha_bar_s
+        loses near t = 0.
         """
         return -torch.expm1(self.log_snr(t) - self.log_snr(s)) * self.alpha_sigma(t)[1] ** 2
 
@@ -109,11 +108,11 @@ class Schedule(ABC):
 
 
 class TableSchedule(Schedule):
-    """A schedule given by its betas, the paper's way; between integers log alpha_bar is interpolated linearly.
+    """A schedule given by its betas, as in the paper; between integers log alpha_bar is interpolated linearly.
 
-    betas: beta_1 ... beta_T, each in (0, 1); the last may be 1, and then x_T holds nothing of the image (zero terminal
-    signal-to-noise ratio). In that last interval, where log alpha_bar falls to minus infinity, alpha is what falls
-    linearly. Raises Refused otherwise.
+    betas: beta_1 ... beta_T, each in (0, 1); the last may be 1, so that x_T contains nothing of the image (zero
+    terminal signal-to-noise ratio). In that last interval, where log alpha_bar falls to minus infinity, alpha is
+    interpolated linearly instead. Raises Refused for other values.
     """
 
     discrete = True
@@ -149,7 +148,7 @@ class TableSchedule(Schedule):
         return below + fraction.clamp(0, 1)
 
     def _table(self, like: Tensor) -> Tensor:
-        """log alpha_bar where `like` is and in its type, copied there once: no step waits for the host."""
+        """log alpha_bar on the device of `like` and in its type, copied there once: no step waits for the CPU."""
         key = (like.device, like.dtype)
         if key not in self._copies:
             self._copies[key] = self.log_alpha_bar.to(like)
@@ -161,13 +160,13 @@ def linear(
 ) -> TableSchedule:
     """beta_t evenly spaced from beta_start (t = 1) to beta_end (t = T): Ho et al. 2020, section 4.
 
-    levels             how many noise levels there are, T
+    levels             number of noise levels, T
     beta_start         beta_1
     beta_end           beta_T
-    zero_terminal_snr  rescale the table so that its last level is pure noise (`rescaled_to_zero_snr`)
+    zero_terminal_snr  rescale the table so that its last level is pure noise (`rescale_to_zero_snr`)
     """
-    _check_betas(beta_start, beta_end)
-    return _table(_evenly(levels, beta_start, beta_end), zero_terminal_snr)
+    _check_range(levels, beta_start, beta_end)
+    return _table(torch.linspace(beta_start, beta_end, levels, dtype=torch.float64), zero_terminal_snr)
 
 
 def scaled_linear(
@@ -175,15 +174,15 @@ def scaled_linear(
 ) -> TableSchedule:
     """sqrt(beta_t) evenly spaced from sqrt(beta_start) to sqrt(beta_end), so that beta_t is a quadratic function of t.
 
-    Rombach et al. 2022, in their code; with the ends of `linear` it is the `quad` of Ho et al.'s code.
+    Rombach et al. 2022, in their code; with beta_start and beta_end of `linear` it is `quad` of Ho et al.'s code.
 
-    levels             how many noise levels there are, T
+    levels             number of noise levels, T
     beta_start         beta_1
     beta_end           beta_T
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    _check_betas(beta_start, beta_end)
-    return _table(_evenly(levels, beta_start**0.5, beta_end**0.5) ** 2, zero_terminal_snr)
+    _check_range(levels, beta_start, beta_end)
+    return _table(torch.linspace(beta_start**0.5, beta_end**0.5, levels, dtype=torch.float64) ** 2, zero_terminal_snr)
 
 
 def sigmoid(
@@ -195,17 +194,17 @@ def sigmoid(
 ) -> TableSchedule:
     """beta_t = beta_start + (beta_end - beta_start) sigmoid(z), with z evenly spaced from -width to width.
 
-    The code of Song, Meng and Ermon 2021. (Jabri et al. 2022 give the name to another one, a sigmoid alpha_bar.)
+    The code of Song, Meng and Ermon 2021. (In Jabri et al. 2022 the sigmoid schedule is another one, of alpha_bar.)
 
-    levels             how many noise levels there are, T
+    levels             number of noise levels, T
     beta_start         beta_1, nearly
     beta_end           beta_T, nearly
-    width              of the part of the sigmoid that is taken, to either side of its middle
+    width              half the width of the interval of the sigmoid that is used
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    _check_betas(beta_start, beta_end)
+    _check_range(levels, beta_start, beta_end)
     check(0 < width < math.inf, "width", "positive", width)
-    z = _evenly(levels, -width, width)
+    z = torch.linspace(-width, width, levels, dtype=torch.float64)
     return _table(beta_start + (beta_end - beta_start) * torch.sigmoid(z), zero_terminal_snr)
 
 
@@ -214,14 +213,14 @@ def cosine(
 ) -> TableSchedule:
     """alpha_bar(t) = f(t) / f(0) with f(t) = cos^2((t / T + s) / (1 + s) pi / 2), and beta_t at most max_beta.
 
-    Nichol and Dhariwal 2021, equation 17. The cap on beta keeps the last level from being pure noise.
+    Nichol and Dhariwal 2021, equation 17. Because of max_beta the last level is not pure noise.
 
-    levels             how many noise levels there are, T
+    levels             number of noise levels, T
     s                  offset that keeps beta from being too small near t = 0
     max_beta           the largest beta
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    _check_levels(levels)
+    check(levels >= 1, "levels", "at least 1", levels)
     check(0 <= s < math.inf, "s", "0 or more", s)
     check(0 < max_beta < 1, "max_beta", "between 0 and 1", max_beta)
     t = torch.arange(levels + 1, dtype=torch.float64)
@@ -230,16 +229,16 @@ def cosine(
 
 
 def betas(path: str | None = None, values: list[float] | None = None, zero_terminal_snr: bool = False) -> TableSchedule:
-    """beta_1 ... beta_T as a file lists them, or as values.
+    """beta_1 ... beta_T from a file or a list.
 
-    path               a file with a beta for each level: .npy, a list in .json, or text
-    values             the betas themselves, which a run writes down from the file
+    path               a file with one beta for each level: .npy, a list in .json, or text
+    values             the betas themselves; a run records here what it reads from the file
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
     if values is None:
         if path is None:
             raise Refused("path", "must be a file with one beta for each level, and is not set")
-        values = betas_in(path)
+        values = read_betas(path)
     try:
         return _table(torch.tensor(values, dtype=torch.float64), zero_terminal_snr)
     except Refused as error:
@@ -247,10 +246,10 @@ def betas(path: str | None = None, values: list[float] | None = None, zero_termi
         raise Refused(argument, f"is {given}: {error}") from error
 
 
-def betas_in(path: str | Path) -> list[float]:
-    """The numbers in a file: .npy, a list in .json, or text with one number a line or with commas or blanks between.
+def read_betas(path: str | Path) -> list[float]:
+    """The numbers in a file: .npy, a list in .json, or text with numbers separated by newlines, spaces or commas.
 
-    Raises Refused where they cannot be read.
+    Raises Refused if they cannot be read.
     """
     file = Path(path).expanduser()
     try:
@@ -263,10 +262,10 @@ def betas_in(path: str | Path) -> list[float]:
             listed = file.read_text().replace(",", " ").split()
         return [float(beta) for beta in listed]
     except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise Refused("path", f"is {path}, where no list of numbers can be read: {error}") from error
+        raise Refused("path", f"is {path}, which is not a list of numbers: {error}") from error
 
 
-def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
+def rescale_to_zero_snr(betas: Tensor) -> Tensor:
     """Betas whose last level is pure noise: sqrt(alpha_bar) shifted and scaled to keep its first value and end at 0.
 
     sqrt(alpha_bar_t)' = (sqrt(alpha_bar_t) - sqrt(alpha_bar_T)) sqrt(alpha_bar_1) / (sqrt(alpha_bar_1) -
@@ -282,27 +281,19 @@ def rescaled_to_zero_snr(betas: Tensor) -> Tensor:
 
 def _table(betas: Tensor, zero_terminal_snr: bool) -> TableSchedule:
     schedule = TableSchedule(betas)  # checks the betas first: rescaling would hide a value that is not allowed
-    return TableSchedule(rescaled_to_zero_snr(betas)) if zero_terminal_snr else schedule
+    return TableSchedule(rescale_to_zero_snr(betas)) if zero_terminal_snr else schedule
 
 
-def _evenly(levels: int, start: float, end: float) -> Tensor:
-    _check_levels(levels)
-    return torch.linspace(start, end, levels, dtype=torch.float64)
-
-
-def _check_levels(levels: int) -> None:
+def _check_range(levels: int, beta_start: float, beta_end: float) -> None:
+    check(0 < beta_start < 1, "beta_start", "between 0 and 1", beta_start)
+    check(0 < beta_end < 1, "beta_end", "between 0 and 1", beta_end)
     check(levels >= 1, "levels", "at least 1", levels)
 
 
-def _check_betas(beta_start: float, beta_end: float) -> None:
-    check(0 < beta_start < 1, "beta_start", "between 0 and 1", beta_start)
-    check(0 < beta_end < 1, "beta_end", "between 0 and 1", beta_end)
-
-
 def per_image(t: Tensor, x: Tensor) -> Tensor:
-    """Times, ready for schedules whose numbers shall multiply images like x.
+    """Times, shaped so that a schedule's numbers at them multiply images like x.
 
-    One time for all images is a float64 number on the CPU; one for each, [b], becomes [b, 1, 1, 1] in the images' type
-    and on their device.
+    One time for all images becomes a float64 number on the CPU; one for each, [b], becomes [b, 1, 1, 1] in the images'
+    type and on their device.
     """
     return t.cpu().double() if t.ndim == 0 else t.to(x).reshape(-1, *[1] * (x.ndim - 1))

@@ -1,7 +1,7 @@
-"""Grids of times: through which noise levels a sampler, or the bound, walks from noise to data.
+"""Time grids: the noise levels that a sampler, or the bound, goes through from noise to data.
 
-A grid is float64 and falls from T to 0; all but the 0 are times at which the network is called. For schedules with
-levels these are whole levels, no two alike; on paths in continuous time they are what the formula says.
+A grid is float64 and decreases from T to 0; the network is called at all of its times but the 0. For schedules with
+levels these are distinct integers; for paths in continuous time they are what the formula gives.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def uniform(schedule: Schedule, steps: int) -> Tensor:
 
 
 def to_zero(schedule: Schedule, steps: int) -> Tensor:
-    """Evenly spaced from T to 0: what flow matching takes."""
+    """Evenly spaced from T to 0: the grid of flow matching."""
     return _grid(schedule, schedule.T * torch.arange(1, steps + 1, dtype=torch.float64) / steps)
 
 
@@ -40,19 +40,13 @@ def karras(schedule: Schedule, steps: int) -> Tensor:
     return _even_in(schedule, steps, lambda log_snr: torch.exp(-log_snr / 14), lambda even: -14 * torch.log(even))
 
 
-SPACINGS: dict[str, Spacing] = {
-    "uniform": uniform,
-    "to_zero": to_zero,
-    "quadratic": quadratic,
-    "log_snr": log_snr,
-    "karras": karras,
-}
+SPACINGS: dict[str, Spacing] = {spacing.__name__: spacing for spacing in (uniform, to_zero, quadratic, log_snr, karras)}
 
 
 def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform) -> Tensor:
-    """T = t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels where steps is None.
+    """T = t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels if steps is None.
 
-    Raises Refused where steps is not in 1 ... T.
+    Raises Refused if steps is not in 1 ... T.
     """
     steps = schedule.T if steps is None else steps
     most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
@@ -68,7 +62,7 @@ def _even(steps: int) -> Tensor:
 def _even_in(
     schedule: Schedule, steps: int, of_log_snr: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Evenly spaced in a function of log-SNR. Where x_T is pure noise, from T - 1 on, with T before it."""
+    """Evenly spaced in a function of log-SNR. If x_T is pure noise, evenly from T - 1 on, with T before it."""
     first, last = torch.tensor([1.0, schedule.T], dtype=torch.float64)
     noise = schedule.log_snr(last).isneginf()
     ends = of_log_snr(schedule.log_snr(torch.stack([first, last - 1 if noise else last])))
@@ -77,10 +71,10 @@ def _even_in(
 
 
 def _grid(schedule: Schedule, rising: Tensor) -> Tensor:
-    """Falling, with 0 at the end; of whole levels, no two alike, where the schedule has levels.
+    """The grid in decreasing order, with 0 at the end; in distinct integers if the schedule has levels.
 
-    Rounding can make neighbours equal. What a level exceeds its rank by may only grow along the grid, and by T - steps
-    at the most; that spreads equal ones apart and leaves a grid without them as it is.
+    Rounding can make neighbours equal. The difference between a level and its rank 1, 2, 3 ... must not decrease along
+    the grid, nor exceed T - steps; that separates equal levels and changes no grid without them.
     """
     if schedule.discrete:
         rank = torch.arange(1, len(rising) + 1, dtype=torch.float64)

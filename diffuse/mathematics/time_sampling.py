@@ -1,7 +1,7 @@
 """How the times of a training batch are drawn, each with its importance weight.
 
-The importance weight multiplies an image's loss, so that its expectation is that of uniform times. Each of these is a
-module whose buffers are its memory, so that a checkpoint can hold it.
+The importance weight multiplies an image's loss, so that its expectation is that of uniform times. Each class is a
+module whose buffers are its state, so that a checkpoint can hold it.
 """
 
 import torch
@@ -28,7 +28,7 @@ class UniformTimes(nn.Module):
         return t, torch.ones(count, device=device)
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Nothing: the losses at these times change no probability."""
+        """Nothing: the distribution of times does not depend on losses."""
 
 
 class LogNormalTimes(UniformTimes):
@@ -43,9 +43,7 @@ class LogNormalTimes(UniformTimes):
     def __init__(self, schedule: Schedule, mean: float = -1.2, std: float = 1.2):
         super().__init__(schedule)
         if schedule.discrete:
-            raise Refused(
-                "schedule", "must be continuous for LogNormalTimes, which draws real times: choose times=uniform"
-            )
+            raise Refused("schedule", "must be continuous for LogNormalTimes, not with levels: choose times=uniform")
         check(std > 0, "std", "positive", std)
         self.mean, self.std = mean, std
 
@@ -56,12 +54,12 @@ class LogNormalTimes(UniformTimes):
 
 
 class ImportanceTimes(UniformTimes):
-    """Levels of the largest losses are drawn most: second-moment resampling, Nichol and Dhariwal 2021, section 3.3.
+    """Levels with large losses are drawn more often: importance sampling of Nichol and Dhariwal 2021, section 3.3.
 
     p_t is proportional to sqrt(E[L_t^2]) over the last `history` losses of each level, mixed with a little of the
     uniform distribution. The importance weight is 1 / (T p_t). Until every level has its history, levels are uniform.
 
-    history        how many losses of each level are remembered
+    history        number of losses of each level that are kept
     uniform_share  the share of the uniform distribution, above 0 and at most 1
     """
 
@@ -71,8 +69,7 @@ class ImportanceTimes(UniformTimes):
     def __init__(self, schedule: Schedule, history: int = 10, uniform_share: float = 0.001):
         super().__init__(schedule)
         if not schedule.discrete:
-            reason = "must have levels for ImportanceTimes, which remembers the losses of each: choose times=uniform"
-            raise Refused("schedule", reason)
+            raise Refused("schedule", "must have levels for ImportanceTimes, one history each: choose times=uniform")
         check(history >= 1, "history", "at least 1", history)
         check(0 < uniform_share <= 1, "uniform_share", "above 0 and at most 1", uniform_share)
         self.uniform_share = uniform_share
@@ -94,15 +91,15 @@ class ImportanceTimes(UniformTimes):
 
     @torch.no_grad()
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Put the losses [b], as they came, into the histories of their levels [b], in place of the oldest there.
+        """Put the losses [b], in their order, into the histories of their levels t [b], in place of the oldest ones.
 
-        0 is not a level: a loss that comes with it is forgotten.
+        0 is not a level: losses at t = 0 are ignored.
         """
         kept = self.losses.shape[1]
         t, order = t.sort(stable=True)
         rank = torch.arange(len(t), device=t.device) - torch.searchsorted(t, t)
         drawn = torch.zeros_like(self.seen).index_add_(0, t, torch.ones_like(t))
-        # More losses of one level than a history holds: the last ones count, the others go to row 0, which is no level.
+        # Of more losses of a level than a history holds, the last ones count; the others go to row 0, not a level.
         row = torch.where(rank >= drawn[t] - kept, t, 0)
         self.losses[row, (self.seen[t] + rank) % kept] = losses[order].float()
         self.seen += drawn

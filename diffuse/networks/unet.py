@@ -3,18 +3,19 @@
 One class covers the family. The defaults are the conventions of Ho et al. 2020 (after PixelCNN++ and Wide ResNet); the
 other values are those of improved DDPM (Nichol and Dhariwal 2021) and ADM (Dhariwal and Nichol 2021):
 
-| option         | DDPM         | ADM         | what it changes                                              |
-|----------------|--------------|-------------|--------------------------------------------------------------|
-| embedding      | sin_cos      | cos_sin     | order and spacing of the time features; `fourier` is random  |
-| norm_eps       | 1e-6         | 1e-5        | group norm's epsilon                                         |
-| padding        | asymmetric   | symmetric   | zeros around the strided convolution, if there is one        |
-| scale_shift    | false        | true        | time scales and shifts the second norm instead of adding     |
-| resample       | strided      | residual    | what halves and doubles the resolution                       |
-| heads          | one          | 64 wide     | attention heads, by number or by width                       |
+| option         | DDPM         | ADM         | what it changes                                                  |
+|----------------|--------------|-------------|------------------------------------------------------------------|
+| embedding      | sin_cos      | cos_sin     | order and spacing of the time features; `fourier` is random      |
+| norm_eps       | 1e-6         | 1e-5        | epsilon of the group norm                                        |
+| padding        | asymmetric   | symmetric   | zeros around the input of the strided convolution                |
+| scale_shift    | false        | true        | time scales and shifts the second norm instead of being added    |
+| resample       | strided      | residual    | how the resolution is halved and doubled                         |
+| heads          | one          | 64 wide     | attention heads, by number or by width                           |
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,17 +23,19 @@ from torch import Tensor, nn
 
 from diffuse.system.errors import Refused, check, check_choice
 
+Norm = Callable[[int], nn.Module]  # the number of channels -> a group norm of them
+
 
 class UNet(nn.Module):
     """A U-Net over images [b, image_channels, image_size, image_size]; returns the same shape.
 
-    image_size, image_channels  what goes in and comes out; learned_variance doubles the channels that come out
+    image_size, image_channels  of input and output; learned_variance doubles the channels of the output
     channels       width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
     channel_mult   one factor for each level
     blocks         residual blocks for each level on the way down (one more on the way up)
     attention      resolutions, in pixels, with self-attention after each block; the middle always has it
     heads          number of attention heads
-    head_channels  width of an attention head, in place of their number
+    head_channels  width of an attention head, instead of the number of heads
     dropout        probability, inside the residual blocks
     groups         of the group norm
     norm_eps       epsilon of the group norm
@@ -40,10 +43,10 @@ class UNet(nn.Module):
     time_scale     the time input is multiplied by this before it is embedded
     padding        of the strided convolution: asymmetric or symmetric
     scale_shift    the time scales and shifts the second norm instead of being added
-    resample       what halves and doubles the resolution: strided (convolutions) or residual (blocks)
+    resample       how the resolution is halved and doubled: strided (convolutions) or residual (blocks)
     num_classes    number of labels for a class-conditional network, or None
 
-    Raises Refused where the sizes do not fit each other.
+    Raises Refused if the sizes do not fit each other.
     """
 
     def __init__(
@@ -69,40 +72,40 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ):
         super().__init__()
-        widths = [channels * factor for factor in channel_mult]
         _check_sizes(image_size, channels, channel_mult, blocks, dropout)
         _check_norm(channels, groups, norm_eps, scale_shift)
-        if not math.isfinite(time_scale):
-            raise Refused("time_scale", f"must be a finite number, not {time_scale}")
+        check(math.isfinite(time_scale), "time_scale", "a finite number", time_scale)
         check_choice("embedding", embedding, EMBEDDINGS)
         check_choice("padding", padding, PADDINGS)
         check_choice("resample", resample, ("strided", "residual"))
 
         embedded = 4 * channels
+        norm = partial(nn.GroupNorm, groups, eps=norm_eps)
         self.features = EMBEDDINGS[embedding](channels)
         self.time_scale = time_scale
         self.embed_time = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.embed_label = nn.Embedding(num_classes, embedded) if num_classes else None
 
         def residual(width_in: int, width_out: int, change: nn.Module | None = None) -> ResidualBlock:
-            return ResidualBlock(width_in, width_out, embedded, dropout, groups, norm_eps, scale_shift, change)
+            return ResidualBlock(width_in, width_out, embedded, norm, dropout, scale_shift, change)
 
         def attend(width: int) -> Attention:
-            return Attention(width, _heads(width, heads, head_channels), groups, norm_eps)
+            return Attention(width, _heads(width, heads, head_channels), norm)
 
         def block(width_in: int, width_out: int, resolution: int) -> Stage:
-            if resolution in attention:
-                return Stage(residual(width_in, width_out), attend(width_out))
-            return Stage(residual(width_in, width_out))
+            stage = Stage([residual(width_in, width_out)])
+            return stage.append(attend(width_out)) if resolution in attention else stage
 
-        def halve(width: int) -> Stage:
-            return Stage(residual(width, width, Halve()) if resample == "residual" else StridedConv(width, padding))
+        def halve(width: int) -> nn.Module:
+            return residual(width, width, nn.AvgPool2d(2)) if resample == "residual" else StridedConv(width, padding)
 
-        def double(width: int) -> Stage:
-            return Stage(residual(width, width, Double()) if resample == "residual" else UpsampledConv(width))
+        def double(width: int) -> nn.Module:
+            nearest = nn.Upsample(scale_factor=2)
+            return residual(width, width, nearest) if resample == "residual" else UpsampledConv(width)
 
         self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        widths = [channels * factor for factor in channel_mult]
         width, skips, last = channels, [channels], len(widths) - 1
         for level, level_width in enumerate(widths):
             for _ in range(blocks):
@@ -110,17 +113,17 @@ class UNet(nn.Module):
                 width = level_width
                 skips.append(width)
             if level != last:
-                self.down.append(halve(width))
+                self.down.append(Stage([halve(width)]))
                 skips.append(width)
-        self.middle = Stage(residual(width, width), attend(width), residual(width, width))
+        self.middle = Stage([residual(width, width), attend(width), residual(width, width)])
         for level, level_width in reversed(list(enumerate(widths))):
             for i in range(blocks + 1):
                 stage = block(width + skips.pop(), level_width, image_size >> level)
                 width = level_width
                 if level != 0 and i == blocks:
-                    stage.extend(double(width))
+                    stage.append(double(width))
                 self.up.append(stage)
-        self.norm = nn.GroupNorm(groups, width, norm_eps)
+        self.norm = norm(width)
         self.head = nn.Conv2d(width, image_channels * (2 if learned_variance else 1), 3, padding=1)
         self._initialise()
 
@@ -162,9 +165,6 @@ class UNet(nn.Module):
 class Stage(nn.ModuleList):
     """Modules in a row, each called with (x, embedded time)."""
 
-    def __init__(self, *modules: nn.Module):
-        super().__init__(modules)
-
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         for module in self:
             x = module(x, embedded)
@@ -172,25 +172,27 @@ class Stage(nn.ModuleList):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + time)))), the first half optionally changing the resolution."""
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + time)))).
+
+    change, if any, halves or doubles the resolution of x and of the input of the first convolution.
+    """
 
     def __init__(
         self,
         width_in: int,
         width_out: int,
         embedded: int,
+        norm: Norm,
         dropout: float,
-        groups: int,
-        norm_eps: float,
         scale_shift: bool,
         change: nn.Module | None,
     ):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in, norm_eps)
+        self.norm1 = norm(width_in)
         self.change = change or nn.Identity()
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
         self.time = nn.Linear(embedded, width_out * (2 if scale_shift else 1))
-        self.norm2 = nn.GroupNorm(groups, width_out, norm_eps)
+        self.norm2 = norm(width_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.skip = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
@@ -210,10 +212,10 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the pixels, added to its input."""
 
-    def __init__(self, width: int, heads: int, groups: int, norm_eps: float):
+    def __init__(self, width: int, heads: int, norm: Norm):
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, width, norm_eps)
+        self.norm = norm(width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
 
@@ -242,29 +244,14 @@ class UpsampledConv(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.upsample = Double()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        return self.conv(self.upsample(x))
-
-
-class Halve(nn.Module):
-    """The mean of each 2 x 2 square."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2)
-
-
-class Double(nn.Module):
-    """Each pixel becomes a 2 x 2 square."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, scale_factor=2, mode="nearest")
+        return self.conv(F.interpolate(x, scale_factor=2))
 
 
 class TimeFeatures(nn.Module):
-    """[b] -> [b, dim]: sines and cosines of time at fixed frequencies."""
+    """[b] -> [b, dim]: [sin, cos] of time at dim / 2 fixed frequencies."""
 
     frequencies: Tensor
 
@@ -272,8 +259,9 @@ class TimeFeatures(nn.Module):
         super().__init__()
         self.register_buffer("frequencies", frequencies, persistent=saved)
 
-    def angles(self, time: Tensor) -> Tensor:
-        return time[:, None] * self.frequencies
+    def forward(self, time: Tensor) -> Tensor:
+        angles = time[:, None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class SinCos(TimeFeatures):
@@ -282,10 +270,6 @@ class SinCos(TimeFeatures):
     def __init__(self, dim: int):
         half = dim // 2
         super().__init__(torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1))))
-
-    def forward(self, time: Tensor) -> Tensor:
-        angles = self.angles(time)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class CosSin(TimeFeatures):
@@ -296,38 +280,30 @@ class CosSin(TimeFeatures):
         super().__init__(torch.exp(torch.arange(half) * (-math.log(10000) / half)))
 
     def forward(self, time: Tensor) -> Tensor:
-        angles = self.angles(time)
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        sin, cos = super().forward(time).chunk(2, dim=1)
+        return torch.cat([cos, sin], dim=1)
 
 
 class Fourier(TimeFeatures):
-    """[sin, cos] at 2 pi w with w from N(0, 1), drawn once and kept: Song et al. 2021, after Tancik et al. 2020.
+    """[sin, cos] at 2 pi w with w from N(0, 1), drawn once and saved: Song et al. 2021, after Tancik et al. 2020.
 
-    The spread of w is `time_scale`, since only the product counts: 16 for log sigma, 0.016 for 0 ... 999.
+    The scale of w is `time_scale`, since only the product of w and time matters: 16 for log sigma, 0.016 for 0 ... 999.
     """
 
     def __init__(self, dim: int):
         super().__init__(2 * math.pi * torch.randn(dim // 2), saved=True)
 
-    def forward(self, time: Tensor) -> Tensor:
-        angles = self.angles(time)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-
-EMBEDDINGS: dict[str, type[SinCos] | type[CosSin] | type[Fourier]] = {
-    "sin_cos": SinCos,
-    "cos_sin": CosSin,
-    "fourier": Fourier,
-}
+EMBEDDINGS: dict[str, Callable[[int], TimeFeatures]] = {"sin_cos": SinCos, "cos_sin": CosSin, "fourier": Fourier}
 # left, right, top, bottom, as torch.nn.functional.pad takes them
 PADDINGS = {"asymmetric": (0, 1, 0, 1), "symmetric": (1, 1, 1, 1)}
 
 
 def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, dropout: float) -> None:
-    """Refuse what would fail deep inside a convolution, by the name of the option to change."""
+    """Refuse what would fail deep inside a convolution, with the name of the option to change."""
+    smallest = min(channel_mult, default=0)
+    check(smallest >= 1, "channel_mult", "a list with one positive factor per level", list(channel_mult))
     factor = 2 ** (len(channel_mult) - 1)
-    positive = bool(channel_mult) and min(channel_mult) >= 1
-    check(positive, "channel_mult", "a list of one positive factor a level", list(channel_mult))
     if image_size % factor:
         levels = f"has {len(channel_mult)} levels, so the image size must be divisible by {factor}"
         raise Refused("channel_mult", f"{levels}; it is {image_size}. Use fewer levels")
@@ -338,16 +314,13 @@ def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], bl
 
 def _check_norm(channels: int, groups: int, norm_eps: float, scale_shift: bool) -> None:
     check(groups >= 1 and channels % groups == 0, "groups", f"a divisor of channels={channels}", groups)
-    # The norm of a single channel takes away what was added to all of its pixels, the time included.
-    check(groups < channels or scale_shift, "groups", f"fewer than channels={channels}, for the time's sake", groups)
+    # The norm of a single channel removes any constant that was added to all of its pixels: the time would be lost.
+    check(groups < channels or scale_shift, "groups", f"below channels={channels} unless scale_shift=true", groups)
     check(norm_eps > 0, "norm_eps", "positive", norm_eps)
 
 
 def _heads(width: int, heads: int, head_channels: int | None) -> int:
-    """How many heads attention over `width` channels has."""
-    if head_channels is not None:
-        divides = head_channels >= 1 and width % head_channels == 0
-        check(divides, "head_channels", f"a divisor of the {width} channels that attend", head_channels)
-        return width // head_channels
-    check(heads >= 1 and width % heads == 0, "heads", f"a divisor of the {width} channels that attend", heads)
-    return heads
+    """The number of heads of attention over `width` channels."""
+    key, divisor = ("heads", heads) if head_channels is None else ("head_channels", head_channels)
+    check(divisor >= 1 and width % divisor == 0, key, f"a divisor of the {width} channels with attention", divisor)
+    return heads if head_channels is None else width // head_channels

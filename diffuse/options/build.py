@@ -23,40 +23,40 @@ PLAIN = (bool, int, float, str, list, type(None))  # the types of values in a co
 def build(node: Node, group: str, trust: Sequence[str] = (), **given: Any) -> Any:
     """Call node["_target_"] with the node's other keys, checked, and with `given`, which the program adds.
 
-    A config may come with a checkpoint from a stranger, and calling what it names would run any code: what is not
-    defined in the group's own modules is refused unless its top-level package is in `trust`. Where the target refuses
-    an argument, the message is about the key `group.argument`.
+    A config may come with a stranger's checkpoint, and a `_target_` could run any code. Therefore only functions and
+    classes of the group's own modules are called, and those of packages in `trust`. If the target refuses an argument,
+    the message names the key `group.argument`.
     """
     target = locate(node, group, trust)
     with about(group):
-        return target(**checked_options(target, options_of(node), group, hidden=given), **given)
+        return target(**checked_options(target, node, group, hidden=given), **given)
 
 
 def build_with(node: Node, group: str, trust: Sequence[str], **offered: Any) -> Any:
-    """`build`, where the target is given those of the offered arguments that it has."""
+    """`build` with those of the offered arguments that the target has."""
     arguments = inspect.signature(locate(node, group, trust)).parameters
     return build(node, group, trust, **{name: value for name, value in offered.items() if name in arguments})
 
 
 def bind(node: Node, group: str, trust: Sequence[str] = (), **offered: Any) -> partial[Any]:
-    """The function that node["_target_"] names, with the node's other keys as its keyword-only arguments, checked.
+    """The function node["_target_"] with the node's other keys, checked, as its keyword-only arguments.
 
-    What comes before the keywords are the formula's variables, given at each call. The function is given those of the
-    offered arguments that it has.
+    Its positional arguments are the formula's variables, given at each call. Offered arguments are passed if the
+    function has them.
     """
     function = locate(node, group, trust)
     parameters = inspect.signature(function).parameters
     keywords = [name for name, parameter in parameters.items() if parameter.kind == KEYWORD]
     hidden = {name for name in parameters if name not in keywords} | set(offered)
-    checked = checked_options(function, options_of(node), group, hidden)
+    checked = checked_options(function, node, group, hidden)
     return partial(function, **checked, **{name: value for name, value in offered.items() if name in keywords})
 
 
 @contextmanager
 def about(group: str) -> Iterator[None]:
-    """Put the group before the name of an argument that is refused, so that the message is about a key.
+    """Turn the refusal of an argument into a message about a key: "gamma must be ..." is about weight.gamma.
 
-    "gamma must be ..." is about weight.gamma; what `times` says of its schedule is about both groups.
+    A refusal of an argument that is itself a group, as the schedule of `times` is, names both groups.
     """
     try:
         yield
@@ -65,15 +65,10 @@ def about(group: str) -> Iterator[None]:
         raise UsageError(f"{group}{between}{error}") from error
 
 
-def options_of(node: Node) -> Node:
-    """The arguments in a node, without its `_target_`."""
-    return {key: value for key, value in node.items() if key != "_target_"}
-
-
 def with_defaults(node: Node, group: str, trust: Sequence[str] = ()) -> Node:
-    """The node with the defaults of its target for the options that it does not mention.
+    """The node, with the default values of its target for missing options.
 
-    An option that a target was given later stands, by its default, for what the target did before.
+    The default of an option that was added later means what the target did before.
     """
     parameters = inspect.signature(locate(node, group, trust)).parameters
     defaults = {name: found.default for name, found in parameters.items() if found.default is not found.empty}
@@ -81,7 +76,7 @@ def with_defaults(node: Node, group: str, trust: Sequence[str] = ()) -> Node:
 
 
 def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class or function that a node's `_target_` names; refused where it is neither ours nor trusted."""
+    """The class or function of a node's `_target_`. Raises UserError if it is neither of this package nor trusted."""
     target = node.get("_target_") if isinstance(node, Mapping) else None
     if not isinstance(target, str):
         raise UsageError(f"{group} must be one of its options or a mapping with a _target_, not {node!r}")
@@ -102,7 +97,7 @@ def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., A
 
 
 def defined_in(module: str, name: str, what: str) -> Callable[..., Any] | None:
-    """The class or function of that name, if the module defines it. Imports the module."""
+    """The class or function that the module, which is imported, defines under that name, or None."""
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
@@ -110,24 +105,20 @@ def defined_in(module: str, name: str, what: str) -> Callable[..., Any] | None:
     return found if callable(found) and found.__module__ == module else None
 
 
-def checked_options(
-    target: Callable[..., Any], options: Node, group: str, hidden: Collection[str] = ()
-) -> dict[str, Any]:
-    """The options, converted to the types in the target's signature; a wrong name or type is the user's mistake.
+def checked_options(target: Callable[..., Any], node: Node, group: str, hidden: Collection[str] = ()) -> dict[str, Any]:
+    """The options of a node, converted to the types in the target's signature.
 
-    hidden are the arguments that the program gives, not the user.
+    hidden are arguments that the program gives, not the user. Raises UsageError for a wrong name or type.
     """
+    options = {name: value for name, value in node.items() if name != "_target_"}
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)  # type: ignore[misc]
     known = [name for name in inspect.signature(target).parameters if name in hints and name not in hidden]
     for name in options:
         if name not in known:
             raise UsageError(f"{group} has no key {name!r}.{did_you_mean(name, known)}")
-    checked = {}
-    for name, value in options.items():
-        schema = make_dataclass("Option", [(name, hints[name])])
-        try:
-            merged = OmegaConf.merge(OmegaConf.structured(schema), {name: value})
-        except OmegaConfBaseException as error:
-            raise UsageError(f"{group}.{name}: {str(error).splitlines()[0]}") from error
-        checked.update(typing.cast("dict[str, Any]", OmegaConf.to_container(merged)))
-    return checked
+    schema = make_dataclass("Options", [(name, hints[name]) for name in options])
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), options)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    return typing.cast("dict[str, Any]", OmegaConf.to_container(merged))

@@ -15,23 +15,23 @@ from diffuse.system.files import CONFIGS
 
 
 def build_dataset(node: Node, data_dir: Path, trust: Sequence[str] = ()) -> Dataset:
-    """The data set that the group `dataset` describes; its images are made ready when they are first asked for.
+    """The data set of the group `dataset`; its images are prepared when they are first used.
 
-    A data set that keeps files has an argument data_dir, and is given the folder that they are under.
+    A data set that keeps files has an argument data_dir, the folder that they lie under.
     """
     return typing.cast(Dataset, build_with(node, "dataset", trust, data_dir=data_dir))
 
 
 def build_named_dataset(name: str, data_dir: Path) -> Dataset:
-    """The data set of that name as its YAML file has it."""
+    """The data set of that name, with the values of its YAML file."""
     known = {path.stem: path for path in sorted((CONFIGS / "dataset").glob("*.yaml"))}
     content = typing.cast("dict[str, Any]", OmegaConf.to_container(OmegaConf.load(pick(known, "the data set", name))))
     node = content["dataset"]
     if "???" in node.values():
-        raise UsageError(f"{name} stands for images of your own: give their path itself")
+        raise UsageError(f"{name} needs a path: give the path of your images in its place")
     return build_dataset(node, data_dir)
 
 
 def default_data_dir() -> str:
-    """Where training keeps data sets unless told otherwise."""
+    """The folder of data sets by default."""
     return str(OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "data_dir"))

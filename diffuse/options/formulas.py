@@ -1,7 +1,7 @@
-"""The formulas of a run, built from its config and checked against each other: what is trained, and how it is read.
+"""The formulas of a run, built from its config and checked against each other.
 
-Schedule, prediction, loss, weight, times and reverse variance are chosen one by one; what cannot work together is
-refused here, by the names of the keys.
+Schedule, prediction, loss, weight, times and reverse variance are chosen one by one. Combinations that cannot work are
+refused here, with the names of the keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ from diffuse.system.errors import UsageError, require_choice
 
 
 def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
-    """The decoder of the image alone: the border that the network sees around it is not data and not part of L_0."""
+    """The decoder of the image without its border, which only the network sees: it is not data and not part of L_0."""
 
     def crop(value: Tensor) -> Tensor:
         return value if value.ndim == 0 or value.shape[-1] == 1 else kind.from_network(value)
@@ -40,9 +40,9 @@ def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
 
 @dataclass(frozen=True)
 class Formulas:
-    """What a config says about the mathematics, as objects.
+    """The mathematics of a config as objects.
 
-    variance is the name of the reverse variance that sampling and the bound take unless told otherwise.
+    variance is the name of the default reverse variance of sampling and of the bound.
     """
 
     schedule: Schedule
@@ -55,7 +55,7 @@ class Formulas:
 
     @classmethod
     def of(cls, config: TrainConfig, kind: ImageKind, trust: Sequence[str] = ()) -> "Formulas":
-        """Built and checked; UsageError where a choice is impossible, alone or with another."""
+        """Build and check them. Raises UsageError if a choice is impossible, alone or with another one."""
         variance = config.variance
         schedule: Schedule = build(config.schedule, "schedule", trust)
         prediction = bind(config.prediction, "prediction", trust)
@@ -65,11 +65,11 @@ class Formulas:
         with about("weight"):
             weight(torch.ones(()), torch.ones(()))
         offered: dict[str, Any] = {"weight": weight, "decoder": decoder}
-        if variance != "analytic":  # which is estimated when there is a network, so no loss knows it
+        if variance != "analytic":  # the analytic variance is estimated after training, so no loss can use it
             offered["variance"] = learned if variance == "learned" else FIXED[variance]
         loss = bind(config.loss, "loss", trust, **offered)
         if loss.func is losses.vlb and weight.func is not loss_weights.simple:
-            raise UsageError("weight has no part in loss=vlb, whose terms have the weights of the bound; leave it out")
+            raise UsageError("weight is not used by loss=vlb, whose terms have the weights of the bound; leave it out")
         needs_float32 = prediction.func in predictions.NEED_FLOAT32
         formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, needs_float32)
         formulas.refuse_what_cannot_work()
@@ -78,30 +78,30 @@ class Formulas:
     def denoiser(
         self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False, float32: bool = False
     ) -> Denoiser:
-        """The network, on a device and `rows` images at a time, as a denoiser; if asked, in float32 on any device."""
+        """The network on a device, `rows` images at a time, as a denoiser; float32=True forbids bfloat16."""
         return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32), clip)
 
     @property
     def outputs(self) -> int:
-        """How many tensors like an image the network gives: its prediction, and where the variance is learned that."""
+        """Output tensors per image: the prediction, and the variance if it is learned."""
         return 2 if self.variance == "learned" else 1
 
     def where(self, device: Device) -> str:
-        """The device, and the precision that the network has there."""
+        """The device and the precision of the network on it, for a log line."""
         return f"{device.torch.type}, {self.precision(device)}"
 
     def precision(self, device: Device) -> str:
-        """What the network computes in on this device."""
+        """The precision in which the network computes on this device."""
         return "bfloat16" if device.bfloat16 and not self.needs_float32 else "float32"
 
     def denoiser_of(self, function: Callable[..., Tensor], clip: bool = False) -> Denoiser:
-        """The same of a function that is called as a network is."""
+        """A denoiser of any function that is called like a network."""
         return Denoiser(function, self.schedule, self.prediction, clip, learned_variance=self.variance == "learned")
 
     def reverse_variance(self, name: str | None, key: str, estimated: Callable[[], Variance] | None = None) -> Variance:
-        """The reverse variance of that name, or the run's own; `estimated` makes the analytic one.
+        """The reverse variance of that name, None for the run's own; `estimated` makes the analytic one.
 
-        Raises UsageError, about `key`, where the run cannot have it.
+        Raises UsageError that names `key` if the run cannot have it.
         """
         name = self.variance if name is None else name
         require_choice(key, name, VARIANCES)
@@ -118,13 +118,13 @@ class Formulas:
         return learned if name == "learned" else FIXED[name]
 
     def refuse_what_cannot_work(self) -> None:
-        """Raise UsageError where two choices exclude each other."""
+        """Raise UsageError if two choices exclude each other."""
         function = self.loss.func
         trains_variance = function in (losses.vlb, losses.hybrid)
         name, variance = function.__name__, self.variance
         if not self.schedule.discrete and (trains_variance or variance == "learned"):
             raise UsageError(
-                f"loss={name} with variance={variance} is about steps between levels, and this schedule has none: "
+                f"loss={name} with variance={variance} needs steps between levels, and this schedule has none: "
                 "choose schedule=linear, cosine, ... or loss=simple with a fixed variance"
             )
         if variance == "learned" and function is losses.simple:
@@ -142,7 +142,7 @@ class Formulas:
             self.refuse_analytic_at_pure_noise("variance")
 
     def refuse_undefined_prediction(self) -> None:
-        """Raise UsageError where the network's output does not determine x0 at some level."""
+        """Raise UsageError if the network's output does not determine x0 at some level."""
         name = self.prediction.func.__name__
         if self.prediction.func is predictions.mean and not self.schedule.discrete:
             raise UsageError(
@@ -158,15 +158,15 @@ class Formulas:
             )
 
     def try_loss(self) -> None:
-        """Raise UsageError where the loss refuses one of its options: on an image of one pixel."""
+        """Call the loss on an image of one pixel, so that it refuses wrong options before training."""
         pixel, output = torch.zeros(1, 1, 1, 1), torch.zeros(1, self.outputs, 1, 1)
         with about("loss"):
             self.loss(self.denoiser_of(lambda x, time, y: output), pixel, torch.ones(1), pixel, None)
 
     def refuse_analytic_at_pure_noise(self, key: str) -> None:
-        """Raise UsageError where the estimate from eps divides by alpha = 0."""
+        """Raise UsageError if the estimate of the analytic variance would divide by alpha = 0."""
         if self.schedule.alpha_sigma(torch.tensor(float(self.schedule.T), dtype=torch.float64))[0] == 0:
             raise UsageError(
-                f"{key}=analytic follows from E ||eps||^2, which says nothing of x0 at the last level of this "
-                f"schedule, where alpha is 0: choose another {key} (in place of sampler=analytic_ddim, ddim or ddpm)"
+                f"{key}=analytic is estimated from E ||eps||^2, which does not determine x0 at the last level "
+                f"of this schedule, where alpha is 0: choose another {key} (or sampler=ddim instead of analytic_ddim)"
             )

@@ -1,11 +1,12 @@
-"""What is said of a key beside its name and type: what it means, which values it takes, whether it may change later.
+"""The metadata of a key: what it means, which values it takes, whether it may change when a run is continued.
 
-All of it stands in the annotation of a field, once; the checks, `--help`, the reference page and the rules of resuming
-are made from it. Values stand in configs/, once. This module and `schema` import no torch.
+It stands once, in the annotation of a field. Checks, `--help`, the reference page and the rules of resuming read it
+there. The values stand in configs/. This module and `schema` do not import torch.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -15,61 +16,49 @@ Node = dict[str, Any]  # the chosen option of a group: a `_target_` and its argu
 
 
 @dataclass(frozen=True)
-class Interval:
-    """The values that a number may have, in the notation of mathematics: "[0, 1)", "(0, inf)"."""
-
-    text: str
-
-    def __contains__(self, number: float) -> bool:
-        low, high = map(float, self.text[1:-1].split(","))
-        above = number >= low if self.text[0] == "[" else number > low
-        return above and (number <= high if self.text[-1] == "]" else number < high)
-
-    def __str__(self) -> str:
-        """In words: "at least 0 and below 1", "positive and finite"."""
-        low, high = (part.strip() for part in self.text[1:-1].split(","))
-        closed, closed_above = self.text[0] == "[", self.text[-1] == "]"
-        if low == "0" and not closed and high == "inf":
-            return "positive" if closed_above else "positive and finite"
-        if not closed and not closed_above:
-            return f"between {low} and {high}"
-        lowest = f"at least {low}" if closed else f"above {low}"
-        return lowest if high == "inf" else f"{lowest} and {'at most' if closed_above else 'below'} {high}"
-
-
-@dataclass(frozen=True)
 class About:
-    """What is said of a key.
+    """The metadata of a key: `steps: Annotated[int, key("steps of training", "[1, inf)")]`.
 
-    help        what it means, in a line
-    interval    which numbers it takes
-    choices     which words it takes, alone or in a list
-    may_change  whether it may differ when a run is continued, since it changes no weight of the steps already done: a
-                key or a whole group, or the names of those options of the group that may
-    group       whether it is a group, of which an option is chosen
-    before      the value of configs that were stored before the key existed
+    help        its meaning, in one line
+    interval    the numbers that it takes, in the notation of mathematics: "[0, 1)", "(0, inf)"
+    choices     the words that it takes, alone or in a list
+    may_change  whether it may differ when a run is continued: True for a key or a whole group that changes no weight,
+                or the names of the keys of a group for which that holds
+    group       whether it is a config group, of which one option is chosen
+    before      its value in configs that were stored before the key existed
     """
 
     help: str
-    interval: Interval | None = None
+    interval: str = ""
     choices: Sequence[str] = ()
     may_change: bool | Sequence[str] = False
     group: bool = False
     before: Any = ...
 
 
-def key(help: str, interval: str | None = None, **facts: Any) -> About:
-    """What is said of a key: `steps: Annotated[int, key("steps of training", "[1, inf)")]`."""
-    return About(help, Interval(interval) if interval else None, **facts)
+key, group = About, partial(About, group=True)
 
 
-def group(help: str, may_change: bool | Sequence[str] = False) -> About:
-    """What is said of a group, whose field holds the option that was chosen."""
-    return About(help, may_change=may_change, group=True)
+def lies_in(interval: str, number: float) -> bool:
+    """Whether a number lies in an interval such as "[0, 1)"."""
+    low, high = map(float, interval[1:-1].split(","))
+    return (low < number < high) or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]")
+
+
+def interval_in_words(interval: str) -> str:
+    """ "[0, 1)" as "at least 0 and below 1"."""
+    low, high = (end.strip() for end in interval[1:-1].split(","))
+    closed, closed_above = interval[0] == "[", interval[-1] == "]"
+    if low == "0" and not closed and high == "inf":
+        return "positive" if closed_above else "positive and finite"
+    if not closed and not closed_above:
+        return f"between {low} and {high}"
+    lowest = f"at least {low}" if closed else f"above {low}"
+    return lowest if high == "inf" else f"{lowest} and {'at most' if closed_above else 'below'} {high}"
 
 
 class Key(NamedTuple):
-    """A key of a schema: its dotted name, its type, what is said of it."""
+    """A key of a schema: its dotted name, its type and its metadata."""
 
     name: str
     type: Any
@@ -77,7 +66,7 @@ class Key(NamedTuple):
 
 
 def all_keys(schema: type, prefix: str = "") -> Iterator[Key]:
-    """Every key of a schema, in the order in which they are declared."""
+    """All keys of a schema, in the order of their declaration."""
     for name, hint in get_type_hints(schema, include_extras=True).items():
         if get_origin(hint) is Annotated:
             kind, about = get_args(hint)
@@ -87,7 +76,7 @@ def all_keys(schema: type, prefix: str = "") -> Iterator[Key]:
 
 
 def check_values(config: object) -> None:
-    """Raise Refused, with the dotted key, where a value of a config is not one that its key takes."""
+    """Raise Refused, with the dotted key, if a value of the config is out of its range or not among its choices."""
     for name, kind, about in all_keys(type(config)):
         value = attrgetter(name)(config)
         if value == "":
@@ -98,7 +87,7 @@ def check_values(config: object) -> None:
             continue
         if about.interval:
             or_null = " or null" if type(None) in get_args(kind) else ""
-            check(value in about.interval, name, f"{about.interval}{or_null}", value)
+            check(lies_in(about.interval, value), name, f"{interval_in_words(about.interval)}{or_null}", value)
         for word in value if isinstance(value, list) else [value]:
             if about.choices:
                 check_choice(name, word, about.choices)

@@ -1,4 +1,4 @@
-"""The untrained network of a config, for images of a kind."""
+"""The untrained network of a config, for one kind of images."""
 
 import typing
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ def build_network(config: TrainConfig, kind: ImageKind, trust: Sequence[str] = (
 
 
 def condition_of(config: TrainConfig, kind: ImageKind) -> Condition:
-    """What the network is conditioned on. Raises UsageError where that are classes and the data set has none."""
+    """What the network is conditioned on. Raises UsageError if that is a class and the data set has no labels."""
     if config.class_conditional and not kind.classes:
         raise UsageError(f"class_conditional=true needs labels, and the data set {kind.name} has none")
     return Condition(kind.classes if config.class_conditional else [])
 
 
 def refuse_sizes_that_do_not_halve(config: TrainConfig, kind: ImageKind) -> None:
-    """Raise UsageError where the network's levels do not fit the images, with the key of the data set to change."""
+    """Raise UsageError, with the key to change, if the images cannot be halved once per level of the network."""
     levels = config.unet.get("channel_mult")
     factor = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 1
     if kind.side % factor == 0:

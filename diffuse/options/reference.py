@@ -1,13 +1,13 @@
-"""What `--help` and the reference page say of groups, options and keys: read from the schema, the YAML and docstrings.
+"""What `--help` and the reference page say about groups, options and keys.
 
-An option is described by the first comment of its YAML file, or else by the first line of its docstring; its keys by
-the lines "name  what it is" there. Nothing is imported for it, so that a page of help does not wait for torch.
+An option is described by the first comment of its YAML file, or else by the first line of its docstring, and its keys
+by the docstring's lines "name  meaning". The source is parsed, not imported: help does not wait for torch.
 """
 
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,19 +15,19 @@ from typing import Any
 
 import yaml
 
-from diffuse.options.keys import Key, all_keys
+from diffuse.options.keys import all_keys
 from diffuse.options.schema import DatasetKeys, SamplerKeys
 from diffuse.options.targets import ROOT, homes, own_name
 from diffuse.system.files import CONFIGS
 
-# The keys that every option of a group has.
+# The keys that every option of the group has.
 SHARED: dict[str, type] = {"sampler": SamplerKeys, "dataset": DatasetKeys}
 ARGUMENT = re.compile(r"(?P<names>\w+(, \w+)*) {2,}(?P<text>\S.*)")
 
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a group: its name, what it is, and its keys with their values."""
+    """An option of a group: its name, its description, and its keys with their values."""
 
     group: str
     name: str
@@ -36,23 +36,23 @@ class Option:
     values: Mapping[str, Any]
 
     def meaning(self, key: str) -> str:
-        """What one of its keys means; empty where nobody says so."""
+        """The meaning of one of its keys; empty if it is written nowhere."""
         shared = {name: about.help for name, _, about in all_keys(SHARED[self.group])} if self.group in SHARED else {}
         own = arguments(docstring(self.group, self.target)) if self.target else {}
         return own.get(key) or shared.get(key, "")
 
 
 def options(group: str) -> list[Option]:
-    """The options of a group, in the order of their names."""
+    """The options of a group, sorted by name."""
     return [option(group, path) for path in sorted((CONFIGS / group).glob("*.yaml"))]
 
 
 @lru_cache
 def option(group: str, path: Path) -> Option:
-    """The option that a YAML file holds."""
+    """The option in a YAML file."""
     text = path.read_text(encoding="utf-8")
     content = yaml.safe_load(text) or {}
-    node = content.get(group, content)  # those that set keys of others too have their own below their name
+    node = content.get(group, content)  # files that also set other keys have the group's own below its name
     comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     target = node.get("_target_")
     description = comments[0] if comments else docstring(group, target).partition("\n")[0] if target else ""
@@ -62,7 +62,7 @@ def option(group: str, path: Path) -> Option:
 
 @lru_cache
 def docstring(group: str, target: str) -> str:
-    """The docstring of what a `_target_` names, read from the source."""
+    """The docstring of a `_target_`, read from its source file."""
     name = own_name(group, target)
     for module in homes(group):
         source = ROOT.parent / Path(*module.split(".")).with_suffix(".py")
@@ -73,7 +73,7 @@ def docstring(group: str, target: str) -> str:
 
 
 def arguments(text: str) -> dict[str, str]:
-    """The lines "name  what it is" of a docstring, with those that continue them."""
+    """The lines "name  meaning" of a docstring, with the lines that continue them."""
     found: dict[str, str] = {}
     names: list[str] = []
     for line in inspect.cleandoc(text).splitlines():
@@ -85,8 +85,3 @@ def arguments(text: str) -> dict[str, str]:
         else:
             names = []
     return found
-
-
-def plain_keys(schema: type) -> Iterator[Key]:
-    """The keys of a schema that are no groups."""
-    return (key for key in all_keys(schema) if not key.about.group)

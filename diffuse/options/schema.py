@@ -1,4 +1,4 @@
-"""The keys of each command: types, ranges and meanings. Values live in configs/, and only there.
+"""The keys of each command: types, ranges and meanings. Their values stand in configs/ and nowhere else.
 
 The chosen option of a group (dataset, schedule, unet, ...) is a mapping with a `_target_`; its other keys are the
 arguments of that class or function, checked by `build` against its signature.
@@ -19,21 +19,21 @@ from diffuse.system.errors import Refused, UsageError, did_you_mean
 
 AT_LEAST_1 = "[1, inf)"
 VARIANCES = ("fixed_small", "fixed_large", "learned", "analytic")
-SCORED_WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
+WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 
 
 @dataclass
 class Optim:
     lr: Annotated[float, key("peak learning rate of AdamW", "(0, inf)")]
     warmup: Annotated[int, key("steps of linear warm-up", "[0, inf)")]
-    decay: Annotated[str, key("of the learning rate, over the whole run", choices=("none", "linear", "cosine"))]
-    clip: Annotated[float, key("largest gradient norm; a large number for none", "(0, inf]")]
-    weight_decay: Annotated[float, key("AdamW's", "[0, inf)")]
+    decay: Annotated[str, key("how the learning rate falls over the whole run", choices=("none", "linear", "cosine"))]
+    clip: Annotated[float, key("largest gradient norm (inf: no clipping)", "(0, inf]")]
+    weight_decay: Annotated[float, key("weight decay of AdamW", "[0, inf)")]
 
 
 @dataclass
 class Ema:
-    decay: Annotated[float, key("of the averaged weights, which are the ones that are sampled from", "[0, 1)")]
+    decay: Annotated[float, key("decay of the averaged weights, from which samples are drawn", "[0, 1)")]
 
 
 @dataclass
@@ -50,40 +50,38 @@ class Images:
 @dataclass
 class Checkpoint:
     every: Annotated[int, key("steps between checkpoints", AT_LEAST_1, may_change=True)]
-    keep: Annotated[int, key("how many of the newest checkpoints are kept", AT_LEAST_1, may_change=True)]
-    milestone_every: Annotated[
-        int | None, key("steps between checkpoints that are kept for good (null: none)", AT_LEAST_1, may_change=True)
-    ]
+    keep: Annotated[int, key("number of newest checkpoints that are kept", AT_LEAST_1, may_change=True)]
+    milestone_every: Annotated[int | None, key("steps between checkpoints kept for good", AT_LEAST_1, may_change=True)]
 
 
 @dataclass
 class EvalWhileTraining:
     every: Annotated[int | None, key("steps between scores of samples (null: none)", AT_LEAST_1, may_change=True)]
-    n: Annotated[int, key("images drawn for them", "[2, inf)")]
+    n: Annotated[int, key("images drawn for these scores", "[2, inf)")]
     metrics: Annotated[
-        list[str], key("which scores; by the first, the best checkpoint is kept", choices=SCORED_WHILE_TRAINING)
+        list[str], key("scores; the first one decides which checkpoint is best.pt", choices=WHILE_TRAINING)
     ]
 
 
 @dataclass
 class TrainConfig:
-    """`diffuse train`."""
+    """fit a diffusion model to a data set, into outputs/<name>"""
 
     name: Annotated[str | None, key("the run's folder under outputs/ (null: <dataset>-<schedule>-<unet>/<time>)")]
-    seed: Annotated[int, key("decides every random number")]
-    data_dir: Annotated[str, key("where data sets lie, or are downloaded to and prepared", may_change=True)]
-    dataset: Annotated[Node, group("what is learned", may_change=("path", "test_path", "skip_bad"))]
-    schedule: Annotated[Node, group("how much noise there is at each time")]
+    seed: Annotated[int, key("seed of every random number")]
+    data_dir: Annotated[str, key("folder of the data sets, downloaded and prepared there if missing", may_change=True)]
+    dataset: Annotated[Node, group("images to learn", may_change=("path", "test_path", "skip_bad"))]
+    schedule: Annotated[Node, group("amount of noise at each time")]
     prediction: Annotated[Node, group("what the network predicts")]
-    loss: Annotated[Node, group("what is minimised")]
-    weight: Annotated[Node, group("of the squared error of x0 at each noise level")]
+    loss: Annotated[Node, group("loss that is minimised")]
+    weight: Annotated[Node, group("weight of the squared error of x0 at each noise level")]
     times: Annotated[Node, group("how the times of a batch are drawn")]
-    variance: Annotated[str, key("of the reverse steps; learned comes with loss=hybrid and vlb", choices=VARIANCES)]
-    unet: Annotated[Node, group("the network")]
-    device: Annotated[Node, group("where the network runs, and in which precision", may_change=True)]
-    sampler: Annotated[Node, group("what draws the sample grids")]
-    class_conditional: Annotated[bool, key("train on class labels too")]
-    steps: Annotated[int, key("of training; may grow where optim.decay=none", AT_LEAST_1, may_change=True)]
+    variance: Annotated[str, key("variance of the reverse steps; loss=hybrid and loss=vlb learn it", choices=VARIANCES)]
+    unet: Annotated[Node, group("network")]
+    device: Annotated[Node, group("where the network runs, in which precision", may_change=True)]
+    sampler: Annotated[Node, group("method that draws the sample grids")]
+    class_conditional: Annotated[bool, key("train on class labels as well")]
+    steps: Annotated[int, key("steps of training; may grow later if optim.decay=none", AT_LEAST_1, may_change=True)]
     batch_size: Annotated[int, key("images in a step", AT_LEAST_1)]
     optim: Optim
     ema: Ema
@@ -91,24 +89,22 @@ class TrainConfig:
     images: Images
     checkpoint: Checkpoint
     eval: EvalWhileTraining
-    features: Annotated[Node, group("the network by whose features samples are scored")]
-    max_hours: Annotated[
-        float | None, key("stop after so long, with a checkpoint (null: never)", "(0, inf]", may_change=True)
-    ]
+    features: Annotated[Node, group("network whose features compare samples with real images")]
+    max_hours: Annotated[float | None, key("stop after so many hours, with a checkpoint", "(0, inf]", may_change=True)]
     resume: Annotated[str | None, key("a run folder to continue")]
-    trust: Annotated[list[str], key("packages of your own whose code a config may name", may_change=True)]
+    trust: Annotated[list[str], key("your own packages whose code a config may name", may_change=True)]
 
     @property
     def first_score(self) -> str | None:
-        """The score of samples that comes first in what is reported, if there is one."""
+        """The score of samples that is reported first, if there is one."""
         return self.eval.metrics[0] if self.eval.every else None
 
 
 @dataclass
 class DataPlace:
     path: Annotated[str | None, key("where the images of dataset=folder or npz are now (null: as in training)")]
-    test_path: Annotated[str | None, key("the same for the file that dataset=npz tests on")]
-    skip_bad: Annotated[bool | None, key("leave out images of a folder that cannot be read")]
+    test_path: Annotated[str | None, key("where the test file of dataset=npz is now")]
+    skip_bad: Annotated[bool | None, key("leave out images that cannot be read")]
 
 
 @dataclass
@@ -117,52 +113,52 @@ class NetworkConfig:
 
     ckpt: Annotated[str | None, key("a run folder or a checkpoint file", may_change=True)]
     name: Annotated[str | None, key("the folder in the run's samples/ or eval/ (null: the time)", may_change=True)]
-    seed: Annotated[int, key("decides every random number; image i depends on (seed, i) alone")]
-    batch_size: Annotated[int, key("images at once; changes no image on a CPU", AT_LEAST_1, may_change=True)]
-    label: Annotated[int | None, key("the class to draw, for a class-conditional run (null: all in turn)")]
-    sampler: Annotated[Node, group("how images are drawn")]
-    data_dir: Annotated[str | None, key("where data sets are now (null: as in training)", may_change=True)]
+    seed: Annotated[int, key("seed of every random number; image i depends on (seed, i) alone")]
+    batch_size: Annotated[int, key("images drawn at once; changes no image on a CPU", AT_LEAST_1, may_change=True)]
+    label: Annotated[int | None, key("class to draw with a class-conditional run (null: all in turn)")]
+    sampler: Annotated[Node, group("method that draws images")]
+    data_dir: Annotated[str | None, key("folder of the data sets now (null: as in training)", may_change=True)]
     dataset: DataPlace
-    device: Annotated[Node, group("where the network runs, and in which precision")]
-    trust: Annotated[list[str], key("packages of your own whose code the config may name", may_change=True)]
+    device: Annotated[Node, group("where the network runs, in which precision")]
+    trust: Annotated[list[str], key("your own packages whose code the config may name", may_change=True)]
 
     @property
     def first_score(self) -> str | None:
-        """The score that comes first in what is reported, if there is one."""
+        """The score that is reported first, if there is one."""
         return None
 
 
 @dataclass
 class SampleConfig(NetworkConfig):
-    """`diffuse sample`."""
+    """draw images from a trained run, into <run>/samples/<time>"""
 
-    n: Annotated[int, key("how many images", AT_LEAST_1)]
+    n: Annotated[int, key("number of images", AT_LEAST_1)]
 
 
 @dataclass
 class Ode:
-    solver: Annotated[str, key("rk45 chooses its steps", choices=("rk45", "rk4", "heun"))]
-    tolerance: Annotated[float, key("rk45: relative and absolute error", "(0, 1)")]
-    steps: Annotated[int, key("rk4, heun: how many, evenly spaced in log-SNR", AT_LEAST_1)]
-    divergence: Annotated[str, key("estimated, or exact by a derivative a dimension", choices=("hutchinson", "exact"))]
-    probes: Annotated[int, key("hutchinson: random probes for each image", AT_LEAST_1)]
-    t_min: Annotated[float | None, key("where the flow begins (null: the smallest time that was trained at)")]
+    solver: Annotated[str, key("integrator; rk45 chooses its steps by their error", choices=("rk45", "rk4", "heun"))]
+    tolerance: Annotated[float, key("relative and absolute tolerance of rk45", "(0, 1)")]
+    steps: Annotated[int, key("steps of rk4 and heun, evenly spaced in log-SNR", AT_LEAST_1)]
+    divergence: Annotated[
+        str, key("estimated, or exact by one derivative a dimension", choices=("hutchinson", "exact"))
+    ]
+    probes: Annotated[int, key("random probes per image for hutchinson", AT_LEAST_1)]
+    t_min: Annotated[float | None, key("time at which the flow begins (null: the smallest in training)")]
 
 
 @dataclass
 class EvalConfig(NetworkConfig):
-    """`diffuse eval`."""
+    """score a trained run, by likelihood and by its samples, into <run>/eval/<time>"""
 
-    metrics: Annotated[list[str], key("which scores; bpd stands for bound and ode", choices=METRICS)]
-    n: Annotated[
-        int | None, key("images drawn (null: 10,000), test images of bound and ode (null: 3 minutes)", "[2, inf)")
-    ]
-    samples: Annotated[str | None, key("images to score in place of drawn ones: a folder, an npz file, DATASET:SPLIT")]
-    reference: Annotated[str, key("what they are compared with: train, test, a path, DATASET:SPLIT or statistics")]
-    features: Annotated[Node, group("the network by whose features samples are scored")]
-    levels: Annotated[int | None, key("noise levels of the bound (null: every one)")]
-    variance: Annotated[str | None, key("of the bound's steps (null: the run's)", choices=VARIANCES)]
-    clip: Annotated[bool | None, key("in the bound, keep the predicted x0 in [-1, 1] (null: yes for images)")]
+    metrics: Annotated[list[str], key("scores to compute; bpd stands for bound and ode", choices=METRICS)]
+    n: Annotated[int | None, key("images drawn (null: 10,000), test images of bound, ode (null: 3 min)", "[2, inf)")]
+    samples: Annotated[str | None, key("images to score instead of drawing: a folder, an npz file, DATASET:SPLIT")]
+    reference: Annotated[str, key("images to compare with: train, test, a path, DATASET:SPLIT, statistics")]
+    features: Annotated[Node, group("network whose features compare samples with real images")]
+    levels: Annotated[int | None, key("noise levels of the bound (null: all)")]
+    variance: Annotated[str | None, key("reverse variance of the bound (null: the run's)", choices=VARIANCES)]
+    clip: Annotated[bool | None, key("clip the predicted x0 of the bound to [-1, 1] (null: yes for images)")]
     ode: Ode
 
     @property
@@ -172,28 +168,28 @@ class EvalConfig(NetworkConfig):
 
 @dataclass
 class SamplerKeys:
-    """The keys that every option of the group `sampler` has; the others are arguments of its function."""
+    """The keys of every option of the group `sampler`; its other keys are arguments of its function."""
 
-    steps: Annotated[int | None, key("times that are walked through (null: every level)")]
-    spacing: Annotated[str, key("of the times: uniform, to_zero, quadratic, log_snr or karras")]
-    clip: Annotated[bool | None, key("keep the predicted x0 in [-1, 1] (null: yes for images)")]
+    steps: Annotated[int | None, key("steps from noise to image (null: every level)")]
+    spacing: Annotated[str, key("spacing of the times: uniform, to_zero, quadratic, log_snr or karras")]
+    clip: Annotated[bool | None, key("clip the predicted x0 to [-1, 1] (null: yes for images)")]
 
 
 @dataclass
 class DatasetKeys:
-    """The keys that the data sets of images have; the others are arguments of their functions."""
+    """The keys of every data set of images; its other keys are arguments of its function."""
 
-    pad: Annotated[int, key("width of a black border around each image, as the network sees it")]
-    flip: Annotated[bool, key("whether a mirrored image is as good as the image")]
+    pad: Annotated[int, key("width of the black border that the network sees around each image")]
+    flip: Annotated[bool, key("mirror images at random while training")]
 
 
 SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "eval": EvalConfig}
-PRESETS = {"method": "a whole paper in a word", "recipe": "steps, batch, rate and network for a data set"}
+PRESETS = {"method": "all the choices of a paper", "recipe": "steps, batch size, rate and network for a data set"}
 Config = TypeVar("Config")
 
 
 def groups(command: str) -> dict[str, str]:
-    """The groups of a command, with what each is about. The presets of `train` set keys and options of other groups."""
+    """The groups of a command and their meanings. The presets of `train` set keys and options of other groups."""
     own = {name: about.help for name, _, about in all_keys(SCHEMAS[command]) if about.group}
     return {**PRESETS, **own} if command == "train" else own
 
@@ -215,9 +211,9 @@ def checked(cfg: DictConfig, schema: type[Config]) -> Config:
 
 
 def stored_config(values: Mapping[str, Any]) -> TrainConfig:
-    """The config that a run folder or a checkpoint holds, perhaps from a time when keys and names were others.
+    """The config of a run folder or a checkpoint, which an older version may have written.
 
-    Keys that did not exist then have the values that they stand for, and options have their names of today.
+    Keys that did not exist then get the value that reproduces what was done without them; options get today's names.
     """
     known = list(all_keys(TrainConfig))
     absent = OmegaConf.from_dotlist([])
@@ -235,7 +231,7 @@ def stored_config(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A typed config as plain dicts, lists and values, in the order of its keys."""
+    """A typed config as dicts, lists and plain values, in the order of its keys."""
     return dataclasses.asdict(config)
 
 

@@ -1,6 +1,6 @@
-"""Where the options of each group are defined: a `_target_` is a name, and its group says in which modules to look.
+"""Where the options of each group are defined: `_target_` is a name, and the group decides in which modules to look.
 
-So a config that is stored in a checkpoint does not break when a module moves. This module imports no torch.
+Therefore a config in a checkpoint still works after a module has moved. This module does not import torch.
 """
 
 import pkgutil
@@ -19,7 +19,7 @@ HOMES = {
     "features": ("scoring.features", "scoring.feature_classifier"),
     "device": ("system.device",),
 }
-# Names that stored configs may have, and what they are called today.
+# Names in stored configs that have changed since: (group, old name) -> new name.
 RENAMED = {
     ("times", "Uniform"): "UniformTimes",
     ("times", "LogNormal"): "LogNormalTimes",
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def homes(group: str) -> list[str]:
-    """The modules in which the options of a group are defined, by their dotted names."""
+    """The dotted names of the modules in which the options of a group are defined."""
     found = []
     for home in HOMES[group]:
         folder = ROOT / home.replace(".", "/")
@@ -40,9 +40,9 @@ def homes(group: str) -> list[str]:
 
 
 def own_name(group: str, target: str) -> str | None:
-    """What a `_target_` is called in this package today; None where it names code from elsewhere.
+    """Today's name of a `_target_` in this package; None if it names code outside of it.
 
-    Until checkpoint format 4 a `_target_` of ours was a path, diffuse.schedules.linear: its last part is the name.
+    Before checkpoint format 4 it was a path such as diffuse.schedules.linear, whose last part is the name.
     """
     package, _, name = target.rpartition(".")
     if package and package.partition(".")[0] != PACKAGE:

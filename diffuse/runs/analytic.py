@@ -1,4 +1,4 @@
-"""E ||eps||^2 of a trained network at each level, for the analytic variance: estimated once, kept in the run folder."""
+"""E ||eps||^2 of a trained network at each noise level, for the analytic variance: estimated once, kept in its run."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -17,56 +17,51 @@ from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise, generator
 from diffuse.system.signals import raise_pending
 
-FOLDER = "analytic"
-IMAGES = 256  # for each level; Bao et al. 2022 find that few are enough
+IMAGES_PER_LEVEL = 256  # Bao et al. 2022 find that few are enough
 
 
 def analytic(network: TrainedNetwork, times: Iterable[float]) -> Analytic:
-    """The analytic variance of a trained network for these times, from what is known or from the training images.
+    """The analytic variance of a trained network at these times, from stored estimates or from the training images.
 
-    The file is named by the checkpoint's hash, so that no other network's numbers are taken for its own. A level's
-    number depends on the network and on the training images alone, not on the grid that first asked for it.
+    The file is named by the checkpoint's hash, so that the estimates of another network are never used. The estimate
+    of a level depends on the network and the training images only, not on the time grid that needed it first.
     """
-    path = network.home / FOLDER / f"{network.sha256[:16]}.json"
+    path = network.home / "analytic" / f"{network.sha256[:16]}.json"
     known = read_estimates(path)
     missing = [t for t in times if t > 0 and t not in known]
     if missing:
         train = training_images(network)
-        count = min(IMAGES, len(train.images))
+        count = min(IMAGES_PER_LEVEL, len(train.images))
         log.info(f"estimating E ||eps||^2 from {count} training images at each of {len(missing)} levels, into {path}")
         protocol = {"images_per_level": count, "data_sha256": train.sha256, **network.provenance}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for t, value in estimates(
-            network, train, count, missing
-        ):  # written one by one: nothing is lost with a killed process
-            known[t] = value
+        for t, value in estimates(network, train, count, missing):
+            known[t] = value  # written one by one, so that a killed process loses one level at most
             write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
     return Analytic(network.schedule, known, 1.0 if network.kind.bounded else float("inf"))
 
 
 def read_estimates(path: Path) -> dict[float, float]:
-    """The numbers in a file of `analytic`; none where there is no such file or it cannot be read."""
+    """The estimates in a file of `analytic`, by time; none where there is no such file or it cannot be read."""
     try:
-        content = json.loads(path.read_text())
-        return {float(t): float(value) for t, value in content["eps_squared"].items()}
+        return {float(t): float(value) for t, value in json.loads(path.read_text())["eps_squared"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def training_images(network: TrainedNetwork) -> Split:
-    """The training split; UserError where it is not the one of the training, whose file the estimate would spoil."""
+    """The training split. Raises UserError where its images are not those that the network was trained on."""
     train, kind = network.data.train, network.kind
     if train.sha256 != network.data_sha256["train"]:
         raise UserError(
-            f"the training images of {kind.name} are not those of the training (their hash differs), and variance="
-            "analytic is estimated from them: say where they are (dataset.path, data_dir) or choose another variance"
+            f"variance=analytic is estimated from the training images, and those of {kind.name} have changed since "
+            "the training (another hash): give their place (dataset.path, data_dir) or choose another variance"
         )
     return train
 
 
 @torch.no_grad()
 def estimates(network: TrainedNetwork, train: Split, count: int, times: list[float]) -> Iterator[tuple[float, float]]:
-    """Each time with the mean of eps^2 over pixels, `count` training images and noise; in float32 on any device."""
+    """Each time with the mean of eps^2 over pixels, noise and `count` training images; in float32 on any device."""
     denoiser = network.denoiser(clip=False, float32=True)
     with Progress("analytic", len(times) * count, "evaluation") as progress:
         for t in times:
@@ -80,9 +75,9 @@ def estimates(network: TrainedNetwork, train: Split, count: int, times: list[flo
 
 
 def eps_squared(network: TrainedNetwork, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:
-    """1 + the mean of eps^2 - noise^2 over these training images, each with its own noise.
+    """1 + the mean of eps^2 - noise^2 over these training images, each with noise drawn for it.
 
-    Its expectation is that of eps^2; where the network predicts the noise well, the difference varies much less.
+    The expectation is that of eps^2, and the variance is much smaller where the network predicts the noise well.
     """
     x0 = network.kind.to_network(torch.from_numpy(train.images[rows])).to(network.device.torch)
     time = torch.tensor(t, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Checkpoints: tensors and plain values in one file, written whole, enough to sample on another machine.
+"""Checkpoints: tensors and plain values in one file, written atomically, enough to sample on another machine.
 
 The file is PyTorch's zip file. Its archive comment, which readers of zip files ignore, is a seal: the SHA-256 of all
-bytes before it. So a damaged file is recognised on any disk, wherever it was copied.
+bytes before it. A damaged file is recognised by it wherever the file was copied to.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ from diffuse.system.errors import UserError
 from diffuse.system.files import atomic_path, link_atomic, sha256
 from diffuse.system.progress import log
 
-FORMAT = 4
-# What is read: format 3 is the same with `_target_`s that are paths of modules, and always with a config.
-READ = (3, 4)
-FOLDER = "checkpoints"
-NEWEST, MILESTONE = "last.pt", ".milestone"
-NAME = re.compile(r"step_(\d+)(\.milestone)?\.pt")
+# The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
+# always a config.
+FORMATS = (3, 4)
+CHECKPOINTS = "checkpoints"  # the folder in a run
+MILESTONE = ".milestone"
+NAME = re.compile(r"step_\d+(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
 ZIP_END = b"PK\x05\x06"
@@ -35,12 +35,12 @@ ZIP_END_LENGTH = 22
 
 
 class Damaged(UserError):
-    """The file is not what was written, or it never was a checkpoint."""
+    """The content of the file has changed since it was written, or it never was a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A checkpoint that was read: where it lies, the SHA-256 of the file, what it holds."""
+    """A checkpoint that was read: its path, the SHA-256 of the file, and its content."""
 
     path: Path
     sha256: str
@@ -50,62 +50,59 @@ class Stored:
 def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None = None) -> Path:
     """Write folder/step_00001000.pt, point last.pt at it, and remove all but the `keep` newest.
 
-    A milestone has it in its name, step_00001000.milestone.pt: those stay, whatever milestone_every is later, and are
-    not counted.
+    A milestone is named step_00001000.milestone.pt. Milestones are never removed, whatever milestone_every is later,
+    and do not count towards `keep`.
     """
     path = folder / f"step_{step:08d}{MILESTONE if is_milestone(step, milestone_every) else ''}.pt"
     write(path, step, content)
     point_to(path)
-    passing = [old for old in all_in(folder) if MILESTONE not in old.name]
-    for old in passing[: max(0, len(passing) - keep)]:
+    for old in [old for old in all_in(folder) if MILESTONE not in old.name][:-keep]:
         old.unlink()
     return path
 
 
 def is_milestone(step: int, milestone_every: int | None) -> bool:
-    """Whether the checkpoint of this step is kept for good."""
+    """Whether the checkpoint of this step is never removed."""
     return milestone_every is not None and step % milestone_every == 0
 
 
 def point_to(newest: Path) -> None:
-    """Make last.pt a link to this checkpoint, where links can be made: it is for people, nothing here reads it."""
-    link = newest.parent / NEWEST
-    if link.is_symlink() and link.readlink() == Path(newest.name):
-        return
-    with suppress(OSError):
-        link_atomic(link, newest.name)
+    """Make last.pt a link to this checkpoint, where the file system has links. It is for people: no code reads it."""
+    link = newest.parent / "last.pt"
+    if not link.is_symlink() or link.readlink() != Path(newest.name):
+        with suppress(OSError):
+            link_atomic(link, newest.name)
 
 
 def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
-    """Write one sealed file, whole or not at all."""
-    stamped = {"format": FORMAT, "program": f"diffuse {diffuse.__version__}", "step": step, **content}
+    """Write one sealed file, atomically."""
+    header = {"format": FORMATS[-1], "program": f"diffuse {diffuse.__version__}", "step": step}
     with atomic_path(path) as beside:
         try:
-            torch.save(stamped, beside)
+            torch.save({**header, **content}, beside)
         except RuntimeError as error:
             if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
                 raise
             raise UserError(  # how torch's writer reports that the disk is full
                 f"{path} could not be written; is the disk full?\n"
-                "Make room and give the command again: the checkpoints before it are whole"
+                "Make room and give the command again: the checkpoints before it are complete"
             ) from error
-        _seal(beside)
+        seal(beside)
 
 
-def _seal(path: Path) -> None:
-    """Announce a comment in the last two bytes, and add it: the hash of everything so far."""
+def seal(path: Path) -> None:
+    """Append the SHA-256 of a zip file as its comment; the two bytes before a comment hold the comment's length."""
     with open(path, "rb+") as file:
         file.seek(-ZIP_END_LENGTH, os.SEEK_END)
         assert file.read(4) == ZIP_END, "torch.save no longer writes a zip file without a comment"
         file.seek(-2, os.SEEK_END)
         file.write(SEAL_LENGTH.to_bytes(2, "little"))
-    digest = sha256(path)
-    with open(path, "ab") as file:
-        file.write(digest.encode())
+        file.flush()
+        file.write(sha256(path).encode())
 
 
 def verify(path: Path) -> str:
-    """The SHA-256 of the whole file. Raises Damaged where its seal does not fit its content."""
+    """The SHA-256 of the whole file. Raises Damaged where the seal is not the hash of the content before it."""
     digest, left = hashlib.sha256(), path.stat().st_size - SEAL_LENGTH
     end = b""
     with open(path, "rb") as file:
@@ -113,12 +110,12 @@ def verify(path: Path) -> str:
             digest.update(block)
             end = (end + block)[-ZIP_END_LENGTH:]
             left -= len(block)
-        seal = file.read()
+        comment = file.read()
     if not end.startswith(ZIP_END) or not end.endswith(SEAL_LENGTH.to_bytes(2, "little")):
         raise Damaged(f"{path} is not a checkpoint of this program, or its end is missing; use another one")
-    if digest.hexdigest().encode() != seal:
-        raise Damaged(f"{path} is damaged: its content is not what was written (SHA-256); use another one")
-    digest.update(seal)
+    if digest.hexdigest().encode() != comment:
+        raise Damaged(f"{path} is damaged: its content has changed since it was written (SHA-256); use another one")
+    digest.update(comment)
     return digest.hexdigest()
 
 
@@ -129,57 +126,51 @@ def all_in(folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint was written at, by its name."""
+    """The step that a checkpoint was written at, from its name."""
     return int(path.name[5:].partition(".")[0])
 
 
 def newest(folder: Path) -> Stored | None:
-    """The newest checkpoint in a folder that can be read; None where there never was one.
+    """The newest checkpoint in a folder that can be read; None where the folder has none.
 
-    Damaged ones are skipped with a warning. Raises Damaged where there is no other.
+    Damaged ones are skipped with a warning. Raises Damaged where all of them are damaged.
     """
     damaged: list[Damaged] = []
     for path in reversed(all_in(folder)):
         try:
-            found = stored(path.resolve())
+            found = load_checkpoint(path.resolve())
         except Damaged as error:
             damaged.append(error)
-        except FileNotFoundError:  # a training that goes on has removed it, since it has newer ones
+        except FileNotFoundError:  # removed by a training that is running, and has newer ones now
             return newest(folder)
         else:
-            for complaint in damaged:
-                log.warning(str(complaint).replace("use another one", f"taking {path.name}"))
+            for problem in damaged:
+                log.warning(str(problem).replace("use another one", f"taking {path.name}"))
             return found
     if damaged:
         raise Damaged(
             f"none of the {len(damaged)} checkpoints in {folder} can be read: {damaged[0]}\n"
-            "Bring one back from a copy, or choose another name= to begin again"
+            "Restore one from a copy, or choose another name= to begin again"
         )
     return None
 
 
 def find(ckpt: str) -> Stored:
-    """The checkpoint that `ckpt` means: that file, or the newest of that run folder."""
+    """The checkpoint that `ckpt` means: that file, or the newest checkpoint of that run folder."""
     path = Path(ckpt).expanduser()
     if path.is_file():
-        return stored(path.resolve())
+        return load_checkpoint(path.resolve())
     if not path.exists():
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
-    for folder in (path / FOLDER, path):
-        if found := newest(folder):
-            return found
-    runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{FOLDER}/step_*.pt")})
+    if found := newest(path / CHECKPOINTS) or newest(path):
+        return found
+    runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
-    raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({FOLDER}/step_*.pt).{hint}")
+    raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file. No code in it is run. Raises UserError where it cannot be read."""
-    return stored(path).content
-
-
-def stored(path: Path) -> Stored:
-    """A checkpoint file, with its hash and its content."""
+def load_checkpoint(path: Path) -> Stored:
+    """Read a checkpoint file. No code in it is run. Raises UserError where it cannot be read, Damaged if changed."""
     digest = verify(path)
     try:
         with warnings.catch_warnings():
@@ -197,18 +188,17 @@ def stored(path: Path) -> Stored:
     types = {"format": int, "step": int, "config" if "config" in fields else "model": dict}  # a Trainer has no config
     if not all(isinstance(fields.get(key), kind) for key, kind in types.items()):
         raise Damaged(f"{path} is not a checkpoint of this program; `diffuse train` writes them")
-    if content["format"] not in READ:
-        known = " and ".join(map(str, READ))
+    if content["format"] not in FORMATS:
         raise UserError(
-            f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads formats {known}; "
-            f"it was written by {content.get('program', 'an unknown version')}"
+            f"{path} has format {content['format']}, and diffuse {diffuse.__version__} reads formats "
+            f"{' and '.join(map(str, FORMATS))}; it was written by {content.get('program', 'an unknown version')}"
         )
     return Stored(path, digest, content)
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
-    """Turn the errors of a content that does not fit together, or does not fit this program, into a message."""
+def refuse_mismatch(path: Path) -> Iterator[None]:
+    """Raise UserError where parts of a checkpoint's content do not fit together, or do not fit this program."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:

@@ -1,4 +1,4 @@
-"""Drawing images: a denoiser, a sampler and what the images are conditioned on. Samples, scores and grids share it."""
+"""Drawing images, for samples, scores and grids: a denoiser, a sampler and what the images are conditioned on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from diffuse.system.signals import raise_pending
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that drawing images needs. Image i depends on the network and on (seed, i) alone, whatever its batch is."""
+    """Everything that draws images. Image i depends on the network and (seed, i) only, not on its batch."""
 
     denoiser: Denoiser
     sampler: Sampler
@@ -35,59 +35,53 @@ class Drawing:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the images depend on beside the network, and what each costs."""
+        """What the images depend on beside the network, and the network calls that each takes."""
         evaluations = {"network_evaluations": self.sampler.evaluations}
         return {"sampler": self.sampler.record, **evaluations, "seed": self.seed, **self.condition.record}
 
     def draw(
         self,
         images: Sequence[int],
+        each_step: Callable[[Tensor], object] = lambda x: None,
         x: Tensor | None = None,
         start: float | None = None,
-        each_step: Callable[[Tensor], object] = lambda x: None,
     ) -> Tensor:
         """The images with these numbers, [n, C, H, W] float on the device.
 
-        x      noisy images to begin with, as the network sees them; without them, noise that each image has for itself
-        start  the time that x is noisy up to; by default T
-        each_step is called with the x that every step of the sampler gives.
+        each_step  is called with x after every step of the sampler
+        x          noisy images to start with, as the network sees them; by default the noise of each image
+        start      the time of x; by default T
         """
         noise = ImageNoise(self.seed, "sample", images)
         if x is None:
-            prior = torch.empty(len(images), *self.kind.shape, device=self.device.torch)
-            x = noise(prior) * self.denoiser.schedule.prior_std
-        y = self.condition.of_drawn(images, self.device.torch)
-        drawn = x
+            shape = len(images), *self.kind.shape
+            x = noise(torch.empty(shape, device=self.device.torch)) * self.denoiser.schedule.prior_std
+        y = self.condition.of_samples(images, self.device.torch)
         for drawn in self.sampler.walk(self.denoiser, x, self.sampler.times_from(start), y, noise=noise):
             each_step(drawn)
         return self.kind.from_network(drawn)
 
-    def batches(self, n: int, batch_size: int, first: int = 0) -> Iterator[tuple[range, Tensor, Tensor | None]]:
-        """(numbers, images, what they are conditioned on) of one batch after the other, from image `first` to n - 1.
+    def batches(self, n: int, batch_size: int, first: int = 0) -> Iterator[tuple[range, Tensor]]:
+        """The numbers and the images of each batch, from image `first` to n - 1; shows progress."""
 
-        Shows its progress.
-        """
+        def after_step(x: Tensor) -> None:
+            raise_pending()
+            progress.advance(len(x))
+
         cost = self.sampler.evaluations
         with Progress("draw", n * cost, "evaluation", first * cost) as progress:
             for start in range(first, n, batch_size):
-                images = range(start, min(start + batch_size, n))
-                x = self.draw(images, each_step=partial(after_step, progress))
-                yield images, x.cpu(), self.condition.of_drawn(images)
-
-
-def after_step(progress: Progress, x: Tensor) -> None:
-    """Obey a signal that got lost, and show how far it is."""
-    raise_pending()
-    progress.advance(len(x))
+                images = range(n)[start : start + batch_size]
+                yield images, self.draw(images, after_step).cpu()
 
 
 def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
-    """What a command draws with: the sampler, the label and the seed of its config."""
+    """The drawing of a command: a trained network with the sampler, the label and the seed of the command's config."""
     try:
         condition = replace(network.condition, label=config.label)
     except Refused as error:
         raise UsageError(str(error)) from error
-    estimated = partial(analytic, network)
-    sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimated)
+    estimate = partial(analytic, network)
+    sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimate)
     denoiser = network.denoiser(sampler.clip)
     return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)

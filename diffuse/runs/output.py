@@ -1,4 +1,4 @@
-"""One execution of a command: where its output goes, and the log beside it."""
+"""One call of a command: the folder of its output, and the log in that folder."""
 
 import json
 import logging
@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import torch
 
 import diffuse
 from diffuse.system.errors import Terminated, UserError
-from diffuse.system.files import check_name, hold_lock, make_folder, make_new_folder, short_path, write_atomic
-from diffuse.system.progress import logged_to
+from diffuse.system.files import check_name, hold_lock, make_new_folder, short_path, write_atomic
+from diffuse.system.progress import log_to_file
 
 
 @dataclass(frozen=True)
 class Output:
-    """What an execution is called by and where its output goes.
+    """The command line of one call, and where its output goes.
 
-    command       the line that was typed
+    command       the command line
     overrides     its words
     choices       the option that was chosen in each group
     sweep_folder  the folder that a sweep made for this job
@@ -37,60 +36,47 @@ class Output:
 
     @property
     def filed_under(self) -> str:
-        """<dataset>-<schedule>-<unet>, which runs without a name are filed under."""
+        """<dataset>-<schedule>-<unet>, the folder of runs without a name."""
         return "-".join(self.choices.get(group, "custom") for group in ("dataset", "schedule", "unet"))
 
     @contextmanager
     def new_folder(
-        self,
-        parent: Path,
-        name: str | None,
-        log_name: str,
-        is_continued: Callable[[Path], bool] = lambda folder: False,
+        self, parent: Path, name: str | None, log_name: str, is_continued: Callable[[Path], bool]
     ) -> Iterator[Path]:
         """Work in a new folder: parent/<name>, or parent/<time> without a name, or the sweep's.
 
-        Raises UserError where the name is taken, unless is_continued(folder) says that this goes on with what is there.
+        Raises UserError where the folder exists already, unless is_continued(folder).
         """
-        folder = self.folder(parent, name)
-        if folder is None:
-            folder = make_new_folder(parent / now())
-        elif folder.exists() and any(folder.iterdir()) and not is_continued(folder):
+        folder = self.folder(parent, name) or make_new_folder(parent / timestamp())
+        if any(folder.glob("*")) and not is_continued(folder):
             raise UserError(f"{short_path(folder)} exists already: choose another name=")
-        make_folder(folder)
-        with hold_lock(folder / ".lock", if_taken=partial(refuse_folder_in_use, folder)), self.logged(folder, log_name):
+        in_use = f"{short_path(folder)} is in use: another process is writing there; choose another name="
+        with hold_lock(folder / ".lock", refusal=in_use), self.log_into(folder, log_name):
             yield folder
 
     def folder(self, parent: Path, name: str | None) -> Path | None:
-        """Where this job's output goes: the sweep's folder for it, or parent/<name>; None without a name."""
+        """The folder that a sweep made for this job, or else parent/<name>; None without a name."""
         return self.sweep_folder or (parent / check_name(name) if name is not None else None)
 
     @contextmanager
-    def logged(self, folder: Path, log_name: str) -> Iterator[None]:
-        """Keep what was typed and what happens in the folder's log, failures included."""
-        typed = json.dumps(list(self.overrides))  # JSON is YAML too
-        write_atomic(folder / ".hydra" / "overrides.yaml", lambda file: file.write(typed + "\n"))
-        with logged_to(folder / log_name) as only_there:
+    def log_into(self, folder: Path, log_name: str) -> Iterator[None]:
+        """Write the command line and all messages to a log in the folder, and the error if the call fails."""
+        words = json.dumps(list(self.overrides))  # JSON is YAML too
+        write_atomic(folder / ".hydra" / "overrides.yaml", lambda file: file.write(words + "\n"))
+        with log_to_file(folder / log_name) as only_there:
             versions = f"diffuse {diffuse.__version__}, torch {torch.__version__}"
             process = f"process {os.getpid()} on {platform.node()}"
             only_there(logging.INFO, f"{self.command}   ({versions}, {process})")
             try:
                 yield
-            except UserError as error:
-                only_there(logging.ERROR, str(error))
-                raise
             except (KeyboardInterrupt, Terminated) as stop:
                 only_there(logging.WARNING, "interrupted" if isinstance(stop, KeyboardInterrupt) else "terminated")
                 raise
-            except BaseException:
-                only_there(logging.ERROR, traceback.format_exc())
+            except BaseException as error:
+                only_there(logging.ERROR, str(error) if isinstance(error, UserError) else traceback.format_exc())
                 raise
 
 
-def refuse_folder_in_use(folder: Path) -> None:
-    raise UserError(f"{short_path(folder)} is in use: another process is writing there; choose another name=")
-
-
-def now() -> str:
-    """The time, as a folder's name."""
+def timestamp() -> str:
+    """The time, as the name of a folder."""
     return datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

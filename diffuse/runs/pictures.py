@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,41 +10,35 @@ from diffuse.data.images import to_uint8
 from diffuse.mathematics.schedules import Schedule
 from diffuse.system.files import atomic_path
 
-SMALLEST_TILE = 48
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """[n, C, H, W] -> [n, 1 or 3, H, W]: the first three channels, or the first where there are fewer."""
-    return images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+SMALLEST_TILE = 48  # pixels
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """Images [n, C, H, W], uint8 or in [-1, 1] -> one uint8 picture [3, H', W'], `columns` wide (about square if None).
+    """Images [n, C, H, W], uint8 or in [-1, 1] -> one uint8 picture [3, H', W'] with `columns` (None: about square).
 
-    Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen.
+    Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen. Of more than three channels, the first
+    three are shown as colours; of two, the first.
     """
     from torchvision.utils import make_grid  # as slow to import as torch itself, and few commands draw a grid early
 
     columns = columns or max(1, round(len(images) ** 0.5))
     factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
-    whole = images if images.dtype == torch.uint8 else to_uint8(images)
-    enlarged = as_rgb(whole).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+    shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
+    enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
 
 
 def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> None:
-    """Write a uint8 picture [1 or 3, H, W] as PNG, whole or not at all."""
-    array = picture.cpu().numpy()
-    image = Image.fromarray(array[0] if len(array) == 1 else np.ascontiguousarray(array.transpose(1, 2, 0)))
+    """Write a uint8 picture [1 or 3, H, W] as PNG, atomically."""
+    image = Image.fromarray(picture.cpu().permute(1, 2, 0).squeeze(2).numpy())
     with atomic_path(path, survives_power_cut) as beside:
         image.save(beside, format="PNG")
 
 
-def forward_process(schedule: Schedule, x0: Tensor, noise: Tensor, columns: int = 9) -> Tensor:
+def forward_process(schedule: Schedule, x0: Tensor, noise: Tensor) -> Tensor:
     """A picture of q(x_t given x0): a row for each image, from x_0 on the left to x_T on the right."""
-    times = torch.linspace(0, schedule.T, columns, dtype=torch.float64).round()
-    steps = [schedule.diffuse(x0, t, noise) for t in times]
-    return image_grid(torch.stack(steps, dim=1).flatten(0, 1), columns)
+    steps = [schedule.diffuse(x0, t, noise) for t in torch.linspace(0, schedule.T, 9, dtype=torch.float64).round()]
+    return image_grid(torch.stack(steps, dim=1).flatten(0, 1), columns=len(steps))
 
 
 def plot_terms(path: Path, levels: list[float], bits: list[float], title: str) -> None:

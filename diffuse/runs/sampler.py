@@ -1,4 +1,4 @@
-"""A sampler as the config group `sampler` describes it: its function with its options, and its grid of times."""
+"""A sampler as the config group `sampler` describes it: a function with its options, and a grid of times."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -16,29 +16,24 @@ from diffuse.options.keys import Node
 from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import pick
 
-# A function that is called as a network is -> a denoiser of it, with everything that is wrapped around it.
+Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
 DenoiserOf = Callable[[Callable[..., Tensor]], Denoiser]
 
 
 class Sampler:
     """A sampler with its options and time grid.
 
-    walk         the function, which takes a denoiser, x, times and y
-    times        its grid, from T to 0
-    clip         whether the denoiser that it is given clips the predicted x0
-    evaluations  how often it calls the network for each image
-    record       what samples depend on, for the files beside them
+    walk         the function of (denoiser, x, times, y)
+    times        the time grid, from T to 0
+    clip         whether the denoiser must clip the predicted x0
+    evaluations  the network calls that an image takes
+    record       the options, for the files beside the samples
 
-    analytic makes the analytic variance for a grid; without it, that variance is refused.
+    Without the argument `analytic`, the analytic variance is refused.
     """
 
     def __init__(
-        self,
-        node: Node,
-        formulas: Formulas,
-        kind: ImageKind,
-        trust: Sequence[str] = (),
-        analytic: Callable[[list[float]], Variance] | None = None,
+        self, node: Node, formulas: Formulas, kind: ImageKind, trust: Sequence[str], analytic: Estimate | None = None
     ):
         common = {key: node.get(key) for key in SamplerKeys.__dataclass_fields__}
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
@@ -58,26 +53,23 @@ class Sampler:
             self.evaluations = network_calls(self.walk, formulas.denoiser_of, self.times, formulas.outputs)
 
     def times_from(self, start: float | None) -> Tensor:
-        """The grid from the time `start` on, which is walked to first: for images that are noisy only up to there."""
+        """The time grid from `start` on: `start` itself, then the times below it; None: the whole grid."""
         if start is None:
             return self.times
-        begin = torch.tensor([start], dtype=torch.float64)
-        return torch.cat([begin, self.times[self.times < begin]])
+        return torch.cat([torch.tensor([start], dtype=torch.float64), self.times[self.times < start]])
 
 
 def network_calls(walk: Callable[..., Iterator[Tensor]], denoiser_of: DenoiserOf, times: Tensor, outputs: int) -> int:
-    """How often a sampler calls the network for each image: counted on one that answers at once.
+    """How often a sampler calls the network for each image, counted on a network that returns its input.
 
-    denoiser_of makes the denoiser, so that the calls of all that is wrapped around the network are counted; outputs is
-    how many tensors like its input the network answers with.
+    denoiser_of  makes the denoiser of a network, with everything that wraps it, so that all its calls are counted
+    outputs      output tensors of the network per image
     """
-    calls = 0
+    calls: list[Tensor] = []
 
-    def count(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
-        nonlocal calls
-        calls += 1
+    def network(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        calls.append(time)
         return torch.cat([x] * outputs, dim=1)
 
-    for _ in walk(denoiser_of(count), torch.ones(1, 1, 1, 1), times):
-        pass
-    return calls
+    list(walk(denoiser_of(network), torch.ones(1, 1, 1, 1), times))
+    return len(calls)

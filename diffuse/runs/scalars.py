@@ -1,4 +1,4 @@
-"""metrics.jsonl of a run folder: a line for each time something was measured, {"step": 50, "loss": 0.04, ...}."""
+"""metrics.jsonl of a run folder: one line for each measurement, {"step": 50, "loss": 0.04, ...}."""
 
 import json
 from pathlib import Path
@@ -6,42 +6,38 @@ from typing import Any
 
 from diffuse.system.files import write_atomic
 
-METRICS = "metrics.jsonl"
-SCORE_PREFIX = "eval/"  # how the names of scores begin among the metrics of a training
+METRICS_FILE = "metrics.jsonl"
+SCORE_PREFIX = "eval/"  # of the names that scores have among the metrics of a training
 
 
-def whole_lines(metrics: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of metrics.jsonl, if it is there, as text and values; what a crash left unfinished is passed over."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    if not metrics.exists():
-        return found
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, none without that file. A line that a crash left unfinished is the end."""
+    path = folder / METRICS_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    found: list[dict[str, Any]] = []
+    for line in text.split("\n")[:-1]:
         try:
-            found.append((line, dict(json.loads(line))))
+            found.append(dict(json.loads(line)))
         except ValueError:
             break
-        if not line.endswith("\n"):
-            found.pop()
     return found
 
 
-def forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl beyond `step`, and what a crash left unfinished: they will be written again."""
-    kept = [line for line, values in whole_lines(metrics) if values["step"] <= step]
-    write_atomic(metrics, lambda file: file.writelines(kept))
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the lines of metrics.jsonl after `step`, and unfinished ones: those steps will be done again."""
+    kept = [json.dumps(values) + "\n" for values in read_metrics(folder) if values["step"] <= step]
+    write_atomic(folder / METRICS_FILE, lambda file: file.writelines(kept))
 
 
 def last_values(folder: Path) -> dict[str, float]:
-    """What was reported at the last step, by name: the scores of `eval.every`, if there are any, and the loss."""
-    lines = [values for _, values in whole_lines(folder / METRICS)]
-    found: dict[str, float] = {}
-    for values in lines:
-        found |= values if values["step"] == lines[-1]["step"] else {}
-    scores = {name.removeprefix(SCORE_PREFIX): value for name, value in found.items() if name.startswith(SCORE_PREFIX)}
-    return {**scores, **({"loss": found["loss"]} if "loss" in found else {})}
+    """The values at the last step, by name: the scores of `eval.every`, if there are any, and the loss."""
+    lines = read_metrics(folder)
+    last = {name: value for line in lines if line["step"] == lines[-1]["step"] for name, value in line.items()}
+    scores = {name.removeprefix(SCORE_PREFIX): value for name, value in last.items() if name.startswith(SCORE_PREFIX)}
+    return {**scores, **({"loss": last["loss"]} if "loss" in last else {})}
 
 
-def scores_so_far(folder: Path, name: str) -> dict[int, float]:
-    """The values of a score by the step that they are of."""
-    lines = [values for _, values in whole_lines(folder / METRICS)]
-    return {values["step"]: values[SCORE_PREFIX + name] for values in lines if SCORE_PREFIX + name in values}
+def score_by_step(folder: Path, name: str) -> dict[int, float]:
+    """The values of a score in a training so far, by step."""
+    key = SCORE_PREFIX + name
+    return {values["step"]: values[key] for values in read_metrics(folder) if key in values}

@@ -1,4 +1,4 @@
-"""A trained network from a checkpoint, ready to be called: what sampling, scoring and a failed step begin with."""
+"""A trained network, rebuilt from its checkpoint: where sampling, scoring and repeating a failed step begin."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,7 +16,7 @@ from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_config
-from diffuse.runs.checkpoint import FOLDER, Stored, find, fitting
+from diffuse.runs.checkpoint import CHECKPOINTS, Stored, find, refuse_mismatch
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import data_folder
@@ -26,9 +26,9 @@ from diffuse.system.progress import log
 class TrainedNetwork:
     """A network rebuilt from the config in its checkpoint, on a device, with the formulas that it was trained with.
 
-    weights     which of the checkpoint's: "ema" or "model"
-    rows        the number of images of one network call
-    batch_size  the images in flight, rounded up to a multiple of rows
+    weights     "ema" for the averaged weights of the checkpoint, "model" for the trained ones
+    rows        the number of images in one network call
+    batch_size  the number of images drawn or scored at a time, rounded up to a multiple of rows
     data_dir, place  where the data are now, if not where they were in training
     """
 
@@ -50,7 +50,7 @@ class TrainedNetwork:
                 f"{stored.path} was saved by a Trainer without a config: it restores that Trainer only. "
                 "`diffuse train` saves checkpoints that can be sampled from"
             )
-        with fitting(stored.path):
+        with refuse_mismatch(stored.path):
             self.config: TrainConfig = stored_config(content["config"])
             self.step = int(content["step"])
             self.kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
@@ -69,7 +69,7 @@ class TrainedNetwork:
 
     @cached_property
     def data(self) -> Dataset:
-        """The data set of the training, where it is said to be now."""
+        """The data set of the training, from the place where it is now."""
         for key in self._place.keys() - self.config.dataset.keys():
             raise UsageError(f"dataset.{key} is for runs on your own images, and this run has other data")
         data_dir = data_folder(self._data_dir or self.config.data_dir)
@@ -77,31 +77,25 @@ class TrainedNetwork:
         refuse_other_kind(data.kind, self.kind)
         if data.sha256 != self.data_sha256:
             log.warning(
-                f"the images of {data.kind.name} are not the ones of the training (their hash differs): "
-                "what is a test image now may have been trained on"
+                f"the images of {data.kind.name} have changed since the training (their hash differs): "
+                "the network may have been trained on images that are in the test split now"
             )
         return data
 
     @property
     def where(self) -> str:
-        """The device, and the precision that the network has there."""
+        """The device, and the network's precision on it."""
         return self.formulas.where(self.device)
 
     @property
     def home(self) -> Path:
-        """The run folder that the checkpoint is in, or the folder of a checkpoint that is in none."""
-        folder = self.path.parent
-        return folder.parent if folder.name == FOLDER else folder
+        """The run folder of the checkpoint, or the folder that it is in where that is not part of a run."""
+        return self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
 
     @property
     def provenance(self) -> dict[str, Any]:
         """Which checkpoint this is, for the records of everything that is made with it."""
-        return {
-            "checkpoint": str(self.path),
-            "checkpoint_sha256": self.sha256,
-            "step": self.step,
-            "weights": "ema",
-        }
+        return {"checkpoint": str(self.path), "checkpoint_sha256": self.sha256, "step": self.step, "weights": "ema"}
 
     def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
         """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32."""
@@ -109,34 +103,32 @@ class TrainedNetwork:
 
 
 def load(ckpt: str, device: Device | None = None, trust: Sequence[str] = (), **options: Any) -> TrainedNetwork:
-    """The network of a run folder, which means its newest checkpoint, or of a checkpoint file, with its EMA weights."""
+    """The network of a checkpoint file, or of the newest checkpoint of a run folder, with its EMA weights."""
     found = find(ckpt)
     if "failure" in found.content:
-        raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py does it again")
+        raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py computes it again")
     return TrainedNetwork(found, device or Device(), trust=trust, **options)
 
 
 def load_for(config: NetworkConfig) -> TrainedNetwork:
-    """The network that a command asks for; from here on the command's own thread computes alone.
+    """The network of a command. From here on the main thread computes by itself, as each worker thread does.
 
-    Its workers do the same: samples and scores do not depend on the number of threads.
+    So samples and scores do not depend on the number of threads.
     """
     if config.ckpt is None:
         raise UsageError("ckpt is required: a run folder or a checkpoint file")
     device: Device = build(config.device, "device", config.trust)
     device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
-    options = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
-    return load(config.ckpt, device, config.trust, **options)
+    return load(config.ckpt, device, config.trust, batch_size=config.batch_size, data_dir=config.data_dir, place=place)
 
 
 def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
-    """Raise UserError where a data set is not what the network was trained on, whatever it is called now."""
+    """Raise UserError where the images of a data set have another form than those the network was trained on."""
     for field in ("channels", "size", "pad", "classes"):
         found, expected = getattr(now, field), getattr(then, field)
         if found != expected:
-            found, expected = (str(value)[:60] for value in (found, expected))
             raise UserError(
-                f"the images of {now.name} are not of the kind that the network was trained on: "
-                f"{field} is {found}, and was {expected}; see dataset.path and data_dir"
+                f"the network was not trained on images like those of {now.name}: "
+                f"{field} is {str(found)[:60]}, and was {str(expected)[:60]}; see dataset.path and data_dir"
             )

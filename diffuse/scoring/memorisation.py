@@ -1,6 +1,7 @@
-"""Does a network draw its training images again? The nearest ones, and a number that fresh images would have too."""
+"""Does a network copy its training images? The nearest ones to each sample, and a share that is 0.5 for new images."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,24 @@ import torch
 
 from diffuse.data.images import ImageKind
 from diffuse.runs.pictures import image_grid
-from diffuse.scoring.distances import BLOCK, nearest, share_nearer
-from diffuse.scoring.sample_scores import Side
+from diffuse.scoring.distances import nearest, share_nearer
+from diffuse.scoring.report import Values, write_csv
 from diffuse.system.errors import UsageError
-from diffuse.system.files import atomic_path, write_atomic
+from diffuse.system.files import atomic_path
 
 SHOWN, COLUMNS = 64, 8
-FILE, TABLE = "memorisation.png", "memorisation.csv"
+CHECKED = 1000  # images whose channels are compared
 SPACES = ("features", "pixels")
-PIXELS = "memorisation_pixels"  # whatever the feature network is
+Spaces = Mapping[str, np.ndarray]  # the vectors [n, D] of some images in each space
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """In one space: for each drawn image the distance to the nearest training image and which that is, and the same
-    distance for each test image, which nobody has trained on.
+    """The nearest training images in one space.
+
+    distances  of each drawn image to the nearest training image
+    places     the row numbers of those training images
+    of_test    the distances of the test images, which were not trained on
     """
 
     distances: np.ndarray
@@ -32,66 +36,63 @@ class Nearest:
 
     @property
     def share(self) -> float:
-        """The probability that a drawn image is nearer to the training set than a test image is; 0.5 for fresh ones."""
+        """The probability that a drawn image is nearer to the training set than a test image; 0.5 for new images."""
         return share_nearer(self.distances, self.of_test)
 
 
-def memorisation(drawn: Side, train: Side, test: Side, kind: ImageKind, folder: Path, name: str) -> dict[str, Any]:
-    """Look for copies of training images; writes the page and a table, gives the shares in both spaces."""
-    found, drawn = {}, replace(drawn, pixels=pixels_of(drawn, kind))
-    for space in SPACES:
-        distances, places = nearest(drawn[space], train[space])
-        found[space] = Nearest(distances, places, nearest(test[space], train[space])[0])
-    write_table(folder / TABLE, found)
-    draw_page(folder / FILE, found, drawn["pixels"], train["pixels"], kind)
-    shares = {space: {"value": found[space].share} for space in SPACES}
-    shared = {"n": drawn.count, "n_train": train.count, "n_test": test.count, "fresh_images": 0.5}
-    return {PIXELS if space == "pixels" else name: {**share, **shared} for space, share in shares.items()}
+def memorisation(drawn: Spaces, train: Spaces, test: Spaces, kind: ImageKind, folder: Path, name: str) -> Values:
+    """Search for copies of training images. Writes a page of images and a table; returns the shares in both spaces.
 
-
-def pixels_of(drawn: Side, kind: ImageKind) -> np.ndarray:
-    """The pixels of drawn images as the data set has them: a grey image from a file has three equal channels.
-
-    Raises UsageError where they are colours and the data set has none, or the other way round.
+    name: of the share by features. The one by pixels does not depend on the feature network.
     """
-    pixels, width = drawn["pixels"], kind.channels * kind.size**2
+    found = {
+        space: Nearest(*nearest(drawn[space], train[space]), nearest(test[space], train[space])[0]) for space in SPACES
+    }
+    columns: dict[str, Any] = {"image": range(len(drawn["pixels"]))}
+    for space, near in found.items():
+        columns[f"nearest_by_{space}"] = near.places
+        columns[f"distance_in_{space}"] = [f"{distance:.6g}" for distance in near.distances]
+    write_csv(folder / "memorisation.csv", columns)
+    draw_page(folder / "memorisation.png", found, drawn["pixels"], train["pixels"], kind)
+    counts = {"n": len(drawn["pixels"]), "n_train": len(train["pixels"]), "n_test": len(test["pixels"])}
+    names = {"features": name, "pixels": "memorisation_pixels"}
+    return {names[space]: {"value": near.share, **counts, "fresh_images": 0.5} for space, near in found.items()}
+
+
+def pixels_like(kind: ImageKind, pixels: np.ndarray, name: str) -> np.ndarray:
+    """The pixels [n, D] with the channels of the data set: grey images from files have three equal channels.
+
+    Raises UsageError where one of the two has colours and the other has not; name: of the images, for the message.
+    """
+    width = kind.channels * kind.size**2
     if kind.channels == 1 and pixels.shape[1] == 3 * width:
-        some = pixels[:BLOCK]
-        if all(np.array_equal(some[:, :width], some[:, at : at + width]) for at in (width, 2 * width)):
+        red, green, blue = np.split(pixels[:CHECKED], 3, axis=1)
+        if np.array_equal(red, green) and np.array_equal(red, blue):
             return pixels[:, :width]
     if pixels.shape[1] != width:
-        raise UsageError(f"metrics=[memorisation] compares pixels: {drawn.name} has other channels than {kind.name}")
+        raise UsageError(f"metrics=[memorisation] compares pixels: {name} has other channels than {kind.name}")
     return pixels
 
 
-def write_table(path: Path, found: dict[str, Nearest]) -> None:
-    """A line for each drawn image: its nearest training image, and how far that is, in both spaces."""
-    columns = [column for space in SPACES for column in (found[space].places, found[space].distances)]
-    head = "image," + ",".join(f"nearest_by_{space},distance_in_{space}" for space in SPACES)
-    lines = (f"{row},{a},{b:.6g},{c},{d:.6g}" for row, (a, b, c, d) in enumerate(zip(*columns, strict=True)))
-    write_atomic(path, lambda file: file.write("\n".join([head, *lines]) + "\n"))
-
-
-def in_threes(found: dict[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> np.ndarray:
-    """uint8 [n, C, size, 3 size]: the drawn images nearest by features, and their nearest in each space beside them."""
+def nearest_strips(found: Mapping[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> np.ndarray:
+    """uint8 [n, C, size, 3 size]: the drawn images nearest by features, each beside its nearest in the two spaces."""
     order = np.argsort(found["features"].distances, kind="stable")[:SHOWN]
     triples = [drawn[order], *(train[found[space].places[order]] for space in SPACES)]
     shape = (len(order), kind.channels, kind.size, kind.size)
     return np.concatenate([images.reshape(shape) for images in triples], axis=3).astype(np.uint8)
 
 
-def draw_page(path: Path, found: dict[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> None:
-    """The drawn images that are nearest to training images, each beside its nearest by features and by pixels.
+def draw_page(path: Path, found: Mapping[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> None:
+    """The drawn images nearest to the training set, each beside its nearest images by features and by pixels.
 
-    Below them, how far drawn and test images are from the training set.
+    Below them are histograms of the distances of drawn and of test images to the training set.
     """
     from matplotlib.figure import Figure
 
-    strips = in_threes(found, drawn, train, kind)
+    strips = nearest_strips(found, drawn, train, kind)
     page = image_grid(torch.from_numpy(strips), min(COLUMNS, len(strips)))
     figure = Figure(figsize=(15, 8.5), layout="constrained")
-    halves: Any = figure.subfigures(2, 1, height_ratios=[2.5, 1])
-    top, below = halves
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.5, 1]).flat
     axes = top.subplots()
     axes.imshow(page.permute(1, 2, 0).numpy(), interpolation="nearest")
     axes.set_axis_off()

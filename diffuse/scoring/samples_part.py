@@ -1,10 +1,10 @@
-"""The part of `diffuse eval` about samples: drawn images, or images from anywhere, against real ones."""
+"""The samples part of `diffuse eval`: drawn images, or images from any place, against real ones."""
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,140 +21,127 @@ from diffuse.runs.trained import TrainedNetwork
 from diffuse.scoring.distances import Statistics
 from diffuse.scoring.feature_rows import Rows, read_statistics, write_statistics
 from diffuse.scoring.features import Features, key_of
-from diffuse.scoring.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
-from diffuse.scoring.memorisation import memorisation
-from diffuse.scoring.report import Facts, Report, Values, refuse_changed, requested
-from diffuse.scoring.sample_scores import SCORES, Side, described, described_once, needed, refuse_too_few, scored
-from diffuse.system.device import Device
+from diffuse.scoring.imagesets import ImageSet, holds_statistics, open_place, open_split, require_pictures
+from diffuse.scoring.memorisation import memorisation, pixels_like
+from diffuse.scoring.report import Facts, Report, Values, expand_metrics, refuse_changed
+from diffuse.scoring.sample_scores import SCORES, Side, cached_features, compute_score, extract_features, needed_outputs
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS, data_folder, json_round_trip, sha256
 from diffuse.system.progress import log
 
 SAMPLE_SECTION = "sample_scores"  # of eval.json
-DRAWN = 10_000  # images, without n=
+DEFAULT_N = 10_000
 
 
 class SamplesPart:
-    """The two sides that are compared and the features that both are seen by, built and checked.
+    """The two sides that are compared and the feature network, built and checked.
 
-    network and drawing: the trained network, and what draws from it; None where images are given instead.
+    network and drawing: the trained network and what draws from it; None where images are given instead.
     """
 
     def __init__(self, config: EvalConfig, network: TrainedNetwork | None, drawing: Drawing | None):
-        self.network, self.drawing, self.reference = network, drawing, config.reference
-        self.names = [name for name in requested(config.metrics) if name in SAMPLE_SCORES]
-        self.device: Device = network.device if network else build(config.device, "device", config.trust)
+        self.network, self.reference = network, config.reference
+        self.names = [name for name in expand_metrics(config.metrics) if name in SAMPLE_SCORES]
+        self.device = network.device if network else build(config.device, "device", config.trust)
         self.data_dir = data_folder(config.data_dir or (network.config.data_dir if network else default_data_dir()))
-        self.images = self.open_samples(config.samples, config.n)
+        if config.samples is not None:
+            self.images = open_images(config.samples, "samples", self.data_dir).limited(config.n)
+        else:
+            assert network and drawing
+            self.images = drawn_images(network, drawing, config.n or DEFAULT_N)
         self.real = self.open_reference()
         offered = {"device": self.device, "data": lambda: self.data, "data_dir": self.data_dir}
         self.features: Features = build_with(config.features, "features", config.trust, **offered)
-        width, of_sides = self.features.width(self.images.size), [name for name in self.names if name in SCORES]
+        width, of_two_sides = self.features.width(self.images.size), [name for name in self.names if name in SCORES]
         if isinstance(self.real, Side) and self.real.known:
             refuse_other_features(self.real.name, self.real.known, self.features, width)
-        refuse_too_few(of_sides, self.images.count, self.real.count)
-        self.outputs = needed(of_sides, self.features)
+        self.outputs = needed_outputs(of_two_sides, self.features, self.images.count, self.real.count)
         if "memorisation" in self.names:
-            self.check_memorisation()
             self.outputs = sorted({*self.outputs, "features", "pixels"})
-
-    def check_memorisation(self) -> None:
-        """Raise UsageError where there is no training set whose copies could be looked for."""
-        if self.data is None:
-            raise UsageError("metrics=[memorisation] needs the data set: give ckpt= or reference=DATASET:SPLIT")
-        if self.images.size != self.data.kind.size:
-            raise UsageError(
-                f"metrics=[memorisation] compares pixels: {self.images.name} has images of {self.images.size} x "
-                f"{self.images.size}, and those of {self.data.kind.name} are {self.data.kind.size}"
-            )
+            if self.data is None:
+                raise UsageError("metrics=[memorisation] needs the data set: give ckpt= or reference=DATASET:SPLIT")
+            if self.images.size != self.data.kind.size:
+                raise UsageError(
+                    f"metrics=[memorisation] compares pixels: {self.images.name} has images of {self.images.size} x "
+                    f"{self.images.size}, and those of {self.data.kind.name} are {self.data.kind.size}"
+                )
 
     @cached_property
     def data(self) -> Dataset | None:
-        """The data set of the run, or the one that the reference names; None where it is a path."""
+        """The data set of the run, or the one that the reference names; None where the reference is a path."""
         if self.network:
             return self.network.data
         name, colon, _ = self.reference.partition(":")
-        named = colon and not Path(self.reference).expanduser().exists()
-        return build_named_dataset(name, self.data_dir) if named else None
-
-    def open_samples(self, place: str | None, n: int | None) -> ImageSet:
-        """The images that are scored: n of them, drawn or found."""
-        if place is not None:
-            return open_images(place, "samples", self.data_dir).limited(n)
-        assert self.network and self.drawing
-        return drawn_images(self.network, self.drawing, DRAWN if n is None else n)
+        is_name = colon and not Path(self.reference).expanduser().exists()
+        return build_named_dataset(name, self.data_dir) if is_name else None
 
     def open_reference(self) -> ImageSet | Side:
-        """The real images: a split of the run's data set, images from anywhere, or statistics of their features."""
+        """The real images: a split of the run's data set, images from any place, or statistics of their features."""
         place, path = self.reference, Path(self.reference).expanduser()
+        needs = {name: SCORES[name].real if name in SCORES else "rows" for name in self.names}
         if place in SPLITS:
-            if self.data is None and all(name in SCORES and SCORES[name].real == "nothing" for name in self.names):
+            if self.data:
+                return open_split(self.data.kind, place, self.data.splits[place])
+            if {*needs.values()} == {"nothing"}:
                 return Side("no others", None)
-            if self.data is None:
-                raise UsageError(f"reference={place} is a split of a run's data set: give ckpt=, or DATASET:{place}")
-            return of_split(self.data.kind, place, self.data.splits[place])
+            raise UsageError(f"reference={place} is a split of a run's data set: give ckpt=, or DATASET:{place}")
         if path.is_file() and holds_statistics(path):
-            for name in self.names:
-                if name not in SCORES or SCORES[name].real == "rows":
+            for name, need in needs.items():
+                if need == "rows":
                     raise UsageError(f"metrics=[{name}] needs images, and reference={place} holds mu and sigma")
             return Side(path.name, None, known=read_statistics(path), fingerprint=sha256(path))
         return open_images(place, "reference", self.data_dir)
 
     def score(self, report: Report) -> None:
-        """Draw, describe and compare; each score is written as soon as it is known."""
-        protocol = self.protocol()
-        refuse_other_protocol(report, protocol)
+        """Draw, extract features and compare; each score is written as soon as it is known."""
+        protocol = json_round_trip(self.protocol())
+        refuse_changed(report.folder, report.facts.get("sample_protocol", protocol), protocol)
         report.note("sample_protocol", protocol)
         sides = f"{self.images.count:,} images of {self.images.name} against {self.real.name}"
         log.info(f"{sides}: {', '.join(self.names)}")
         rows = Rows(report.folder / "features", {"images": self.images.fingerprint, **self.features.protocol})
         drawn = Side(self.images.name, self.images.count)
         if known := min(map(rows.count, self.outputs)):
-            log.info(f"going on after {known:,} of {self.images.count:,} images")
-        if not all(map(report.has, self.names)):
+            log.info(f"continuing after {known:,} of {self.images.count:,} images")
+        if not report.facts["values"].keys() >= {*self.names}:
             with report.timed("samples"):
-                drawn = described(self.images, self.features, self.outputs, rows)
+                drawn = extract_features(self.images, self.features, self.outputs, rows)
             if "features" in self.outputs:
                 statistics = replace(drawn.statistics("features"), features=self.features.sha256)
                 write_statistics(report.folder / "statistics.npz", statistics)
         for name in self.names:
-            if not report.has(name):
-                with report.timed(name):
-                    if name == "memorisation":
-                        found = self.memorised(drawn, report.folder)
-                    else:
-                        found = scored(name, self.features, drawn, self.real_side)
-                report.add(SAMPLE_SECTION, name, found)
-            report.say(SAMPLE_SECTION, name, score_summary)
-        shutil.rmtree(report.folder / "features", ignore_errors=True)  # large, and the seed makes them again
+            report.score(SAMPLE_SECTION, name, partial(self.values, name, drawn, report.folder), score_summary)
+        shutil.rmtree(report.folder / "features", ignore_errors=True)  # large, and the same seed makes them again
 
     @cached_property
     def real_side(self) -> Side:
-        """The real images, described by the outputs that some score needs of them."""
+        """The real images with the features that some score needs."""
         if isinstance(self.real, Side):
             return self.real
         outputs = {SCORES[name].output for name in self.names if name in SCORES and SCORES[name].real != "nothing"}
         if not outputs:
             return Side(self.real.name, self.real.count)
-        return described_once(self.real, self.features, outputs, self.data_dir)
+        return cached_features(self.real, self.features, outputs, self.data_dir)
 
-    def memorised(self, drawn: Side, folder: Path) -> Values:
-        """Whether the samples are copies of training images, with a page to look at."""
+    def values(self, name: str, drawn: Side, folder: Path) -> Values:
+        """The values of a score; memorisation also writes a page that shows the nearest training images."""
+        if name != "memorisation":
+            return compute_score(name, self.features, drawn, self.real_side)
         assert self.data
-        kind, sides = self.data.kind, {}
+        kind, vectors = self.data.kind, drawn.vectors
+        pixels = pixels_like(kind, vectors["pixels"], drawn.name)
+        spaces = {"drawn": {"features": vectors["features"], "pixels": pixels}}
         for split, arrays in self.data.splits.items():
-            side = described_once(of_split(kind, split, arrays), self.features, ["features"], self.data_dir)
-            sides[split] = replace(side, pixels=arrays.images.reshape(len(arrays.images), -1))
-        name = self.features.score_name("memorisation")
-        return memorisation(drawn, **sides, kind=kind, folder=folder, name=name)
+            side = cached_features(open_split(kind, split, arrays), self.features, ["features"], self.data_dir)
+            pixels = arrays.images.reshape(len(arrays.images), -1)
+            spaces[split] = {"features": side.vectors["features"], "pixels": pixels}
+        return memorisation(**spaces, kind=kind, folder=folder, name=self.features.score_name(name))
 
     def protocol(self) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """What the values depend on."""
         images = {"name": self.images.name, "n": self.images.count, "fingerprint": self.images.fingerprint}
-        if self.network and self.drawing:
-            images |= drawing_protocol(self.network, self.drawing)
         return {
-            "samples": images,
+            "samples": {**images, **self.images.facts},
             "reference": {"name": self.real.name, "n": self.real.count, "fingerprint": self.real.fingerprint},
             "features": self.features.protocol,
             "pixels": "8-bit, rounded to the nearest: the values that a PNG file holds",
@@ -163,14 +150,8 @@ class SamplesPart:
         }
 
 
-def refuse_other_protocol(report: Report, now: Mapping[str, Any]) -> None:
-    """Raise UserError where what was scored before under these keys has changed: images in a folder, or weights."""
-    then, today = report.facts.get("sample_protocol"), json_round_trip(now)
-    refuse_changed(report.folder, [key for key in today if then and then.get(key) != today[key]])
-
-
 def refuse_other_features(name: str, known: Statistics, features: Features, width: int) -> None:
-    """Raise UsageError where statistics are of another feature network than this one, whose vectors have this width."""
+    """Raise UsageError where statistics come from another feature network than this one, which has `width` features."""
     if len(known.mu) != width or known.features not in (None, features.sha256):
         raise UsageError(
             f"the statistics in {name} are of {len(known.mu)} features of another network: features={features.name} "
@@ -179,39 +160,34 @@ def refuse_other_features(name: str, known: Statistics, features: Features, widt
 
 
 def open_images(place: str, key: str, data_dir: Path) -> ImageSet:
-    """The images that a path, or DATASET:SPLIT, stands for."""
+    """The images at a path, or those of DATASET:SPLIT."""
     name, colon, split = place.partition(":")
     if (CONFIGS / "dataset" / f"{place}.yaml").exists() and not Path(place).exists():
         raise UsageError(f"{key}={place} is a data set: say which split, {place}:train or {place}:test")
     if not colon or Path(place).expanduser().exists():
-        return of_place(place, key)
+        return open_place(place, key)
     if split not in SPLITS:
         raise UsageError(f"{key}={place}: a data set has the splits {' and '.join(SPLITS)}, as in {name}:train")
     data = build_named_dataset(name, data_dir)
-    return of_split(data.kind, split, data.splits[split])
+    return open_split(data.kind, split, data.splits[split])
 
 
 def drawn_images(network: TrainedNetwork, drawing: Drawing, n: int) -> ImageSet:
-    """The images that a trained network draws: image i of them depends on (seed, i) and the network alone."""
-    refuse_no_pictures(drawing.kind)
-    facts = drawing_protocol(network, drawing) | {"checkpoint": network.sha256}
+    """The images that a trained network draws: image i of them depends on (seed, i) and the network only."""
+    require_pictures(drawing.kind)
+    facts = {**drawing.record, "precision": network.formulas.precision(drawing.device)}
+    fingerprint = key_of(json.dumps({**facts, "checkpoint": network.sha256}, sort_keys=True))
 
     def batches(first: int) -> Iterator[np.ndarray]:
-        for _, x, _ in drawing.batches(n, network.batch_size, first):
-            yield to_uint8(x).numpy()
+        return (to_uint8(x).numpy() for _, x in drawing.batches(n, network.batch_size, first))
 
     name = f"{drawing.kind.name} drawn at step {network.step:,}"
-    return ImageSet(name, n, drawing.kind.size, key_of(json.dumps(facts, sort_keys=True)), batches)
-
-
-def drawing_protocol(network: TrainedNetwork, drawing: Drawing) -> dict[str, Any]:
-    """What drawn images depend on, beside the checkpoint."""
-    return {**drawing.record, "precision": network.formulas.precision(drawing.device)}
+    return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts)
 
 
 def score_summary(name: str, facts: Facts) -> str:
     """A score in a line."""
-    beside = {"standard_deviation": "+-", "subset_size": "subsets of", "k": "k =", "fresh_images": "fresh images have"}
-    words = [f"{word} {facts[key]:.4g}" for key, word in beside.items() if key in facts]
+    labels = {"standard_deviation": "+-", "subset_size": "subsets of", "k": "k =", "fresh_images": "fresh images have"}
+    words = [f"{label} {facts[key]:.4g}" for key, label in labels.items() if key in facts]
     counts = f"n {facts['n']}" + (f" against {facts['n_real']}" if facts.get("n_real") else "")
     return f"{name} {facts['value']:.6g}  ({', '.join([*words, counts])})"

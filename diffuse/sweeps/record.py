@@ -1,4 +1,4 @@
-"""The record of a sweep's job: how it was begun and what became of it, as a JSON file holds it."""
+"""The record of a job of a sweep: how it was begun and how it ended, as it is stored in a JSON file."""
 
 import math
 import os
@@ -12,11 +12,14 @@ DONE, FAILED, INTERRUPTED, RUNNING, KILLED = "done", "failed", "interrupted", "r
 
 @dataclass(frozen=True)
 class Record:
-    """A job as it was begun, and what became of it.
+    """A job of a sweep: how it was begun, and how it ended.
 
-    folder: its folder's name in the sweep's; varied: the keys that differ between jobs, with their values as typed;
-    given: which time the sweep was given, as a word that no other time has; refused: why it could not be done again
-    with other options, while what it did before stands.
+    folder   name of its folder in the sweep's folder
+    typed    the command line
+    varied   the keys that differ between jobs, with their values as typed
+    given    identifies the call of the command line: a sweep may be continued by a later call
+    values   the scores or the loss that it reported; None for one that is NaN or infinite
+    refused  why this call could not do the job, which an earlier call did with other options; those results are kept
     """
 
     number: int
@@ -36,27 +39,27 @@ class Record:
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
 
     def value(self, name: str) -> float | None:
-        """A value that the job reported, if it is a finite number and of the options that were asked for."""
+        """A value that the job reported; None if it is not a finite number, or comes from other options."""
         return None if self.refused else self.values.get(name)
 
     @property
     def first_value(self) -> float | None:
-        """The first value of a job, which is what an optimiser minimises; None counts as a failure there."""
+        """The value that a sweeper such as Optuna minimises, which takes None as a failure."""
         return next(iter(self.values.values()), None)
 
 
-def closing_words(jobs: Sequence[Record]) -> str | None:
-    """What to say of the jobs that are not done at the end of a sweep; None if all are."""
+def closing_message(jobs: Sequence[Record]) -> str | None:
+    """A message about the jobs that are not done at the end of a sweep; None if all are done."""
     failed = [str(job.number) for job in jobs if job.status == FAILED or job.refused]
     lost = [str(job.number) for job in jobs if job.status in (KILLED, RUNNING, INTERRUPTED)]
     sentences = []
     if failed:
         sentences.append(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}")
     if lost:
-        sentences.append(f"{len(lost)} did not end: {', '.join(lost)}; the same command with its name= goes on")
+        sentences.append(f"{len(lost)} did not end: {', '.join(lost)}; the same command with its name= continues them")
     return ". ".join(sentences) or None
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Values as JSON and a table can hold them: None in place of one that is no finite number."""
+    """Values as JSON and a table can hold them: None in place of NaN and infinity."""
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}

@@ -1,8 +1,8 @@
 """Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
 
+import resource
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,8 @@ from torch.utils._triton import has_triton
 
 from diffuse.system.errors import Refused, check, check_choice
 from diffuse.system.memory import keep_freed_memory
-from diffuse.system.threads import Workers, cores, threads_from_environment
+from diffuse.system.threads import Item, Result, Workers, cores, threads_from_environment
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -22,11 +20,11 @@ class Device:
 
     kind         auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps
     precision    auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
-    compile      whether training compiles the network (null: on CUDA, where Triton is installed)
-    threads      of the CPU; null takes OMP_NUM_THREADS, or else what is fastest
+    compile      whether training compiles the network (null: on CUDA, if Triton is installed)
+    threads      number of CPU threads; null takes OMP_NUM_THREADS, or else the fastest number
     keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
 
-    Raises Refused where this machine has no such device.
+    Raises Refused if this machine has no such device.
     """
 
     def __init__(
@@ -40,12 +38,12 @@ class Device:
         check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
         check_choice("precision", precision, ("auto", "float32", "bfloat16"))
         check(threads is None or threads >= 1, "threads", "at least 1 or null", threads)
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         if keep_memory:
             keep_freed_memory()
-        if kind == "auto":
-            kind = next(name for name, there in available.items() if there)
-        if not available[kind]:
+        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        available = [name for name, is_there in there.items() if is_there]
+        kind = available[0] if kind == "auto" else kind
+        if kind not in available:
             raise Refused("kind", f"is {kind}, but torch finds no {kind} device on this machine; use device=auto")
         if precision == "auto":
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
@@ -57,19 +55,19 @@ class Device:
         self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
         if kind == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = False  # float32 means float32; matrix products have it so by default
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32; for matrix products that is the default
 
     def place(self, net: nn.Module) -> nn.Module:
-        """The network, on this device and in the memory layout that its convolutions are fastest in."""
+        """The network, on this device and in the memory layout in which its convolutions are fastest."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
     def network(self, net: nn.Module, rows: int | None = None, float32: bool = False) -> Network:
         """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
 
-        float32 is for networks whose output is too delicate for less.
+        float32=True is for networks whose output needs that precision.
 
-        Results differ in the last bits between batch sizes. Cut and padded to a fixed number of rows, an image's
-        result depends on the image alone, whatever batch it came in.
+        Results differ in the last bits between batch sizes. With batches cut and padded to a fixed number of rows, an
+        image's result depends on the image alone.
         """
 
         def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
@@ -80,37 +78,33 @@ class Device:
         return call if rows is None else in_chunks(call, rows, self.spread)
 
     def spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results for all items: on a CPU spread over its cores, each computed by one thread alone."""
+        """The results for all items: on a CPU spread over its cores, each computed by a single thread."""
         return self.workers.map(function, items) if self.workers else [function(item) for item in items]
 
     def rows(self, image_size: int, batch_size: int) -> int:
         """How many images one network call takes when sampling and scoring.
 
-        On a CPU that is fixed by the image size alone (64 of 8 x 8, 16 of 32 x 32: beyond that nothing is gained), so
-        that results do not depend on batch_size; elsewhere it is batch_size.
+        On a CPU the image size alone decides (64 of 8 x 8, 16 of 32 x 32: larger batches are not faster), so that
+        results do not depend on batch_size; elsewhere it is batch_size.
         """
         if self.torch.type == "cpu":
             return max(4, min(64, 16384 // image_size**2))
         return batch_size
 
     def compute_with(self, threads: int) -> None:
-        """Compute with so many threads of the CPU, but for what is spread over its cores."""
+        """Set the number of CPU threads of an operation; `spread` does not depend on it."""
         if self.torch.type == "cpu":
             torch.set_num_threads(threads)
 
-    def send(self, tensor: Tensor) -> Tensor:
-        """A small tensor of the CPU's, on this device, without waiting until it is there."""
-        return send(tensor, self.torch)
-
     def hold(self, array: Tensor) -> Tensor:
-        """The array on this device, or on the CPU where it would take more than half of the free memory."""
+        """The array on this device, or on the CPU if it would take more than half of the device's free memory."""
         if self.torch.type == "cuda" and array.nbytes > torch.cuda.mem_get_info()[0] // 2:
             return array
         return array.to(self.torch)
 
     @property
     def asynchronous(self) -> bool:
-        """Whether work is queued, so that reading a number back leaves the device idle meanwhile."""
+        """Whether operations are queued: reading a number back then waits for them, and the device becomes idle."""
         return self.torch.type == "cuda"
 
     def peak_memory(self) -> int:
@@ -119,8 +113,6 @@ class Device:
             return torch.cuda.max_memory_allocated()
         if self.torch.type == "mps":
             return torch.mps.driver_allocated_memory()
-        import resource  # not on Windows
-
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def synchronize(self) -> None:
@@ -130,7 +122,7 @@ class Device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; to CUDA by way of pinned memory, since a plain copy waits for all work queued."""
+    """The tensor on the device; to CUDA through pinned memory, since a plain copy waits for all queued operations."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,14 +1,14 @@
-"""Failures that the user can mend, with a message of at most four lines; everything else is our bug."""
+"""Errors that the user can correct, with a message of at most four lines; every other error is our bug."""
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
-Option = TypeVar("Option")
+Entry = TypeVar("Entry")
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names what was given, what was expected and the key to change."""
+    """A mistake that the user can correct. The message names what was given, what was expected, the key to change."""
 
     exit_code = 1
 
@@ -22,8 +22,8 @@ class UsageError(UserError):
 class Refused(ValueError):
     """An argument that a function or class does not accept: its name, and what is wrong with it.
 
-    From Python the two are one sentence, "beta_start must be between 0 and 1, not 2"; the command line puts the group
-    of the argument before it, "schedule.beta_start must be between 0 and 1, not 2".
+    In Python the message is one sentence, "beta_start must be between 0 and 1, not 2"; on the command line the group
+    of the argument comes before it, "schedule.beta_start must be between 0 and 1, not 2".
     """
 
     def __init__(self, argument: str, reason: str):
@@ -35,7 +35,7 @@ class Refused(ValueError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP, as Ctrl-C is KeyboardInterrupt: the program is asked to end, and its exit code says so."""
+    """Raised at SIGTERM or SIGHUP, as KeyboardInterrupt is at Ctrl-C; the exit code is 128 + the signal's number."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -49,27 +49,27 @@ def check(holds: bool, argument: str, expected: str, given: object) -> None:
 
 
 def check_choice(argument: str, given: object, allowed: Collection[str]) -> None:
-    """Raise Refused, with the nearest of the allowed words, where the given one is not among them."""
+    """Raise Refused, with the most similar of the allowed words, if the given one is not among them."""
     hint = did_you_mean(str(given), allowed)
     check(isinstance(given, str) and given in allowed, argument, f"one of {', '.join(allowed)}", f"{given!r}.{hint}")
 
 
 def require_choice(key: str, given: object, allowed: Collection[str]) -> None:
-    """`check_choice` for a whole key of the command line: raises UsageError."""
+    """`check_choice` for a full key of the command line: raises UsageError."""
     try:
         check_choice(key, given, allowed)
     except Refused as error:
         raise UsageError(str(error)) from error
 
 
-def pick(options: Mapping[str, Option], key: str, given: object) -> Option:
-    """The option of that name. Raises UsageError, which names the key and lists the names there are."""
+def pick(options: Mapping[str, Entry], key: str, given: object) -> Entry:
+    """The option of that name. Raises UsageError, with the key and all names, if there is no such option."""
     require_choice(key, given, options)
     return options[str(given)]
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' where one of the known words is close to the given one, and nothing otherwise."""
-    by_small_letters = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(given.lower(), list(by_small_letters), n=1, cutoff=0.5)
-    return f" Did you mean {by_small_letters[close[0]]!r}?" if close else ""
+    """' Did you mean ...?' if one of the known words is similar to the given one, otherwise ''."""
+    by_lower_case = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(given.lower(), by_lower_case, n=1, cutoff=0.5)
+    return f" Did you mean {by_lower_case[close[0]]!r}?" if close else ""

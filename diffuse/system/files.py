@@ -6,56 +6,56 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from diffuse.system.errors import UsageError
+from diffuse.system.errors import UsageError, UserError
+from diffuse.system.progress import log
 
-PACKAGE = Path(__file__).resolve().parent.parent
-CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
+# Beside the package in the repository, inside it in a wheel.
+CONFIGS = next(path for up in Path(__file__).resolve().parents[1:3] if (path := up / "configs").is_dir())
 OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 LONGEST_SLUG = 120
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-SAFE_NAME = re.compile(r"[A-Za-z0-9._+-]+")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk
+UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that a shell, or another system, may read differently
 
 
 @contextmanager
 def atomic_path(path: Path, survives_power_cut: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path` to write to, which is moved into place once it is written.
+    """A temporary path beside `path` to write to, which replaces `path` at the end, unless an error is raised.
 
-    Flushing it to the disk costs milliseconds: leave that out for thousands of small files.
+    Flushing to the disk costs milliseconds: survives_power_cut=False is for thousands of small files.
     """
     make_folder(path.parent)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield beside
         if survives_power_cut:
-            flush_file(beside)
+            flush(beside)
         os.replace(beside, path)
         if survives_power_cut:
-            flush_folder(path.parent)
+            flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, write: Callable[[IO[Any]], object], mode: str = "w") -> None:
     """Call write(file) with a file that becomes `path` when it is complete."""
-    encoding = None if "b" in mode else "utf-8"
-    with atomic_path(path) as beside, open(beside, mode, encoding=encoding) as file:
+    with atomic_path(path) as beside, open(beside, mode, encoding=None if "b" in mode else "utf-8") as file:
         write(file)
 
 
 def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts as JSON for people and programs: one line a key, and lists on one line."""
+    """Write facts as JSON that people can read too: a line for each key, and lists on one line."""
     write_atomic(path, lambda file: file.write(_as_json(facts, "") + "\n"))
 
 
 def json_round_trip(value: Any) -> Any:
-    """The value as JSON gives it back: tuples are lists, keys are text."""
+    """The value after writing it as JSON and reading it again: tuples are lists, keys are text."""
     return json.loads(json.dumps(value))
 
 
@@ -67,12 +67,10 @@ def _as_json(value: Any, indent: str) -> str:
 
 
 def link_atomic(path: Path, target: str) -> None:
-    """Make `path` a symbolic link to `target`, replacing what was there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    os.replace(beside, path)
-    flush_folder(path.parent)
+    """Make `path` a symbolic link to `target`, a file beside it, replacing what was there in one step."""
+    with atomic_path(path) as beside:
+        beside.unlink(missing_ok=True)  # left by a killed process that had our number
+        beside.symlink_to(target)
 
 
 def make_folder(path: Path) -> None:
@@ -81,25 +79,24 @@ def make_folder(path: Path) -> None:
         return
     make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    flush_folder(path.parent)
+    flush(path.parent)
 
 
 def make_new_folder(path: Path) -> Path:
-    """Create `path`, or `path`-2, -3 ... where that exists: two runs begun in the same second never share a folder."""
+    """Create `path`, or `path`-2, -3 ... if it exists: two runs begun in the same second never share a folder."""
     make_folder(path.parent)
     number, candidate = 1, path
     while True:
-        try:
+        with suppress(FileExistsError):
             candidate.mkdir()
             return candidate
-        except FileExistsError:
-            number += 1
-            candidate = path.with_name(f"{path.name}-{number}")
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
 
 
 def short_path(path: Path) -> str:
-    """The path, relative to the current folder where it lies in it."""
-    path = Path(path).absolute()
+    """The path, relative to the current folder if it lies in it, and absolute otherwise."""
+    path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
@@ -110,8 +107,7 @@ def data_folder(data_dir: str) -> Path:
 
 def check_name(name: str) -> str:
     """The name, if it needs no quoting in a shell and stays below its parent folder. Raises UsageError otherwise."""
-    parts = name.split("/")
-    if not all(SAFE_NAME.fullmatch(part) and part.strip(".") for part in parts):
+    if any(UNSAFE.search(part) or not part.strip(".") for part in name.split("/")):
         allowed = "letters, digits, '.', '_', '+' and '-', in parts divided by '/'"
         raise UsageError(f"name must be made of {allowed}, without '..' or a '/' at either end, not {name!r}")
     return name
@@ -119,7 +115,7 @@ def check_name(name: str) -> str:
 
 def slug(text: str) -> str:
     """Any text as part of a file name that needs no quoting in a shell."""
-    return re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-")[:LONGEST_SLUG]
+    return UNSAFE.sub("-", text).strip("-")[:LONGEST_SLUG]
 
 
 def sha256(path: Path) -> str:
@@ -132,22 +128,14 @@ def sha256(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what `atomic_path` left in a folder when its process was killed. The caller holds a lock on the folder."""
+    """Remove the temporary files of `atomic_path` in processes that were killed. The caller holds the folder's lock."""
     for left_over in folder.glob(".*.tmp"):
         left_over.unlink(missing_ok=True)
 
 
-def flush_file(path: Path) -> None:
-    """Write the file's buffers to the disk."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Write a folder's entries to the disk: a renamed file survives a power cut only after that."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Write a file's content, or a folder's entries, to the disk: a new file survives a power cut only after both."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -155,21 +143,23 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path, if_taken: Callable[[], object]) -> Iterator[None]:
-    """Hold a lock that the system releases with its owner. `path` is a file that stays; by itself it means nothing.
+def hold_lock(path: Path, refusal: str = "", waiting: str = "") -> Iterator[None]:
+    """Hold a lock, which the system releases when its process ends. The file at `path` and its folder stay.
 
-    Where another process holds the lock, if_taken is called: it may raise an error, or return to wait.
+    If another process holds the lock, raises UserError(refusal), or else logs `waiting` and waits.
     """
+    make_folder(path.parent)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
-        if_taken()
-        lock.acquire()
-    try:
+        if refusal:
+            raise UserError(refusal) from None
+        if waiting:
+            log.info(waiting)
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def format_bytes(size: float) -> str:

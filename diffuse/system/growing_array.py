@@ -1,4 +1,4 @@
-"""Arrays on disk that grow row by row, so that memory does not depend on their length, and that survive a kill."""
+"""Arrays on disk that grow row by row and survive a kill: the memory they need does not depend on their length."""
 
 import math
 import os
@@ -11,22 +11,24 @@ from diffuse.system.errors import UserError
 
 
 def whole_rows(path: Path) -> np.ndarray:
-    """The rows that a file holds, read where they are looked at; a last one that is cut off does not count.
+    """The rows of a .npy file as a memory map, without a last row that is cut off.
 
-    Raises OSError where there is no such file, and ValueError where it has no header of a .npy file.
+    Raises OSError if there is no such file, and ValueError if it has no header of a .npy file.
     """
     with open(path, "rb") as file:
         np.lib.format.read_magic(file)
         (_, *shape), _, dtype = np.lib.format.read_array_header_1_0(file)
         start = file.tell()
     count = (path.stat().st_size - start) // (dtype.itemsize * math.prod(shape))
-    return np.memmap(path, dtype, "r", start, (count, *shape)) if count else np.empty((0, *shape), dtype)
+    if not count:
+        return np.empty((0, *shape), dtype)
+    return np.memmap(path, dtype, "c", start, (count, *shape))  # torch warns about read-only arrays
 
 
 class GrowingArray:
-    """A .npy file [count, *shape] to which rows are appended; rows of this kind that it holds already are kept.
+    """A .npy file [count, *shape] to which rows are appended. Whole rows of this type and shape in it are kept.
 
-    Its header says how many there are once the array is closed. Until then, and after a kill, its size does.
+    The header has the right number of rows once the array is closed; until then, and after a kill, the size tells it.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]):
@@ -51,13 +53,11 @@ class GrowingArray:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with self.file:
             self.file.seek(0)
             self._write_header()  # numpy leaves room in it for the count to grow
             self.file.flush()
             os.fsync(self.file.fileno())
-        finally:
-            self.file.close()
 
     def _write_header(self) -> None:
         header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, *self.shape)}

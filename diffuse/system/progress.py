@@ -1,10 +1,10 @@
-"""Log lines, a progress bar on a terminal and plain lines elsewhere."""
+"""Log lines, and how far a long loop is: a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class _Console(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log that is silent where the disk is full: what fails because of that is said on the console."""
+    """A log file that stays silent when the disk is full: the error that this causes elsewhere is on the console."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -51,14 +51,9 @@ def log_to_console(speaker: str = "") -> None:
     log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Console)] + [_Console(speaker)]
 
 
-def is_shared_terminal() -> bool:
-    """Whether other processes write to this terminal too."""
-    return any(isinstance(handler, _Console) and handler.speaker for handler in log.handlers)
-
-
 @contextmanager
-def logged_to(path: Path) -> Iterator[Callable[[int, str], object]]:
-    """Append log messages, with date and time, to a file; gives a function (level, message) that logs there alone."""
+def log_to_file(path: Path) -> Iterator[Callable[[int, str], object]]:
+    """Append log messages, with date and time, to a file; gives a function (level, message) that logs only there."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
@@ -71,23 +66,22 @@ def logged_to(path: Path) -> Iterator[Callable[[int, str], object]]:
 
 
 class Progress:
-    """How far a loop of `total` units is: a bar on a terminal, else a line every 15 seconds. Use as a context.
+    """A loop of `total` units: a bar on a terminal, otherwise a line every 15 seconds. Use as a context.
 
-    done counts the units that were finished before the loop began; scale turns a unit into what is shown for each
-    second (images a step, say).
+    done counts the units that were finished before the loop began. Speed is shown in units per second, or in `shown`
+    per second where a unit has `scale` of them: a step has many images. `note` is text to show beside it.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0, scale: float = 1.0, shown: str | None = None):
         self.what, self.total, self.unit, self.done, self.scale = what, total, unit, done, scale
         self.shown = shown or f"{unit}s"
-        self.started = self.last_line = time.monotonic()
-        self.start = done
-        self.asked = (done, self.started)
-        self.note: dict[str, str] = {}
-        terminal = sys.stderr.isatty() and not is_shared_terminal()
-        self.bar = tqdm(
-            total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, leave=False, disable=not terminal
-        )
+        self.note = ""
+        self.last_line = time.monotonic()
+        self.pauses = 0.0
+        self.count_from_here()
+        # None lets tqdm decide: it shows a bar on a terminal alone.
+        off = any(isinstance(handler, _Console) and handler.speaker for handler in log.handlers) or None
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=unit, dynamic_ncols=True, leave=False, disable=off)
 
     def __enter__(self) -> "Progress":
         return self
@@ -95,39 +89,38 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def tell(self, note: Mapping[str, str]) -> None:
-        """What to show beside the numbers, from now on."""
-        self.note = dict(note)
-
     def advance(self, units: int = 1) -> None:
         self.done += units
         if not self.bar.disable:
-            self.bar.set_postfix_str(", ".join(self._notes()), refresh=False)
+            self.bar.set_postfix_str(self._speed(), refresh=False)
             self.bar.update(units)
         elif time.monotonic() - self.last_line > SECONDS_BETWEEN_PLAIN_LINES and self.done < self.total:
             self.last_line = time.monotonic()
-            so_far = f"{self.what} {self.done:,}/{self.total:,} {self.unit}s"
-            left = f"{duration((self.total - self.done) / self.per_second())} left"
-            log.info(", ".join([so_far, *self._notes(), left]))
+            left = duration((self.total - self.done) / self.per_second())
+            log.info(f"{self.what} {self.done:,}/{self.total:,} {self.unit}s, {self._speed()}, {left} left")
 
-    def _notes(self) -> list[str]:
+    def _speed(self) -> str:
         speed = f"{self.per_second() * self.scale:,.0f} {self.shown}/s"
-        return [*(f"{name} {value}" for name, value in self.note.items()), speed]
+        return f"{self.note}, {speed}" if self.note else speed
 
     def count_from_here(self) -> None:
         """Leave what came before, such as steps that warm up, out of every rate."""
-        self.started, self.start = time.monotonic(), self.done
-        self.asked = (self.start, self.started)
+        self.start = self.asked = (self.done, self._clock())
 
     def per_second(self) -> float:
-        """Units a second since the loop began, pauses aside."""
-        return max(self.done - self.start, 1e-9) / max(time.monotonic() - self.started, 1e-9)
+        """Units per second since the loop began, pauses excluded."""
+        return self._rate_since(self.start)
 
     def per_second_since_last_asked(self) -> float:
-        """Units a second since this was asked last, or since the loop began, pauses aside."""
-        (done, then), now = self.asked, time.monotonic()
-        self.asked = (self.done, now)
-        return (self.done - done) / max(now - then, 1e-9)
+        """Units per second since the last call, or since the loop began, pauses excluded."""
+        rate, self.asked = self._rate_since(self.asked), (self.done, self._clock())
+        return rate
+
+    def _rate_since(self, begun: tuple[int, float]) -> float:
+        return max(self.done - begun[0], 1e-9) / max(self._clock() - begun[1], 1e-9)
+
+    def _clock(self) -> float:
+        return time.monotonic() - self.pauses
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -136,13 +129,11 @@ class Progress:
         try:
             yield
         finally:
-            pause = time.monotonic() - began
-            self.started += pause
-            self.asked = (self.asked[0], self.asked[1] + pause)
+            self.pauses += time.monotonic() - began
 
 
 def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3.4 h' or '2.1 days', the way a person would say it."""
+    """'45 s', '12 min', '3.4 h' or '2.1 days'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 90 * 60:

@@ -1,7 +1,7 @@
-"""CPU threads: how many there are to use, and calls that are spread over them, each computed by one thread alone.
+"""CPU threads: how many there are to use, and function calls spread over them, each computed by a single thread.
 
-Threads that share one operation wait for each other, ten times as long as they compute where another program takes a
-core away; and sums may come out in another order with another number of them. Calls that a single thread computes have
+Threads that share one operation wait for each other: ten times as long as they compute if another program takes a core
+away. And their number may change the order of a sum, and so its last bits. Calls computed by a single thread have
 neither problem. This module imports torch only when it is used, so that a process that decodes images starts at once.
 """
 
@@ -9,12 +9,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-VARIABLE = "OMP_NUM_THREADS"
 
 
 def cores() -> int:
@@ -23,22 +21,22 @@ def cores() -> int:
 
 
 def threads_from_environment() -> int | None:
-    """The number of threads that OMP_NUM_THREADS asks for; None where it does not."""
-    first = os.environ.get(VARIABLE, "").partition(",")[0]
+    """The number of threads in OMP_NUM_THREADS; None without a valid number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 class Workers:
-    """So many threads, each of which computes alone: results do not depend on how many there are."""
+    """`count` threads, each of which computes alone: results do not depend on their number."""
 
     def __init__(self, count: int):
-        self.count = count
         self._here = threading.local()
+        self._pool = ThreadPoolExecutor(count, "diffuse", self._begin)
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """The results for all items, in their order; gradients are recorded where they are for the caller.
+        """The results for all items, in their order; gradients are recorded if they are for the caller.
 
-        A call from within a worker is computed by that worker.
+        A call from inside a worker is computed by that worker: two that wait for each other would wait for ever.
         """
         import torch
 
@@ -52,12 +50,8 @@ class Workers:
 
         return list(self._pool.map(call, items))
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.count, "diffuse", self._begin)
-
     def _begin(self) -> None:
         import torch
 
-        torch.set_num_threads(1)  # of this thread; the others keep their number
+        torch.set_num_threads(1)  # for this thread; the others keep their number
         self._here.is_worker = True

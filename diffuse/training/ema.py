@@ -1,4 +1,4 @@
-"""The exponential moving average (EMA) of a network's weights, from which samples are drawn."""
+"""The exponential moving average (EMA) of a network's weights: samples are drawn with it."""
 
 import copy
 
@@ -12,7 +12,7 @@ class EMA:
     The warm-up of d lets the average forget the initial weights within a few steps. step counts from 0. Buffers (the
     random frequencies of Fourier features) never change and are copied once.
 
-    net is the network with the averaged weights.
+    net is the network with the averaged weights; the argument `net` is the one that is trained.
     """
 
     def __init__(self, net: nn.Module, decay: float):
@@ -27,5 +27,5 @@ class EMA:
 
     @torch.no_grad()
     def update(self, rate: Tensor) -> None:
-        """Move the average towards the weights, by a rate that is a float32 number on their device."""
+        """Move the average towards the weights by a rate, a float32 number on their device."""
         torch._foreach_lerp_(self._average, self._weights, [rate] * len(self._weights))

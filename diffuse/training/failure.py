@@ -1,8 +1,8 @@
-"""A training step that failed, done again from the file that it left behind."""
+"""Compute a failed training step again, from the run's failure.pt."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from diffuse.runs import checkpoint
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
 from diffuse.system.errors import UserError
+from diffuse.training.trainer import Batch
 
 
-@dataclass(frozen=True)
-class FailedStep:
-    """One step: its number, the loss of each image [b] and its level [b], the gradient's norm, the network with it."""
+class FailedStep(NamedTuple):
+    """A step: its number, the losses of its images [b], their times [b], the norm of the gradient, the network."""
 
     step: int
     losses: Tensor
@@ -26,25 +26,23 @@ class FailedStep:
 
 
 def replay(failure: str | Path, trust: Sequence[str] = ()) -> FailedStep:
-    """Forward and backward of the step in a run's failure.pt, with its weights, images, levels, noise and dropout.
+    """Forward and backward pass of the step in a failure.pt, with its weights, images, times, noise and dropout.
 
-    The data set is not needed. On the device that the run was on, as its config says.
+    It needs no data set, and runs on the device in the run's config.
     """
-    stored = checkpoint.stored(Path(failure))
+    stored = checkpoint.load_checkpoint(Path(failure))
     if "failure" not in stored.content:
         raise UserError(f"{failure} is a checkpoint; the file of a step that failed is called failure.pt")
-    made_of = stored.content["failure"]
+    saved = stored.content["failure"]
     device: Device = build(stored.content["config"]["device"], "device", trust)
     network = TrainedNetwork(stored, device, trust=trust, weights="model")
     net = network.net.train().requires_grad_(True)
     denoiser = network.formulas.denoiser(net, device)
-    batch = {
-        name: None if made_of[name] is None else made_of[name].to(device.torch) for name in ("x0", "t", "noise", "y")
-    }
-    torch.set_rng_state(made_of["random"]["cpu"])
-    if made_of["random"]["cuda"] is not None and device.torch.type == "cuda":
-        torch.cuda.set_rng_state(made_of["random"]["cuda"])
-    losses = network.formulas.loss(denoiser, batch["x0"], batch["t"], batch["noise"], batch["y"])
-    (made_of["importance"].to(device.torch) * losses).mean().backward()
+    batch = Batch._make(None if saved[name] is None else saved[name].to(device.torch) for name in Batch._fields)
+    torch.set_rng_state(saved["random"]["cpu"])
+    if saved["random"]["cuda"] is not None and device.torch.type == "cuda":
+        torch.cuda.set_rng_state(saved["random"]["cuda"])
+    losses = network.formulas.loss(denoiser, batch.x0, batch.t, batch.noise, batch.y)
+    (batch.importance * losses).mean().backward()
     norm = torch.nn.utils.clip_grad_norm_(net.parameters(), torch.inf)
-    return FailedStep(network.step, losses.detach().cpu(), made_of["t"].cpu(), float(norm), net)
+    return FailedStep(network.step, losses.detach().cpu(), batch.t.cpu(), float(norm), net)

@@ -1,4 +1,4 @@
-"""What changes while training, and the step that changes it."""
+"""The trainer: the state of a training, and the step that changes it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +22,8 @@ from diffuse.training.ema import EMA
 # x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 QUARTILES = 4
-BYTES_AROUND_A_TENSOR = 300  # in a checkpoint, for its name and place
-# What is added up on the device between two lines of metrics, the first two by quartile of t.
+BYTES_PER_TENSOR = 300  # in a checkpoint, beside its values: its name, type and shape
+# The sums that are kept on the device between two lines of metrics, the first two for each quartile of t.
 SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
 
 
@@ -36,7 +36,7 @@ class NotFinite(Exception):
 
 
 class Batch(NamedTuple):
-    """What a step is made of: images [b, C, H, W], times and importance weights [b], noise, conditions or None."""
+    """The data of a step: images [b, C, H, W], times and importance weights [b], noise, conditions or None."""
 
     x0: Tensor
     t: Tensor
@@ -44,18 +44,13 @@ class Batch(NamedTuple):
     noise: Tensor
     y: Tensor | None
 
-    def first(self, count: int) -> "Batch":
-        """The first `count` images and what belongs to them."""
-        y = None if self.y is None else self.y[:count]
-        return Batch(self.x0[:count], self.t[:count], self.importance[:count], self.noise[:count], y)
-
 
 class Trainer:
-    """Everything that changes while training, and the step that changes it.
+    """The state of a training, and the step that changes it.
 
     net            the network, on the device
     loss           (x0, t, noise, y) -> [b]: a function of `losses`, bound to a denoiser of that network
-    data           the data set; its training split is learned
+    data           the data set; the network learns its training split
     time_sampling  draws the times of a batch
     optimizer      a fused AdamW of the network's parameters
     ema            the average of its weights
@@ -65,7 +60,7 @@ class Trainer:
     rate           step, from 0 -> learning rate; by default the optimizer's
     clip           largest gradient norm
     condition      what the network is conditioned on
-    device         where the network and the data are
+    device         the device of the network and the data
     """
 
     def __init__(
@@ -90,27 +85,21 @@ class Trainer:
         self.time_sampling = time_sampling.to(where)
         self.batch_size, self.seed, self.clip = batch_size, seed, clip
         if not all(parameters.get("fused") for parameters in optimizer.param_groups):
-            raise Refused(
-                "optimizer", "must be fused, as AdamW(..., fused=True) is: others do not pass over a failed step"
-            )
+            raise Refused("optimizer", "must be fused, as AdamW(..., fused=True) is: others do not skip a failed step")
         initial_rate = float(optimizer.param_groups[0]["lr"])
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
         self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
-        # What changes from step to step, as tensors: a rate in float32 would give other bits than a number does.
+        # What changes from step to step is in tensors, so that a captured step sees it. The rate in float64 gives the
+        # same bits as a Python number.
         self._learning_rate = torch.zeros((), dtype=torch.float64)
         self._ema_rate = torch.zeros((), device=where)
         self._step = torch.zeros((), dtype=torch.int64, device=where)
-        self._failed = torch.full((), -1, dtype=torch.int64, device=where)
+        self._failed = torch.full((), -1, device=where)  # the first step that failed
         for parameters in optimizer.param_groups:
             parameters["lr"] = self._learning_rate
         self._images = self.device.hold(torch.from_numpy(data.train.images))
-        condition = condition or Condition()
-        self._conditions = condition.of_split(data.train, device=self._images.device)
-
-    @property
-    def parameters(self) -> int:
-        return sum(weight.numel() for weight in self.net.parameters())
+        self._conditions = (condition or Condition()).of_split(data.train, device=self._images.device)
 
     def advance(self) -> None:
         """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that works asynchronously.
@@ -122,20 +111,19 @@ class Trainer:
         self._ema_rate.fill_(self.ema.rate(self.step))
         self._step.fill_(self.step)
         batch = self.batch(self.step)
-        losses = self.gradients(batch)
-        self.update(batch, losses)
+        self.update(batch, self.gradients(batch))
         if not self.device.asynchronous:
             self.refuse_failure()
         self.step += 1
 
     def gradients(self, part: Batch) -> Tensor:
-        """Add the gradients of a part of the step's batch to those of the parameters; the losses of its images, [b]."""
+        """Add the gradients of a part of a batch to those of the parameters. Returns the losses of its images, [b]."""
         losses = self.loss(part.x0, part.t, part.noise, part.y)
         ((part.importance * losses).sum() / self.batch_size).backward()
         return losses.detach()
 
     def update(self, batch: Batch, losses: Tensor) -> None:
-        """Clip the gradients, and move the parameters, their average and the sums by them.
+        """Clip the gradients, and update the parameters, their average, the time sampling and the sums.
 
         A step that failed changes nothing, and neither does any step after it.
         """
@@ -143,7 +131,7 @@ class Trainer:
         finite = torch.isfinite(losses).all() & torch.isfinite(norm)
         self._failed = torch.where((self._failed < 0) & ~finite, self._step, self._failed)
         good = self._failed < 0
-        # A fused optimizer does nothing where found_inf is 1: this is how a gradient scaler tells it.
+        # A fused optimizer does nothing where found_inf, which gradient scalers set, is 1.
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -160,7 +148,11 @@ class Trainer:
         self.sums["steps"] += good
 
     def report(self) -> dict[str, float]:
-        """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate."""
+        """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate.
+
+        Raises NotFinite as `refuse_failure` does.
+        """
+        self.refuse_failure()
         losses, images, (norm,), (steps,) = (self.sums[name].tolist() for name in SUMS)
         for values in self.sums.values():
             values.zero_()
@@ -173,32 +165,31 @@ class Trainer:
         }
 
     def batch(self, step: int) -> Batch:
-        """What a step is made of. Leaves torch's generators ready for dropout."""
+        """The data of a step. Afterwards torch's generators are in the state that the step's dropout begins with."""
         reseed(self.seed, "train", step)
         rows = batch_rows(self.seed, step, self.batch_size, len(self._images))
         index = send(torch.from_numpy(rows), self._images.device)
-        x0 = self.data.kind.to_network(self.device.send(self._images[index]))
+        x0 = self.data.kind.to_network(send(self._images[index], self.device.torch))
         if self.data.flip:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)
-        y = None if self._conditions is None else self.device.send(self._conditions[index])
+        y = None if self._conditions is None else send(self._conditions[index], self.device.torch)
         t, importance = self.time_sampling.draw(len(x0), self.device.torch)
         return Batch(x0, t, importance, torch.randn_like(x0), y)
 
     def refuse_failure(self) -> None:
         """Raise NotFinite if the loss or gradient of a step was NaN or infinite. Waits for the device."""
-        failed = int(self._failed)
-        if failed >= 0:
+        if (failed := int(self._failed)) >= 0:
             raise NotFinite(failed)
 
     def failure(self, step: int) -> dict[str, Any]:
-        """What a file needs to do step `step` again, on the weights as they are now."""
+        """The content of a file that computes step `step` again, on the weights as they are now."""
         batch = self.batch(step)._asdict()
         cuda = torch.cuda.get_rng_state() if self.device.torch.type == "cuda" else None
         return {**self.state(), "failure": {**batch, "random": {"cpu": torch.get_rng_state(), "cuda": cuda}}}
 
     def state(self) -> dict[str, Any]:
-        """All that must be stored to continue from here."""
+        """Everything that a checkpoint needs to continue from here."""
         return {
             "data_sha256": self.data.sha256,
             "model": self.net.state_dict(),
@@ -208,32 +199,31 @@ class Trainer:
             "times": self.time_sampling.state_dict(),
         }
 
-    def restore(self, content: Mapping[str, Any]) -> None:
-        """Continue from what was stored. Raises UserError where it is not about the same images.
+    def restore(self, saved: checkpoint.Stored) -> None:
+        """Continue from a checkpoint. Raises UserError where it does not fit this Trainer or its images.
 
-        Learning rates come from `rate`, not from what was stored.
+        Learning rates come from `rate`, not from the checkpoint.
         """
-        if content["data_sha256"]["train"] != self.data.train.sha256:
-            raise UserError(
-                f"the training images of {self.data.kind.name} are not those that the run began with: their hash "
-                "differs.\nBring back the images as they were (dataset.path, data_dir), or begin a new run"
-            )
-        self.net.load_state_dict(content["model"])
-        self.ema.net.load_state_dict(content["ema"])
-        state = {}
-        for number, weight in enumerate(self.net.parameters()):
-            saved, moments = content["optimizer"]["state"][number], ("exp_avg", "exp_avg_sq")
-            check_shapes(saved, {"step": (), **dict.fromkeys(moments, weight.shape)}, f"optimizer state {number}")
-            # In the weight's own memory layout, which the device it was saved on may have had otherwise: fused AdamW
-            # goes through both side by side.
-            state[number] = {**saved, **{name: torch.empty_like(weight).copy_(saved[name]) for name in moments}}
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self._learning_rate
-        check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
-        self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
-        self.time_sampling.load_state_dict(content["times"])
-        self.step = content["step"]
+        content, moments = saved.content, ("exp_avg", "exp_avg_sq")
+        with checkpoint.refuse_mismatch(saved.path):
+            if content["data_sha256"]["train"] != self.data.train.sha256:
+                raise UserError(
+                    f"the training images of {self.data.kind.name} are not those that the run began with: their hash "
+                    "differs.\nPut back the images as they were (dataset.path, data_dir), or begin a new run"
+                )
+            self.net.load_state_dict(content["model"])
+            self.ema.net.load_state_dict(content["ema"])
+            for number, weight in enumerate(self.net.parameters()):
+                state = content["optimizer"]["state"][number]
+                check_shapes(state, {"step": (), **dict.fromkeys(moments, weight.shape)}, f"optimizer state {number}")
+                # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused
+                # AdamW reads both side by side.
+                copies = {name: torch.empty_like(weight).copy_(state[name]) for name in moments}
+                self.optimizer.state[weight] = {"step": state["step"].to(weight.device), **copies}
+            check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
+            self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
+            self.time_sampling.load_state_dict(content["times"])
+            self.step = content["step"]
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint that restores this Trainer; `diffuse sample` needs the config too, which is not in it."""
@@ -242,22 +232,20 @@ class Trainer:
 
     def load(self, path: str | Path) -> None:
         """Continue from a checkpoint."""
-        with checkpoint.fitting(Path(path)):
-            self.restore(checkpoint.read(Path(path)))
+        self.restore(checkpoint.load_checkpoint(Path(path)))
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About how large a checkpoint is: weights, their average, AdamW's two moments and step, in a zip file."""
+        """About the size of a checkpoint: weights, their average, AdamW's two moments and step, in a zip file."""
         weights = self.net.state_dict().values()
-        return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_AROUND_A_TENSOR
+        return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_PER_TENSOR
 
 
 def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
     """Raise ValueError unless these are float32 tensors of these shapes, and no others."""
-    for name in {*tensors, *shapes}:
-        tensor = tensors[name]
-        if name not in shapes or tensor.dtype != torch.float32 or tuple(tensor.shape) != tuple(shapes[name]):
-            raise ValueError(f"{name} of {what} is not what it should be")
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != {name: (torch.float32, tuple(shape)) for name, shape in shapes.items()}:
+        raise ValueError(f"{what} must be float32 tensors of the shapes {dict(shapes)}, not {found}")
 
 
 def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none", steps: int = 1) -> float:
@@ -272,17 +260,14 @@ def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none
 
 
 def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """Which of `count` images step `step` is about: every image once an epoch, in an order drawn for each epoch."""
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs = positions // count
-    rows = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = epoch_order(seed, int(epoch), count)[positions[here] % count]
-    return rows
+    """The numbers of a step's images, of `count` images: each once an epoch, in a random order for each epoch."""
+    begin, end = step * batch_size, (step + 1) * batch_size
+    epochs = range(begin // count, -(-end // count))
+    parts = [epoch_order(seed, epoch, count)[max(0, begin - epoch * count) : end - epoch * count] for epoch in epochs]
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of the images in one epoch; the last two are remembered, since every step asks."""
+    """The order of the images in one epoch. Two are cached: every step needs one, and some steps lie in two epochs."""
     return generator(seed, "epoch", epoch).permutation(count)

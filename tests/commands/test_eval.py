@@ -13,7 +13,7 @@ from diffuse.commands import eval as evaluation
 from diffuse.data.datasets import digits
 from diffuse.data.images import to_float
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.likelihood import vlb
+from diffuse.mathematics.likelihood import variational_bound
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_small
 from diffuse.runs.trained import load, load_for
@@ -65,7 +65,7 @@ def test_the_number_is_that_of_the_core(tiny_run):
     x0 = to_float(torch.from_numpy(digits().test.images[rows]))
     denoiser = Denoiser(trained.net, trained.schedule, clip=True)
     noise = ImageNoise(4, "eval", rows.tolist())
-    bound = vlb(denoiser, x0, time_grid(trained.schedule, 25), noise=noise, variance=fixed_small)
+    bound = variational_bound(denoiser, x0, time_grid(trained.schedule, 25), noise=noise, variance=fixed_small)
     bits = bound.total.double().numpy() / (64 * math.log(2))
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(bits.mean(), rel=1e-5)
     assert result["bits_per_dim"]["bound"]["standard_error"] == pytest.approx(
@@ -97,7 +97,7 @@ def test_a_conditional_network_is_told_the_labels(conditional_run):
     rows = generator(0, "test order").permutation(359)[:20]
     x0, labels = to_float(torch.from_numpy(digits().test.images[rows])), torch.from_numpy(digits().test.labels[rows])
     denoiser, noise = Denoiser(trained.net, trained.schedule, clip=True), ImageNoise(0, "eval", rows.tolist())
-    bound = vlb(denoiser, x0, time_grid(trained.schedule, 5), labels, noise=noise, variance=fixed_small)
+    bound = variational_bound(denoiser, x0, time_grid(trained.schedule, 5), labels, noise=noise, variance=fixed_small)
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(
         bound.total.mean().item() / (64 * math.log(2)), rel=1e-5
     )
@@ -107,9 +107,9 @@ def test_three_minutes_are_spread_over_the_evaluations_of_an_image(tiny_run):
     """100 images a second at 50 evaluations an image: 360 images in 180 seconds, in whole network calls of 64."""
     typed = config("eval", f"ckpt={tiny_run}", "levels=50", "metrics=[bound]", *FAST)
     network = load_for(typed)
-    assert LikelihoodPart(typed, network).afforded(100.0) == 320
-    assert LikelihoodPart(typed, network).afforded(0.001) == 64
-    assert LikelihoodPart(replace(typed, n=17), network).afforded(100.0) == 17
+    assert LikelihoodPart(typed, network).choose_n(100.0) == 320
+    assert LikelihoodPart(typed, network).choose_n(0.001) == 64
+    assert LikelihoodPart(replace(typed, n=17), network).choose_n(100.0) == 17
 
 
 def test_scores_are_float32_unless_asked(tiny_run):

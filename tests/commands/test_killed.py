@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuse.runs.checkpoint import all_in, read, step_of
+from diffuse.runs.checkpoint import all_in, step_of
 from tests.support.commands import TINY, diffuse
-from tests.support.comparing import assert_runs_are_the_same, newest
+from tests.support.comparing import assert_runs_are_the_same, newest, read
 from tests.support.processes import started, until
 
 # Everything that could be forgotten is on; checkpoints, pictures and metrics come often and seldom together.
@@ -59,7 +59,7 @@ def kill_until_done(folder: Path, kills: int, words: list[str], seed: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 400), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
+    ("kills", "steps"), [(3, 250), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
 )
 def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, kills, steps):
     words = [*OPTIONS, f"steps={steps}"]
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(tmp_path):
 
 def test_a_sweep_that_was_killed_is_given_again(tmp_path):
     """What is finished is passed over, what was half done continues, what failed runs again."""
-    words = [*OPTIONS, "-m", "name=sweep", "optim.lr=0.001,0.002,1e30", "steps=150", "optim.clip=1e30"]
+    words = [*OPTIONS, "-m", "name=sweep", "optim.lr=0.001,0.002,1e30", "steps=90", "optim.clip=1e30"]
     sweep = tmp_path / "outputs" / "sweep"
     with started(tmp_path, *words) as process:
         while saved_step(sweep / "1_optim.lr-0.002") < 22:
@@ -200,14 +200,14 @@ def test_a_sweep_that_was_killed_is_given_again(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "is NaN or infinite" in done.stderr
-    assert "0_optim.lr-0.001 is finished: 150 of 150 steps are done" in done.stdout
+    assert "0_optim.lr-0.001 is finished: 90 of 90 steps are done" in done.stdout
     assert (sweep / "0_optim.lr-0.001" / "metrics.jsonl").stat().st_mtime_ns == first
     assert resumed_steps(sweep / "1_optim.lr-0.002")[0] >= 22
-    alone = diffuse("train", *OPTIONS, "name=alone", "optim.lr=0.002", "steps=150", "optim.clip=1e30", cwd=tmp_path)
+    alone = diffuse("train", *OPTIONS, "name=alone", "optim.lr=0.002", "steps=90", "optim.clip=1e30", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     assert_runs_are_the_same(tmp_path / "outputs/alone", sweep / "1_optim.lr-0.002")
     done = diffuse("train", *words, cwd=tmp_path)
-    assert done.stdout.count("is finished: 150 of 150 steps are done") == 2
+    assert done.stdout.count("is finished: 90 of 90 steps are done") == 2
     assert done.stderr.count("is NaN or infinite") >= 1
 
 

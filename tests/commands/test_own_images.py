@@ -13,7 +13,7 @@ from diffuse.commands import eval as evaluation
 from diffuse.commands import sample, train
 from diffuse.data.images import to_uint8
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.likelihood import discretised_gaussian, vlb
+from diffuse.mathematics.likelihood import discretised_gaussian, variational_bound
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large
@@ -87,7 +87,8 @@ def test_bits_per_dimension_are_counted_without_the_border(folder, images):
     def inside(x0, mean, variance):
         return discretised_gaussian(x0[..., 3:13, 3:13], mean[..., 3:13, 3:13], variance)
 
-    bound = vlb(denoiser, x0, time_grid(stored.schedule, 5), noise=noise, variance=fixed_large, decoder=inside)
+    times = time_grid(stored.schedule, 5)
+    bound = variational_bound(denoiser, x0, times, noise=noise, variance=fixed_large, decoder=inside)
     nats = bound.prior + bound.terms.sum(1) + bound.reconstruction
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(float(nats.mean()) / 100 / np.log(2), rel=1e-4)
 
@@ -117,7 +118,7 @@ def test_other_images_than_in_training_are_scored_with_a_warning(folder, caplog)
     run = trained("changed")
     shutil.copy("photos/a/0.png", "photos/a/more.png")
     result = scored(run, "other")
-    assert "are not the ones of the training (their hash differs)" in caplog.text
+    assert "have changed since the training (their hash differs)" in caplog.text
     assert not result["protocol"]["data_as_in_training"]
 
 

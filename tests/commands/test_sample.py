@@ -16,13 +16,13 @@ from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
-from diffuse.runs.checkpoint import read
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.trained import load, load_for
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import sha256
 from diffuse.system.randomness import ImageNoise
 from tests.support.commands import config, output
+from tests.support.comparing import read
 
 FAST = ["device=cpu", "device.precision=float32", "sampler=ddim", "sampler.steps=3"]
 
@@ -186,7 +186,7 @@ def test_the_network_always_sees_the_same_number_of_rows(tiny_run):
         network = load_for(typed)
         network.net.register_forward_pre_hook(lambda _, arguments: rows.add(len(arguments[0])))
         batches = drawing_of(network, typed).batches(typed.n, network.batch_size)
-        assert sum(len(drawn) for _, drawn, _ in batches) == typed.n
+        assert sum(len(drawn) for _, drawn in batches) == typed.n
     assert rows == {64}
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from diffuse.data.arrays import Block, Recipe, Source, Split, prepared
+from diffuse.data.arrays import Block, Recipe, Source, Split, prepare
 from diffuse.system.errors import UserError
 from tests.support.places import REPOSITORY
 
@@ -58,38 +58,38 @@ def folder_of(data_dir: Path) -> Path:
 
 
 def test_arrays_are_what_the_sources_gave(tmp_path):
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
 
 
 def test_images_are_plain_files_mapped_into_memory(tmp_path):
-    images = prepared(hand_made(), tmp_path)["train"].images
+    images = prepare(hand_made(), tmp_path)["train"].images
     assert isinstance(images, np.memmap)
     on_disk = np.load(folder_of(tmp_path) / "train_images.npy", allow_pickle=False)
     np.testing.assert_array_equal(on_disk, IMAGES[:20])
     images[:] = 0  # torch wants arrays that could be written to
-    check(prepared(hand_made(never), tmp_path))
+    check(prepare(hand_made(never), tmp_path))
 
 
 def test_a_set_may_have_no_labels(tmp_path):
     source = {"train": Source(20, ((images, None) for images, _ in blocks(0, 20)))}
-    splits = prepared(hand_made(lambda: source), tmp_path)
+    splits = prepare(hand_made(lambda: source), tmp_path)
     np.testing.assert_array_equal(splits["train"].images, IMAGES[:20])
     assert splits["train"].labels is None
 
 
 def test_a_second_use_opens_no_source(tmp_path, caplog):
-    prepared(hand_made(), tmp_path)
+    prepare(hand_made(), tmp_path)
     caplog.clear()
-    check(prepared(hand_made(never), tmp_path))
+    check(prepare(hand_made(never), tmp_path))
     assert not caplog.records
 
 
 @pytest.mark.parametrize("changed", [{"depends_on": {"by": "hand", "edited": 1}}, {"depends_on": {}}])
 def test_other_facts_mean_another_folder(changed, tmp_path):
-    prepared(hand_made(), tmp_path)
-    check(prepared(hand_made(**changed), tmp_path))
+    prepare(hand_made(), tmp_path)
+    check(prepare(hand_made(**changed), tmp_path))
     assert len(folders(tmp_path)) == 2
-    check(prepared(hand_made(never), tmp_path))
+    check(prepare(hand_made(never), tmp_path))
 
 
 def flip_a_byte(path: Path) -> None:
@@ -118,13 +118,13 @@ DAMAGE = [
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE)
 def test_what_is_damaged_is_prepared_again(name, damage, tmp_path, caplog):
-    prepared(hand_made(), tmp_path)
+    prepare(hand_made(), tmp_path)
     damage(folder_of(tmp_path) / name)
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert warning.startswith(f"{folder_of(tmp_path)} is damaged (")
     caplog.clear()
-    check(prepared(hand_made(never), tmp_path))
+    check(prepare(hand_made(never), tmp_path))
     assert not caplog.records
 
 
@@ -135,30 +135,30 @@ def test_a_failure_in_the_middle_leaves_nothing(error, tmp_path):
         raise error
 
     with pytest.raises(error):
-        prepared(hand_made(lambda: two_splits() | {"train": Source(20, half())}), tmp_path)
+        prepare(hand_made(lambda: two_splits() | {"train": Source(20, half())}), tmp_path)
     assert folders(tmp_path) == []
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
 
 
 def test_images_of_another_shape_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"shape \(3, 4, 4\), not \(1, 4, 4\)"):
-        prepared(Recipe("made", (1, 4, 4), {}, two_splits), tmp_path)
+        prepare(Recipe("made", (1, 4, 4), {}, two_splits), tmp_path)
     assert folders(tmp_path) == []
 
 
 def test_a_split_without_an_image_is_refused(tmp_path):
     with pytest.raises(UserError, match="no image in its test split"):
-        prepared(hand_made(lambda: two_splits() | {"test": Source(0, [])}), tmp_path)
+        prepare(hand_made(lambda: two_splits() | {"test": Source(0, [])}), tmp_path)
     assert folders(tmp_path) == []
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    prepared(hand_made(), tmp_path)
+    prepare(hand_made(), tmp_path)
     folder = folder_of(tmp_path)
-    left, other = folder.with_name(f".{folder.name}.77.tmp"), folder.with_name(".other-0123.77.tmp")
+    left, other = folder.with_name(f".{folder.name}.tmp"), folder.with_name(".other-0123.tmp")
     folder.rename(left)
     other.mkdir()
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
     assert folders(tmp_path) == [other.name, folder.name]
 
 
@@ -169,7 +169,7 @@ def some_unreadable(bad: int) -> Callable[[], dict[str, Source]]:
         source = Source(20 + bad, ())
 
         def found() -> Iterator[Block]:
-            source.unreadable.extend(f"photo {number}.jpg (is no image)" for number in range(bad))
+            source.unreadable.extend(f"photo {number}.jpg (is not an image)" for number in range(bad))
             yield from blocks(0, 20)
 
         source.blocks = found()
@@ -180,10 +180,10 @@ def some_unreadable(bad: int) -> Callable[[], dict[str, Source]]:
 
 def test_unreadable_images_are_named_with_the_key_that_skips_them(tmp_path):
     with pytest.raises(UserError) as caught:
-        prepared(hand_made(some_unreadable(3)), tmp_path)
+        prepare(hand_made(some_unreadable(3)), tmp_path)
     assert str(caught.value).startswith(
         "3 of 33 images of made cannot be read: "
-        "photo 0.jpg (is no image); photo 1.jpg (is no image); photo 2.jpg (is no image)"
+        "photo 0.jpg (is not an image); photo 1.jpg (is not an image); photo 2.jpg (is not an image)"
     )
     assert "dataset.skip_bad=true" in str(caught.value)
     assert folders(tmp_path) == []
@@ -191,21 +191,21 @@ def test_unreadable_images_are_named_with_the_key_that_skips_them(tmp_path):
 
 def test_many_unreadable_images_are_listed_in_a_file(tmp_path):
     with pytest.raises(UserError, match="25 of 55 .* and 5 more, all of them listed in ") as caught:
-        prepared(hand_made(some_unreadable(25)), tmp_path)
+        prepare(hand_made(some_unreadable(25)), tmp_path)
     (name,) = folders(tmp_path)
     listed = tmp_path / "prepared" / name
     assert str(listed) in str(caught.value)
-    assert listed.read_text().splitlines() == [f"photo {number}.jpg (is no image)" for number in range(25)]
+    assert listed.read_text().splitlines() == [f"photo {number}.jpg (is not an image)" for number in range(25)]
     assert len(str(caught.value).splitlines()) <= 4
 
 
 def test_unreadable_images_can_be_skipped(tmp_path, caplog):
-    check(prepared(hand_made(some_unreadable(3), skip_bad=True), tmp_path))
+    check(prepare(hand_made(some_unreadable(3), skip_bad=True), tmp_path))
     assert "3 of 33 images cannot be read and are left out" in caplog.text
-    check(prepared(hand_made(never, skip_bad=True), tmp_path))
+    check(prepare(hand_made(never, skip_bad=True), tmp_path))
     with pytest.raises(UserError, match="3 of 33 images of made cannot be read: photo 0.jpg"):
-        prepared(hand_made(never), tmp_path)
-    check(prepared(hand_made(never, skip_bad=True), tmp_path))
+        prepare(hand_made(never), tmp_path)
+    check(prepare(hand_made(never, skip_bad=True), tmp_path))
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
@@ -215,16 +215,16 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2000, used=560, free=1439))
     with pytest.raises(UserError, match="needs 1.4 kB in .*prepared, where 1.4 kB are free; .* data_dir="):
-        prepared(hand_made(lambda: {"train": Source(20, unread()), "test": Source(10, unread())}), tmp_path)
+        prepare(hand_made(lambda: {"train": Source(20, unread()), "test": Source(10, unread())}), tmp_path)
     assert folders(tmp_path) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=2000, used=560, free=1440))
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
 
 
 def test_a_data_dir_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match="^data_dir=.*taken cannot be used"):
-        prepared(hand_made(), tmp_path / "taken")
+        prepare(hand_made(), tmp_path / "taken")
 
 
 def test_a_split_is_known_by_its_pixels_and_labels():
@@ -245,7 +245,7 @@ def test_a_split_is_known_by_its_pixels_and_labels():
 def test_a_prepared_split_is_known_by_its_pixels_and_labels_alone(tmp_path):
     def known(name: str, images: np.ndarray, labels: np.ndarray | None) -> str:
         source = {"train": Source(len(images), [(images, labels)])}
-        return prepared(hand_made(lambda: source, depends_on={"name": name}), tmp_path)["train"].sha256
+        return prepare(hand_made(lambda: source, depends_on={"name": name}), tmp_path)["train"].sha256
 
     pixel, label = IMAGES.copy(), LABELS.copy()
     pixel[29, 2, 3, 3] += 1
@@ -279,7 +279,7 @@ def main(data_dir: Path) -> None:
         yield from blocks(4, 20)
 
     log_to_console()
-    check(prepared(hand_made(lambda: two_splits() | {"train": Source(20, halting())}), data_dir))
+    check(prepare(hand_made(lambda: two_splits() | {"train": Source(20, halting())}), data_dir))
     print("right")
 
 
@@ -304,7 +304,7 @@ def test_a_process_killed_in_the_middle_leaves_nothing_that_looks_usable(tmp_pat
     assert process.returncode < 0
     (left,) = folders(tmp_path)
     assert left.startswith(".")
-    check(prepared(hand_made(), tmp_path))
+    check(prepare(hand_made(), tmp_path))
     assert folders(tmp_path) == [hand_made().folder_name]
 
 
@@ -312,7 +312,7 @@ PREPARING_LARGE_SETS = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from diffuse.data.arrays import Recipe, Source, prepared
+from diffuse.data.arrays import Recipe, Source, prepare
 
 def made(count):
     return ((np.full((100, 3, 64, 64), at % 256, np.uint8), np.full(100, at)) for at in range(count // 100))
@@ -323,7 +323,7 @@ def most_so_far():
 
 peaks = []
 for count in (1600, 16000):  # images of 12 kB
-    splits = prepared(Recipe(str(count), (3, 64, 64), {}, lambda: {"train": Source(count, made(count))}), Path("."))
+    splits = prepare(Recipe(str(count), (3, 64, 64), {}, lambda: {"train": Source(count, made(count))}), Path("."))
     assert splits["train"].images.shape[0] == count and splits["train"].images[-1].mean() == (count // 100 - 1) % 256
     peaks.append(most_so_far())
 print(json.dumps(peaks))
@@ -342,12 +342,12 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
 def test_a_folder_that_cannot_be_read_now_is_not_thrown_away(tmp_path):
     """A file system that is away for a moment is no damage."""
-    prepared(hand_made(), tmp_path)
+    prepare(hand_made(), tmp_path)
     (array,) = tmp_path.glob("prepared/*/train_images.npy")
     array.rename(array.with_name("kept.npy"))
     array.mkdir()
     with pytest.raises(UserError, match="cannot be used: .*choose another data_dir="):
-        prepared(hand_made(), tmp_path)
+        prepare(hand_made(), tmp_path)
     assert array.with_name("kept.npy").exists()
 
 

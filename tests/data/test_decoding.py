@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffuse.data import decoding as imagefiles
+from diffuse.data import decoding
 from diffuse.data.decoding import FITS, Shape, centre_140, decode
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
@@ -237,9 +237,9 @@ def bomb(path: Path) -> None:
         ("cut.png", truncated, "truncated"),
         ("cut.jpg", truncated, "truncated"),
         ("cut.bmp", truncated, "truncated"),
-        ("text.jpg", lambda path: path.write_text("no image"), "is no image"),
-        ("empty.png", Path.touch, "is no image"),
-        ("gone.png", lambda path: None, "is not there"),
+        ("text.jpg", lambda path: path.write_text("no image"), "is not an image"),
+        ("empty.png", Path.touch, "is not an image"),
+        ("gone.png", lambda path: None, "does not exist"),
         ("folder.png", Path.mkdir, "directory"),
         ("bomb.bmp", bomb, "900000000 pixels"),
     ],
@@ -269,11 +269,11 @@ def many(tmp_path) -> list[str]:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_blocks_come_in_order_however_many_decode(workers, many, monkeypatch):
-    monkeypatch.setattr(imagefiles, "BLOCK", 32)  # more blocks than are in flight at a time
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 32)  # more blocks than are in flight at a time
     blocks = list(decode(many, Shape(3, 4, FITS["crop"]), workers))
     assert [len(images) for images, _ in blocks] == [32] * 18 + [24]
     wrong = {32 * block + number: why for block, (_, found) in enumerate(blocks) for number, why in found.items()}
-    assert wrong == dict.fromkeys(range(99, 600, 100), "is no image")
+    assert wrong == dict.fromkeys(range(99, 600, 100), "is not an image")
     numbers = np.arange(600)
     expected = np.stack([numbers % 256, numbers // 256, np.full(600, 7)], axis=1)
     expected[99::100] = 0
@@ -283,7 +283,7 @@ def test_blocks_come_in_order_however_many_decode(workers, many, monkeypatch):
 
 
 def test_workers_end_when_nobody_reads_on(many, monkeypatch):
-    monkeypatch.setattr(imagefiles, "BLOCK", 32)
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 32)
     blocks = decode(many, COLOUR, workers=2)
     next(blocks)
     workers = active_children()

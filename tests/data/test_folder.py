@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse.data import decoding as imagefiles
-from diffuse.data import own_images as userdata
+from diffuse.data import decoding, own_images
 from diffuse.system.errors import UserError
 from tests.support.making import everything, numbers, opened, photo, random, save, save_all
 
@@ -49,7 +48,7 @@ def test_only_images_that_are_not_hidden_are_taken(root):
     save_all(root, "0.png", "1.PNG", "2.Jpeg", "3.webp", "4.bmp", "a/b/5.JPG", ".6.png", ".thumbs/7.png", "a/.b/8.png")
     for name in ("notes.txt", "png", "list.png.txt"):
         (root / name).write_text("no image")
-    names = userdata.image_files(root)
+    names = own_images.image_files(root)
     assert names == ["0.png", "1.PNG", "2.Jpeg", "3.webp", "4.bmp", "a/b/5.JPG"]
     assert len(opened(root).train.images) + len(opened(root).test.images) == 6
 
@@ -60,13 +59,13 @@ def test_links_are_followed_but_not_in_a_circle(root):
     (root / "a" / "up").symlink_to(root)
     (root / "b").symlink_to(root.parent / "elsewhere")
     (root / "b" / "b").symlink_to(root / "b")
-    assert userdata.image_files(root) == ["a/0.png", "a/1.png", "b/2.png", "b/3.png", "b/4.png"]
+    assert own_images.image_files(root) == ["a/0.png", "a/1.png", "b/2.png", "b/3.png", "b/4.png"]
 
 
 def test_a_link_to_nothing_is_an_image_that_cannot_be_read(root):
     save_all(root, "0.png", "1.png", "2.png")
     (root / "gone.png").symlink_to("nowhere.png")
-    with pytest.raises(UserError, match=r"gone\.png \(is not there\)"):
+    with pytest.raises(UserError, match=r"gone\.png \(does not exist\)"):
         opened(root).train.images  # noqa: B018
     assert everything(opened(root, skip_bad=True)) == [0, 1, 2]
 
@@ -172,12 +171,12 @@ def test_pad_and_flip_change_no_array(root):
 
 
 def test_labels_stay_with_their_images_when_some_are_skipped(root, monkeypatch):
-    monkeypatch.setattr(imagefiles, "BLOCK", 8)
+    monkeypatch.setattr(decoding, "BLOCK_IMAGES", 8)
     save_all(root, *(f"{number % 10}/{number:03}.png" for number in range(40)))
     bad = {0, 1, 5, 17, 20, 38}
     for number in bad:
         (root / f"{number % 10}/{number:03}.png").write_text("no image")
-    with pytest.raises(UserError, match=r"^6 of 40 images of My-photos cannot be read: .*7/017\.png \(is no image\)"):
+    with pytest.raises(UserError, match=r"^6 of 40 images of My-photos .*: .*7/017\.png \(is not an image\)"):
         opened(root).train.images  # noqa: B018
     data = opened(root, skip_bad=True)
     assert everything(data) == sorted(set(range(40)) - bad)

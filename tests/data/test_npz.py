@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuse.data import sources
+from diffuse.data import own_images
 from diffuse.data.datasets import npz
 from diffuse.data.images import Dataset
 from diffuse.system.errors import UserError
@@ -35,7 +35,7 @@ def held(data: Dataset, count: int = 50) -> np.ndarray:
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("block", [7, 50, 256])
 def test_npz_files_are_read_in_blocks(compressed, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK", block)
+    monkeypatch.setattr(own_images, "BLOCK_IMAGES", block)
     data = npz(tmp_path, npz_of(tmp_path / "some.npz", STACK, KINDS, compressed=compressed), holdout=0.2)
     assert held(data).sum() == 10
     assert data.kind.classes == ["0", "1", "2", "3", "4"]
@@ -105,10 +105,10 @@ def test_rewriting_an_npz_prepares_anew(tmp_path):
         ([np.zeros((9, 6), np.uint8)], "uint8"),
         ([np.zeros((0, 6, 6, 3), np.uint8)], "uint8"),
         ([np.asfortranarray(STACK)], "column-major"),
-        ([STACK, KINDS[:-1]], "arr_1 must hold a label from 0 to 99999 for each of 50 images"),
-        ([STACK, KINDS - 1], "arr_1 must hold a label from 0"),
-        ([STACK, KINDS.astype(np.float32)], "arr_1 must hold whole numbers"),
-        ([STACK, KINDS[:, None]], "arr_1 must hold whole numbers"),
+        ([STACK, KINDS[:-1]], r"arr_1 must hold a label, a whole number, for each of 50 images, not int64 \(49,\)"),
+        ([STACK, KINDS - 1], "arr_1 must hold labels from 0 to 99999, and they are from -1 to 3"),
+        ([STACK, KINDS.astype(np.float32)], "arr_1 must hold a label, .* not float32"),
+        ([STACK, KINDS[:, None]], r"arr_1 must hold a label, .* not int64 \(50, 1\)"),
     ],
 )
 def test_an_npz_with_something_else_is_refused(arrays, why, tmp_path):
@@ -162,7 +162,7 @@ def test_an_encrypted_npz_is_refused(tmp_path):
     for entry, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         content[content.index(entry) + flags] |= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="some.npz is no npz file with images as arr_0: .* encrypted"):
+    with pytest.raises(UserError, match="some.npz is not an npz file with images as arr_0: .* encrypted"):
         npz(tmp_path, str(path))
 
 
@@ -171,7 +171,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "one.npy", STACK)
     np.savez(tmp_path / "named.npz", images=STACK)
     for name in ("text.npz", "one.npy"):
-        with pytest.raises(UserError, match=f"{name} is no npz file with images as arr_0"):
+        with pytest.raises(UserError, match=f"{name} is not an npz file with images as arr_0"):
             npz(tmp_path, str(tmp_path / name))
     with pytest.raises(UserError, match=r"named.npz has no arr_0 with images; it has images\.npy"):
         npz(tmp_path, str(tmp_path / "named.npz"))

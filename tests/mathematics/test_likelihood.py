@@ -20,7 +20,7 @@ from diffuse.mathematics.likelihood import (
     prior_term,
     reverse_term,
     reverse_terms,
-    vlb,
+    variational_bound,
 )
 from diffuse.mathematics.oracles import Gaussian, GaussianDenoiser
 from diffuse.mathematics.schedules import Schedule, linear
@@ -84,7 +84,7 @@ def exact_expectation(gaussian: Gaussian, path: Path, levels: list[int], varianc
     noise = signs[:, 1].reshape(-1, 1, 1, 1).expand_as(x0)
     times = torch.tensor([*levels, 0], dtype=torch.float64)
     denoiser = KnowsTheVariance(gaussian, path)
-    return vlb(denoiser, x0, times, noise=lambda _: noise, variance=variance, decoder=gaussian_density)
+    return variational_bound(denoiser, x0, times, noise=lambda _: noise, variance=variance, decoder=gaussian_density)
 
 
 def closed_form(path: Path, levels: list[int], variance: str) -> list[float]:
@@ -203,7 +203,7 @@ def test_the_bound_costs_one_evaluation_a_step_and_passes_labels_on():
         asked.append((time[0].item(), label))
         return x
 
-    found = vlb(
+    found = variational_bound(
         Denoiser(net, linear()), torch.zeros(2, 1, 2, 2, dtype=torch.float64), torch.tensor([9.0, 4, 1, 0]), y=y
     )
     assert [time for time, _ in asked] == [8, 3, 0]
@@ -215,7 +215,7 @@ def test_the_bound_keeps_nothing_for_derivatives():
     scale = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     denoiser, x0 = Denoiser(lambda x, time, label: scale * x, linear()), torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     times = torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
-    assert not vlb(denoiser, x0, times).total.requires_grad
+    assert not variational_bound(denoiser, x0, times).total.requires_grad
     for term in reverse_terms(denoiser, x0, reverse_steps(linear(), times), None, fixed_large, None, torch.randn_like):
         assert not term.requires_grad
         assert torch.is_grad_enabled()
@@ -225,7 +225,9 @@ def test_the_bound_takes_the_large_variance_and_8_bit_images_unless_it_is_said_o
     x0 = torch.tensor([-1.0, 0.2, 3 / 255], dtype=torch.float64).reshape(1, 3, 1, 1)
     denoiser, times = gaussian.denoiser(linear()), torch.tensor([9.0, 4, 1, 0], dtype=torch.float64)
     options = {"variance": fixed_large, "decoder": discretised_gaussian}
-    ours, theirs = (vlb(denoiser, x0, times, noise=lambda x: 0.3 + 0 * x, **how).total for how in ({}, options))
+    ours, theirs = (
+        variational_bound(denoiser, x0, times, noise=lambda x: 0.3 + 0 * x, **how).total for how in ({}, options)
+    )
     assert torch.equal(ours, theirs)
 
 
@@ -326,6 +328,7 @@ def test_the_bound_uses_the_denoisers_clipping():
     noise = torch.randn_like(x0)
     times = time_grid(linear(), 10)
     clipped, loose = (
-        vlb(Denoiser(Blind(), linear(), clip=clip), x0, times, noise=lambda _: noise) for clip in (True, False)
+        variational_bound(Denoiser(Blind(), linear(), clip=clip), x0, times, noise=lambda _: noise)
+        for clip in (True, False)
     )
     assert (clipped.total < loose.total).all()

@@ -142,7 +142,9 @@ def test_the_mean_of_l_vlb_over_all_levels_is_the_bound_that_is_evaluated(schedu
     """But for the prior's term, which nothing can be learned from: Nichol and Dhariwal 2021, section 3.1."""
     denoiser = Denoiser(Linear(learned_variance=True), schedule, learned_variance=True)
     each = [losses.vlb(denoiser, x0, torch.full((5,), level), noise) for level in range(1, LEVELS + 1)]
-    bound = likelihood.vlb(denoiser, x0, time_grid(schedule, None), noise=lambda _: noise, variance=learned)
+    bound = likelihood.variational_bound(
+        denoiser, x0, time_grid(schedule, None), noise=lambda _: noise, variance=learned
+    )
     expected = bits_per_dim(bound.total - bound.prior, DIMS)
     torch.testing.assert_close(torch.stack(each).mean(0), expected, rtol=1e-11, atol=0)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffuse.mathematics import predictions
-from diffuse.mathematics.ode import exact, heun, hutchinson, log_likelihood, rk4, rk45
+from diffuse.mathematics.ode import exact_divergence, heun, hutchinson, log_likelihood, rk4, rk45
 from diffuse.mathematics.oracles import Gaussian
 from tests.support.gaussian import SIGNS, X0, expected_density
 from tests.support.paths import Path, on_every_path
@@ -29,7 +29,7 @@ def test_doubling_the_nodes_divides_the_error_by_two_to_the_order(gaussian: Gaus
 
 @on_every_path
 @pytest.mark.parametrize("prediction", [predictions.eps, predictions.v, predictions.flow, predictions.edm])
-@pytest.mark.parametrize("divergence", [exact, hutchinson(SIGNS)], ids=["exact", "hutchinson"])
+@pytest.mark.parametrize("divergence", [exact_divergence, hutchinson(SIGNS)], ids=["exact", "hutchinson"])
 def test_the_density_does_not_depend_on_what_is_predicted(gaussian: Gaussian, path: Path, prediction, divergence):
     if prediction is predictions.eps and path.forgets:
         prediction = predictions.x0  # where nothing of the image is left, its noise says nothing of it

@@ -13,10 +13,10 @@ from diffuse.mathematics.schedules import (
     Schedule,
     TableSchedule,
     betas,
-    betas_in,
     cosine,
     linear,
-    rescaled_to_zero_snr,
+    read_betas,
+    rescale_to_zero_snr,
     scaled_linear,
     sigmoid,
 )
@@ -201,7 +201,7 @@ def test_networks_are_trained_at_whole_levels_of_a_table(schedule: Schedule):
 def test_rescaling_to_pure_noise_is_the_papers(name):
     betas = betas_of_the_paper(name, 1000)
     expected = rescaled_as_in_the_paper(betas)
-    np.testing.assert_allclose(rescaled_to_zero_snr(torch.from_numpy(betas)), expected, rtol=1e-9)
+    np.testing.assert_allclose(rescale_to_zero_snr(torch.from_numpy(betas)), expected, rtol=1e-9)
     np.testing.assert_allclose(FORMULAS[name](1000, zero_terminal_snr=True).beta[1:], expected, rtol=1e-9)
 
 
@@ -216,7 +216,7 @@ def test_pure_noise_comes_last_and_the_first_level_stays(name):
 
 
 def test_rescaling_twice_is_rescaling_once(to_pure_noise: TableSchedule):
-    torch.testing.assert_close(rescaled_to_zero_snr(to_pure_noise.beta[1:]), to_pure_noise.beta[1:])
+    torch.testing.assert_close(rescale_to_zero_snr(to_pure_noise.beta[1:]), to_pure_noise.beta[1:])
 
 
 def test_in_the_last_interval_before_pure_noise_alpha_falls_linearly(to_pure_noise: TableSchedule):
@@ -242,14 +242,14 @@ def test_pure_noise_says_nothing_of_the_level_before_it(to_pure_noise: TableSche
 )  # fmt: skip
 def test_betas_are_read_from_text(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert betas_in(tmp_path / name) == [0.1, 0.25, 0.05]
+    assert read_betas(tmp_path / name) == [0.1, 0.25, 0.05]
     torch.testing.assert_close(betas(str(tmp_path / name)).beta, real(0, 0.1, 0.25, 0.05), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
 def test_betas_are_read_from_numpy(tmp_path, shape):
     np.save(tmp_path / "betas.npy", np.array([0.1, 0.25, 0.05]).reshape(shape))
-    assert betas_in(tmp_path / "betas.npy") == [0.1, 0.25, 0.05]
+    assert read_betas(tmp_path / "betas.npy") == [0.1, 0.25, 0.05]
 
 
 def test_betas_go_through_a_file_and_come_back_the_same(tmp_path):
@@ -279,13 +279,13 @@ def test_betas_from_a_file_can_be_rescaled_too(tmp_path):
 def test_unreadable_betas_are_said_with_their_file(tmp_path, name, content):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"^path is .*{name}, where no list of numbers can be read: "):
+    with pytest.raises(ValueError, match=f"^path is .*{name}, which is not a list of numbers: "):
         betas(str(tmp_path / name))
 
 
 def test_betas_in_a_pickle_are_not_run(tmp_path):
     np.save(tmp_path / "betas.npy", np.array([0.1, None]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"^path is .*betas.npy, where .* allow_pickle"):
+    with pytest.raises(ValueError, match=r"^path is .*betas.npy, which .* allow_pickle"):
         betas(str(tmp_path / "betas.npy"))
 
 
@@ -297,7 +297,7 @@ def test_impossible_betas_in_a_file_are_refused(tmp_path, text, zero_terminal_sn
     with pytest.raises(ValueError, match=r"^path is .*betas.txt: betas must be .* between 0 and 1"):
         betas(str(tmp_path / "betas.txt"), zero_terminal_snr=zero_terminal_snr)
     with pytest.raises(ValueError, match=r"^values is a list of \d numbers: betas must be"):
-        betas(values=betas_in(tmp_path / "betas.txt"), zero_terminal_snr=zero_terminal_snr)
+        betas(values=read_betas(tmp_path / "betas.txt"), zero_terminal_snr=zero_terminal_snr)
 
 
 def test_betas_need_a_file():

@@ -98,14 +98,14 @@ def test_methods_are_what_their_papers_chose():
         (["variance=learned"], "loss=simple does not train a variance"),
         (["loss=hybrid", "variance=fixed_small"], "loss=hybrid trains the variance"),
         (["loss=vlb", "variance=analytic"], "analytic is estimated afterwards"),
-        (["loss=vlb", "weight=p2"], "weight has no part in loss=vlb"),
-        (["schedule=vp", "loss=hybrid"], "about steps between levels, and this schedule has none"),
-        (["schedule=ve", "loss=vlb", "variance=fixed_large"], "about steps between levels"),
+        (["loss=vlb", "weight=p2"], "weight is not used by loss=vlb"),
+        (["schedule=vp", "loss=hybrid"], "needs steps between levels, and this schedule has none"),
+        (["schedule=ve", "loss=vlb", "variance=fixed_large"], "needs steps between levels"),
         (["schedule.zero_terminal_snr=true"], "prediction=eps is not defined at the last level"),
         (["schedule=flow"], "prediction=eps is not defined at the last level"),
         (["schedule=flow", "prediction=edm"], "prediction=edm is not defined at the last level"),
         (["schedule=vp", "prediction=mean"], "this schedule has no levels"),
-        (["method=flow", "variance=analytic"], "variance=analytic follows from E"),
+        (["method=flow", "variance=analytic"], "variance=analytic is estimated from E"),
         (["schedule=vp", "times=importance"], "times: schedule must have levels for ImportanceTimes"),
         (["times=log_normal"], "times: schedule must be continuous for LogNormalTimes"),
         (["variance=fixed"], "variance must be one of fixed_small, fixed_large, learned, analytic, not 'fixed'"),
@@ -143,7 +143,7 @@ def test_every_sampler_builds(sampler):
         return Analytic(linear(), dict.fromkeys(times, 0.5))
 
     node = config("sample", "ckpt=x", f"sampler={sampler}").sampler
-    assert Sampler(node, Formulas.of(config("train"), BYTES), BYTES, analytic=estimated).clip
+    assert Sampler(node, Formulas.of(config("train"), BYTES), BYTES, (), estimated).clip
 
 
 @pytest.mark.parametrize("device", options("device"))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import Damaged, all_in, find, read, save, step_of, verify, write
+from diffuse.runs.checkpoint import Damaged, all_in, find, save, step_of, verify, write
 from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
+from tests.support.comparing import read
 
 
 class Malicious:

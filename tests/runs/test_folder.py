@@ -156,7 +156,7 @@ def test_where_the_data_lie_is_remembered_from_any_folder():
 
 
 def test_a_run_that_another_process_began_meanwhile_is_not_written_over(monkeypatch):
-    def somebody_is_faster(_, size, folder):
+    def somebody_is_faster(_, folder):
         write_record(folder, config("train", *TINY, "name=exp", "seed=7"))
 
     monkeypatch.setattr(train, "refuse_small_disk", somebody_is_faster)

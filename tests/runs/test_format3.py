@@ -20,11 +20,10 @@ from omegaconf import OmegaConf
 
 from diffuse.commands import train
 from diffuse.mathematics.time_sampling import ImportanceTimes
-from diffuse.runs.checkpoint import read
 from diffuse.runs.folder import read_record
 from diffuse.runs.trained import load
 from tests.support.commands import config, output
-from tests.support.comparing import metrics
+from tests.support.comparing import metrics, read
 from tests.support.running import sampled
 
 OLD = Path(__file__).parent / "format3.pt"

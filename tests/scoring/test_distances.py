@@ -24,7 +24,7 @@ from tests.support.scoring import normal
 
 @pytest.fixture(params=[7, 1000], ids=["in blocks", "at once"])
 def blocks(request, monkeypatch):
-    monkeypatch.setattr(metrics, "BLOCK", request.param)
+    monkeypatch.setattr(metrics, "BLOCK_ROWS", request.param)
 
 
 def rotation(size: int, seed: int) -> np.ndarray:

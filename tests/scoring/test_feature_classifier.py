@@ -1,4 +1,4 @@
-"""The classifier that stands in for Inception: trained once for the data it is of, and told in every name."""
+"""The classifier that replaces Inception: trained once for each data set, and named in every score."""
 
 import numpy as np
 import pytest
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_made_again(tmp_path, short):
 
 
 def test_it_needs_labels_and_a_data_set(tmp_path):
-    with pytest.raises(UsageError, match="features=classifier needs labels, and .* has none: take features=inception"):
+    with pytest.raises(UsageError, match="features=classifier needs labels, and .* has none: choose features="):
         classifier(CPU, lambda: own_images(tmp_path, 1, labels=False), tmp_path)
     with pytest.raises(UsageError, match="is trained on a data set, and there is none here: give ckpt="):
         classifier(CPU, lambda: None, tmp_path)

@@ -12,7 +12,7 @@ FROM = {"images": "abc", "sha256": "1"}
 
 
 class Counted:
-    """The rows in batches of four, and from which row they were asked for."""
+    """The rows in batches of four; records the first row of each request."""
 
     def __init__(self, last: int = 20):
         self.asked: list[int] = []
@@ -145,13 +145,13 @@ def test_statistics_files_hold_mu_and_sigma_for_everybody(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"mu": np.zeros(3)}, "is no npz file with mu and sigma"),
+        ({"mu": np.zeros(3)}, "is not an npz file with mu and sigma"),
         (
             {"mu": np.zeros(3), "sigma": np.zeros((3, 2))},
             r"mu must be \[D\] and sigma \[D, D\], not \(3,\) and \(3, 2\)",
         ),
         ({"mu": np.zeros((3, 3)), "sigma": np.zeros((3, 3))}, r"mu must be \[D\] and sigma \[D, D\]"),
-        ({"mu": np.array([object()]), "sigma": np.zeros((1, 1))}, "is no npz file with mu and sigma"),
+        ({"mu": np.array([object()]), "sigma": np.zeros((1, 1))}, "is not an npz file with mu and sigma"),
     ],
 )
 def test_statistics_of_another_form_are_refused(tmp_path, arrays, message):

@@ -1,4 +1,4 @@
-"""Feature networks: Inception as torch-fidelity has it, networks of one's own, and weights that are none."""
+"""Feature networks: Inception as torch-fidelity has it, the user's own networks, and files that are not weights."""
 
 import pickle
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from diffuse.scoring.distances import inception_score, kernel_distance, precision_recall
 from diffuse.scoring.features import Features, inception, torchscript
-from diffuse.scoring.sample_scores import needed
+from diffuse.scoring.sample_scores import needed_outputs
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
 from tests.support.commands import diffuse
@@ -107,7 +107,7 @@ def test_a_folder_and_an_npz_file_score_as_arrays_do(tmp_path, monkeypatch, weig
 
 
 def test_an_image_has_the_same_vectors_in_every_batch_and_one_channel_is_three_equal_ones(network, vectors, sides):
-    """To the last bit: a network on the processor is called with a fixed number of rows."""
+    """To the last bit: a network on the CPU is called with a fixed number of rows."""
     grey = smooth(2)[:, :1]
     once, others = network(grey), network(np.concatenate([grey.repeat(3, axis=1), sides["a"][3:5]]))
     assert once.keys() == {"features", "logits", "spatial"}
@@ -125,9 +125,9 @@ def test_weights_without_the_last_layer_give_no_inception_score(tmp_path, weight
     )
     features = inception(Device("cpu"), str(tmp_path / "w"))
     assert features.outputs == ("features", "spatial")
-    assert needed(["fid", "sfid"], features) == ["features", "spatial"]
-    with pytest.raises(UsageError, match="cannot be had with features=inception: it gives no logits"):
-        needed(["fid", "is"], features)
+    assert needed_outputs(["fid", "sfid"], features, 2, 2) == ["features", "spatial"]
+    with pytest.raises(UsageError, match="does not work with features=inception: it has no class logits"):
+        needed_outputs(["fid", "is"], features, 2, 2)
 
 
 class Bomb:
@@ -192,7 +192,7 @@ def test_a_network_of_ones_own_is_given_its_range_and_size(tmp_path):
 
 def test_a_network_of_ones_own_must_be_one(tmp_path):
     (tmp_path / "text.pt").write_text("no network")
-    for name, why in (("text.pt", "is no network saved by torch.jit.save"), ("none.pt", "must be a file")):
+    for name, why in (("text.pt", "is not a network saved by torch.jit.save"), ("none.pt", "must be a file")):
         with pytest.raises(UserError, match=f"features.path=.*{name}.* {why}"):
             torchscript(Device("cpu"), str(tmp_path / name))
 
@@ -200,5 +200,5 @@ def test_a_network_of_ones_own_must_be_one(tmp_path):
 @pytest.mark.parametrize("name", ["is", "sfid"])
 def test_a_network_of_ones_own_gives_no_classes_and_no_maps(tmp_path, name):
     save_network(tmp_path / "net.pt")
-    with pytest.raises(UsageError, match=rf"metrics=\[{name}\] cannot be had with features=net"):
-        needed([name], torchscript(Device("cpu"), str(tmp_path / "net.pt")))
+    with pytest.raises(UsageError, match=rf"metrics=\[{name}\] does not work with features=net"):
+        needed_outputs([name], torchscript(Device("cpu"), str(tmp_path / "net.pt")), 2, 2)

@@ -9,7 +9,7 @@ import pytest
 from diffuse.data.datasets import digits
 from diffuse.data.images import ImageKind
 from diffuse.options.dataset import build_named_dataset
-from diffuse.scoring.imagesets import ImageSet, holds_statistics, of_place, of_split, refuse_no_pictures
+from diffuse.scoring.imagesets import ImageSet, holds_statistics, open_place, open_split, require_pictures
 from diffuse.scoring.samples_part import open_images
 from diffuse.system.errors import UsageError, UserError
 from tests.support.making import random, save
@@ -40,7 +40,7 @@ def places(tmp_path_factory) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", ["folder", "npz", "compressed", "drawn"])
 def test_images_come_in_order_from_any_image_on(places, kind):
-    images = of_place(places[kind], "samples")
+    images = open_place(places[kind], "samples")
     assert images.count == 600
     for first in (0, 1, 256, 257, 511, 599):
         np.testing.assert_array_equal(read(images, first), IMAGES[first:])
@@ -48,7 +48,7 @@ def test_images_come_in_order_from_any_image_on(places, kind):
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 512, 599, 600])
 def test_the_first_of_them_are_as_many_as_asked(places, count):
-    images = of_place(places["npz"], "samples").limited(count)
+    images = open_place(places["npz"], "samples").limited(count)
     assert images.count == count
     for first in sorted({0, count // 2, count - 1}):
         np.testing.assert_array_equal(read(images, first), IMAGES[first:count])
@@ -56,7 +56,7 @@ def test_the_first_of_them_are_as_many_as_asked(places, count):
 
 def test_more_than_there_are_is_refused(places):
     with pytest.raises(UsageError, match="n must be at most 600, the number of images in .*/a.npz, not 601"):
-        of_place(places["npz"], "samples").limited(601)
+        open_place(places["npz"], "samples").limited(601)
 
 
 def test_a_split_of_a_data_set_is_a_set_of_images():
@@ -74,37 +74,37 @@ def test_a_path_with_a_colon_is_a_path(tmp_path, monkeypatch):
 
 def test_fingerprints_follow_the_images(tmp_path):
     folder, file = as_folder(tmp_path / "a", smooth(3)), as_npz(tmp_path / "a.npz", smooth(3))
-    before = of_place(str(folder), "samples").fingerprint, of_place(str(file), "samples").fingerprint
-    assert before == (of_place(str(folder), "samples").fingerprint, of_place(str(file), "samples").fingerprint)
+    before = open_place(str(folder), "samples").fingerprint, open_place(str(file), "samples").fingerprint
+    assert before == (open_place(str(folder), "samples").fingerprint, open_place(str(file), "samples").fingerprint)
     as_npz(file, smooth(3, seed=1))
-    assert of_place(str(file), "samples").fingerprint != before[1]
+    assert open_place(str(file), "samples").fingerprint != before[1]
     changed = []
     os.utime(folder / "00001.png", (1, 1))
-    changed.append(of_place(str(folder), "samples").fingerprint)
+    changed.append(open_place(str(folder), "samples").fingerprint)
     (folder / "00002.png").rename(folder / "00009.png")
-    changed.append(of_place(str(folder), "samples").fingerprint)
+    changed.append(open_place(str(folder), "samples").fingerprint)
     (folder / "00009.png").unlink()
-    changed.append(of_place(str(folder), "samples").fingerprint)
+    changed.append(open_place(str(folder), "samples").fingerprint)
     assert len({before[0], *changed}) == 4
 
 
 def test_images_of_two_sizes_and_unreadable_ones_are_named(tmp_path):
     folder = as_folder(tmp_path / "a", smooth(3))
     save(folder / "00005.png", random(9, 9, 3))
-    with pytest.raises(UserError, match="cannot be scored: 00005.png.*is 9 x 9, where the first is 8 wide"):
-        read(of_place(str(folder), "samples"))
+    with pytest.raises(UserError, match="cannot be scored: 00005.png.*is 9 x 9, but the first is 8 wide"):
+        read(open_place(str(folder), "samples"))
     (folder / "00005.png").write_bytes((folder / "00001.png").read_bytes()[:70])
     with pytest.raises(UserError, match="cannot be scored: 00005.png"):
-        read(of_place(str(folder), "samples"))
+        read(open_place(str(folder), "samples"))
     (folder / "00005.png").write_text("no image")
-    with pytest.raises(UserError, match=r"cannot be scored: 00005.png \(is no image\)"):
-        read(of_place(str(folder), "samples"))
+    with pytest.raises(UserError, match=r"cannot be scored: 00005.png \(is not an image\)"):
+        read(open_place(str(folder), "samples"))
 
 
 def test_images_that_are_no_squares_are_refused(tmp_path):
     save(tmp_path / "a" / "1.png", random(8, 6, 3))
-    with pytest.raises(UserError, match="is 6 x 8, where the first is 6 wide and scores need squares"):
-        read(of_place(str(tmp_path / "a"), "samples"))
+    with pytest.raises(UserError, match="is 6 x 8, but the first is 6 wide and scores need squares"):
+        read(open_place(str(tmp_path / "a"), "samples"))
 
 
 def test_places_without_images_are_refused(tmp_path):
@@ -116,12 +116,12 @@ def test_places_without_images_are_refused(tmp_path):
     for name, why in {
         "empty": "samples=.*empty holds no images",
         "bad": "1.png cannot be read",
-        "text.npz": "text.npz is no npz file with images",
+        "text.npz": "text.npz is not an npz file with images",
         "floats.npz": "arr_0 must hold uint8 images",
         "nothing": "samples=.*nothing is neither a folder nor a file",
     }.items():
         with pytest.raises(UserError, match=why):
-            of_place(str(tmp_path / name), "samples")
+            open_place(str(tmp_path / name), "samples")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_places_without_images_are_refused(tmp_path):
     [
         ("digits:val", "samples=digits:val: a data set has the splits train and test, as in digits:train"),
         ("digit:test", "the data set must be one of .*Did you mean 'digits'"),
-        ("folder:test", "folder stands for images of your own: give their path itself"),
+        ("folder:test", "folder needs a path: give the path of your images"),
     ],
 )
 def test_unknown_data_sets_and_splits_are_refused(place, message):
@@ -140,11 +140,11 @@ def test_unknown_data_sets_and_splits_are_refused(place, message):
 def test_what_has_no_pixels_or_no_colours_is_no_picture():
     data = build_named_dataset("gaussian", None)
     with pytest.raises(UserError, match="the images of gaussian have pixels without a range"):
-        of_split(data.kind, "test", data.test)
+        open_split(data.kind, "test", data.test)
     with pytest.raises(UserError, match="the images of x have 2 channels"):
-        refuse_no_pictures(ImageKind("x", 2, 8, [], bounded=True))
+        require_pictures(ImageKind("x", 2, 8, [], bounded=True))
     for channels in (1, 3):
-        refuse_no_pictures(ImageKind("x", channels, 8, [], bounded=True))
+        require_pictures(ImageKind("x", channels, 8, [], bounded=True))
 
 
 def test_statistics_are_told_from_images(tmp_path):

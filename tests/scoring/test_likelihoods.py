@@ -47,7 +47,7 @@ def test_a_pixels_bin_is_part_of_the_likelihood(tiny_run):
     scoring = LikelihoodPart(typed, load_for(typed))
     images = ScoredImages(scoring.network, 2, 0)
     x0, _ = images.batch(images.order)
-    spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
+    spread, log_q = scoring.scores["ode"].dequantise(x0, images.noise("dequantise", images.order))
     assert log_q.tolist() == pytest.approx([64 * math.log(127.5)] * 2)
     offset = ((spread - x0) * 127.5).abs()
     assert offset.max() <= 0.5 + 1e-4
@@ -61,7 +61,7 @@ def test_a_border_is_no_data_for_the_flow():
     scoring = LikelihoodPart(typed, load_for(typed))
     images = ScoredImages(scoring.network, 2, 0)
     x0, _ = images.batch(images.order)
-    spread, log_q = scoring.ode.spread(x0, images.noise("dequantise", images.order))
+    spread, log_q = scoring.scores["ode"].dequantise(x0, images.noise("dequantise", images.order))
     rho = math.sqrt(1e-4 / (1 - 1e-4))
     border = torch.ones(12, 12, dtype=torch.bool)
     border[2:10, 2:10] = False

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from diffuse.data.datasets import digits
-from diffuse.scoring.memorisation import Nearest, in_threes, memorisation
-from diffuse.scoring.sample_scores import Side
+from diffuse.scoring.memorisation import Nearest, memorisation, nearest_strips
 from diffuse.system.errors import UsageError
 from tests.support.scoring import as_folder, as_npz, report, score, smooth, tiles
 
@@ -72,7 +71,7 @@ def test_the_page_shows_the_nearest_64_beside_their_neighbours():
     by_features = Nearest(numbers[::-1].astype(float), numbers + 1, np.zeros(3))
     by_pixels = Nearest(np.zeros(80), numbers, np.zeros(3))
     found = {"features": by_features, "pixels": by_pixels}
-    strips = in_threes(found, train[:80].astype(np.float32), train, digits().kind)
+    strips = nearest_strips(found, train[:80].astype(np.float32), train, digits().kind)
     assert (strips.shape, strips.dtype) == ((64, 1, 8, 24), np.uint8)
     shown, order = np.split(strips, 3, axis=3), np.arange(79, 15, -1)
     for images, expected in zip(shown, (order, order + 1, order), strict=True):
@@ -107,13 +106,8 @@ def test_it_needs_the_data_set(here):
 
 def test_fewer_than_64_are_all_shown(tmp_path):
     images = digits().train.images[:100].reshape(100, -1)
-    rows = {"features": images[:, ::4].astype(np.float32), "pixels": images}
-
-    class Known(Side):
-        def __getitem__(self, output):
-            return rows[output][: self.count]
-
-    sides = [Known(name, count) for name, count in (("drawn", 3), ("train", 100), ("test", 50))]
+    vectors = {"features": images[:, ::4].astype(np.float32), "pixels": images}
+    sides = [{space: rows[:count] for space, rows in vectors.items()} for count in (3, 100, 50)]
     found = memorisation(*sides, kind=digits().kind, folder=tmp_path, name="memorisation")
     assert found["memorisation"]["value"] == found["memorisation_pixels"]["value"] == 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memorisation.csv", "memorisation.png"]

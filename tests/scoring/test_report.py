@@ -5,7 +5,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from diffuse.runs.hparams import write_hparams
-from diffuse.scoring.report import Report, is_continued, requested
+from diffuse.scoring.report import Report, expand_metrics, is_continued
 from diffuse.system.errors import UserError
 from tests.support.commands import config
 
@@ -30,21 +30,21 @@ def test_tensorboard_shows_what_was_chosen_and_what_came_of_it(tmp_path):
 
 
 def test_bpd_stands_for_both_likelihoods_and_each_score_is_asked_once():
-    assert requested(["fid", "bpd", "fid", "ode", "kid"]) == ["fid", "bound", "ode", "kid"]
+    assert expand_metrics(["fid", "bpd", "fid", "ode", "kid"]) == ["fid", "bound", "ode", "kid"]
+
+
+def summary(name: str, facts: dict) -> str:
+    return f"{name} {facts['value']}"
 
 
 def test_a_score_that_is_known_stays_known(tmp_path):
     given = config("eval", "metrics=[fid,is]", "samples=a")
     first = Report(tmp_path, given, {"checkpoint_sha256": "1"})
-    assert not first.has("fid")
-    first.add("sample_scores", "fid", {"fid_tiles": {"value": 2.0, "warnings": ["few"]}})
+    first.score("sample_scores", "fid", lambda: {"fid_tiles": {"value": 2.0, "warnings": ["few"]}}, summary)
     assert is_continued(tmp_path, given, "1")
     second = Report(tmp_path, given, {"checkpoint_sha256": "1"})
-    assert second.has("fid")
-    assert not second.has("is")
-    second.add("sample_scores", "is", {"is_tiles": {"value": 3.0}})
-    for name in ("fid", "is"):
-        second.say("sample_scores", name, lambda name, facts: f"{name} {facts['value']}")
+    second.score("sample_scores", "fid", lambda: pytest.fail("computed twice"), summary)
+    second.score("sample_scores", "is", lambda: {"is_tiles": {"value": 3.0}}, summary)
     assert second.values == {"fid_tiles": 2.0, "is_tiles": 3.0}
     assert second.warnings == {"few": ["fid_tiles"]}
     assert not second.facts["complete"]
@@ -56,13 +56,13 @@ def test_a_score_that_is_known_stays_known(tmp_path):
 @pytest.mark.parametrize(
     ("words", "checkpoint", "named"),
     [
-        (["n=20"], "1", "other n: choose another name="),
-        (["seed=1", "features=classifier"], "1", "other features._target_, seed"),
-        ([], "2", "other the checkpoint"),
+        (["n=20"], "1", "differs in n: choose another name="),
+        (["seed=1", "features=classifier"], "1", "differs in features._target_, seed"),
+        ([], "2", "differs in checkpoint:"),
     ],
 )
 def test_an_evaluation_of_something_else_is_not_continued(tmp_path, words, checkpoint, named):
-    Report(tmp_path, config("eval", "metrics=[fid]"), {"checkpoint_sha256": "1"}).write()
+    Report(tmp_path, config("eval", "metrics=[fid]"), {"checkpoint_sha256": "1"})
     assert is_continued(tmp_path, config("eval", "metrics=[fid]", "name=b", "data_dir=x", "trust=[y]"), "1")
     with pytest.raises(UserError, match=named):
         is_continued(tmp_path, config("eval", "metrics=[fid]", *words), checkpoint)

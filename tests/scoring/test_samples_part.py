@@ -26,7 +26,7 @@ FEW = ["n=20", "sampler.steps=2", "metrics=[fid]"]
 
 @pytest.fixture
 def words(tmp_path, monkeypatch) -> list[str]:
-    """In a folder of its own, with features of its own."""
+    """In a new folder, with a new feature network."""
     monkeypatch.chdir(tmp_path)
     return [*tiles(tmp_path), f"data_dir={tmp_path / 'data'}"]
 
@@ -39,7 +39,7 @@ def test_the_number_is_that_of_the_core(tiny_run, words):
     """Drawn, rounded, described and compared in a few lines: the command adds files and nothing else."""
     found = score(f"ckpt={tiny_run}", "name=of-samples", *FEW, *words, "seed=3", "reference=test")
     typed = config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", "seed=3", *FAST)
-    ((_, x, _),) = drawing_of(load_for(typed), typed).batches(20, batch_size=64)
+    ((_, x),) = drawing_of(load_for(typed), typed).batches(20, batch_size=64)
     network = torchscript(Device("cpu"), words[1].partition("=")[2])
     images = [to_uint8(x).numpy(), digits().test.images]
     expected = frechet_distance(*(statistics(network(some)["features"]) for some in images))
@@ -47,8 +47,8 @@ def test_the_number_is_that_of_the_core(tiny_run, words):
 
 
 def test_a_score_carries_what_it_depends_on(tiny_run, words):
-    score(f"ckpt={tiny_run}", "name=told", *FEW, *words, "seed=5", "reference=test", "metrics=[fid,kid]")
-    facts = report(tiny_run / "eval" / "told")
+    score(f"ckpt={tiny_run}", "name=facts", *FEW, *words, "seed=5", "reference=test", "metrics=[fid,kid]")
+    facts = report(tiny_run / "eval" / "facts")
     protocol, value = facts["sample_protocol"], facts["sample_scores"]["fid_tiles"]
     assert (value["n"], value["n_real"]) == (20, 359)
     assert "biased upwards" in value["warnings"][1]
@@ -144,7 +144,7 @@ def test_a_finished_evaluation_is_said_again_and_nothing_computed(tiny_run, word
     assert not (folder / "statistics.npz").exists()
     assert not (folder / "features").exists()
     with pytest.raises(
-        UserError, match="finished holds an evaluation with other n, sampler.steps: choose another name="
+        UserError, match="finished holds an evaluation that differs in n, sampler.steps: choose another name="
     ):
         score(f"ckpt={tiny_run}", "name=finished", *FEW, *words, "n=21", "sampler.steps=3")
     assert (folder / "eval.json").read_bytes() == before
@@ -158,7 +158,7 @@ def test_an_evaluation_of_other_images_under_the_same_keys_is_refused(words):
     score(*places, *options)
     before = Path("outputs/eval/moved/eval.json").read_bytes()
     as_folder(a, smooth(12, 2))
-    with pytest.raises(UserError, match="moved holds an evaluation with other samples: choose another name="):
+    with pytest.raises(UserError, match="moved holds an evaluation that differs in samples: choose another name="):
         score(*places, *options)
     shutil.rmtree(a)
     assert Path("outputs/eval/moved/eval.json").read_bytes() == before
@@ -213,7 +213,7 @@ def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
         (["samples={a}"], UsageError, "reference=train is a split of a run's data set: give ckpt=, or DATASET:train"),
         (["reference={a}"], UsageError, "ckpt is required: diffuse eval ckpt=RUN"),
         (["samples=gaussian:test", "reference={a}"], UserError, "the images of gaussian have pixels without a range"),
-        (["samples={a}", "reference={a}", "metrics=[is]"], UsageError, r"metrics=\[is\] cannot be had"),
+        (["samples={a}", "reference={a}", "metrics=[is]"], UsageError, r"metrics=\[is\] does not work"),
         (["samples={a}", "reference={a}", "metrics=[fd]"], UsageError, "metrics must be one of"),
     ],
 )
@@ -240,7 +240,7 @@ def test_images_that_no_metric_looks_at_are_refused(tiny_run, words):
         with pytest.raises(UsageError, match="samples= are scored by"):
             score(f"ckpt={tiny_run}", f"samples={a}", metrics)
     for key in ("sampler.steps=3", "label=1", "sampler=ddpm"):
-        with pytest.raises(UsageError, match=f"{key.partition('=')[0]} is about images that are drawn"):
+        with pytest.raises(UsageError, match=f"{key.partition('=')[0]} is about drawing images"):
             refuse_keys_of_drawing([f"samples={a}", key])
     with pytest.raises(UsageError, match="digits:train or digits:test"):
         score(f"samples={a}", "reference=digits", "metrics=[fid]", *words)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffuse.sweeps.folder import Sweep
-from diffuse.sweeps.record import Record, closing_words
+from diffuse.sweeps.record import Record, closing_message
 from diffuse.sweeps.table import as_csv, as_markdown, as_text
 from diffuse.system.errors import UsageError
 from tests.support.commands import TINY, diffuse
@@ -94,7 +94,7 @@ def test_jobs_of_sample_and_eval_that_are_done_are_passed_over(tmp_path, tiny_ru
     done = diffuse(*words, "sampler.steps=3", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: outputs/s was made with sampler.steps=2, and this line says sampler.steps=3: choose another name="
+        "error: outputs/s was made with sampler.steps=2, and this line has sampler.steps=3: choose another name="
     )
     assert column(sweep, "status") == ["done", "done"]
     assert column(sweep, "status") == ["done", "done"]
@@ -127,13 +127,13 @@ def test_a_sweep_of_which_nothing_came_leaves_nothing_and_says_why(tmp_path):
 def test_a_job_that_another_process_is_at_is_left_alone(tmp_path):
     folder = tmp_path / "outputs" / "s"
     sweep, other = Sweep(folder), job(0, folder="0", status="running")
-    with sweep.held(other):
+    with sweep.hold(other):
         sweep.begin(other)
         (folder / "multirun.yaml").write_text("hydra: {overrides: {task: []}}")
         done = diffuse("train", *TINY, "-m", "name=s", cwd=tmp_path)
         assert done.returncode == 1
         assert "job 0 of" in done.stderr
-        assert "is in use: another process is at it" in done.stderr
+        assert "is in use: another process runs it" in done.stderr
         assert [row.status for row in sweep.rows()] == ["running"]
     assert list((folder / "0").iterdir()) == []
 
@@ -202,22 +202,22 @@ def test_what_is_refused_is_failed_and_what_it_did_before_stands(tmp_path):
     sweep = Sweep(tmp_path)
     sweep.write(job(0, values={"bound": 4.0}, overrides=["n=4", "seed=0"]))
     same, other = job(0, overrides=["seed=0", "n=4"], given="later"), job(0, overrides=["n=5", "seed=0"], given="later")
-    with pytest.raises(UsageError, match="it was done with n=4, and is now asked for with n=5"):
+    with pytest.raises(UsageError, match="it was done with n=4, and now has n=5"):
         sweep.done_before(other)
-    assert closing_words(sweep.of_this_time("later")) == "1 of the sweep's jobs failed: 0"
+    assert closing_message(sweep.jobs_of("later")) == "1 of the sweep's jobs failed: 0"
     assert [row["status"] for row in table(tmp_path)] == ["failed"]
     assert sweep.done_before(same).values == {"bound": 4.0}
-    assert closing_words(sweep.of_this_time("later")) is None
+    assert closing_message(sweep.jobs_of("later")) is None
     assert [row["bound"] for row in table(tmp_path)] == ["4.0"]
 
 
 def test_a_job_is_running_while_its_process_lives(tmp_path):
     sweep, running = Sweep(tmp_path), job(0, status="running")
-    with sweep.held(running):
+    with sweep.hold(running):
         sweep.begin(running)
         assert [row.status for row in sweep.rows()] == ["running"]
     assert [row.status for row in sweep.rows()] == ["killed"]
-    assert "1 did not end: 0" in closing_words(sweep.rows())
+    assert "1 did not end: 0" in closing_message(sweep.rows())
 
 
 def test_seconds_are_of_all_the_times_that_ended_in_order(tmp_path):

@@ -9,7 +9,8 @@ import sys
 import pytest
 import yaml
 
-from tests.support.commands import TINY, diffuse
+from tests.support.commands import TINY
+from tests.support.commands import diffuse_alone as diffuse
 from tests.support.processes import started, until
 from tests.support.sweeps import column, table
 
@@ -164,4 +165,4 @@ def test_optuna_is_not_sent_downhill_where_more_is_better(tmp_path, tiny_run):
     scored = [f"ckpt={tiny_run}", "metrics=[precision_recall]", "sampler.eta=interval(0,1)"]
     done = diffuse(*words, *scored, cwd=tmp_path)
     assert done.returncode == 1
-    assert "of precision_recall more is better: set hydra.sweeper.direction=maximize" in done.stderr
+    assert "precision_recall is better when it is larger: set hydra.sweeper.direction=maximize" in done.stderr

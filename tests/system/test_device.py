@@ -54,7 +54,7 @@ def test_only_the_inside_of_the_network_is_in_low_precision(precision, dtype):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_agrees_with_the_processor():
+def test_cuda_agrees_with_the_cpu():
     """The same network, float32 on both: the device changes only the last digits."""
     from diffuse.networks.unet import UNet
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from diffuse.system.randomness import ImageNoise, generator, hashed, reseed
+from diffuse.system.randomness import ImageNoise, generator, hash_key, reseed
 
 
 def test_equal_keys_give_equal_numbers_and_close_keys_unrelated_ones():
@@ -19,7 +19,7 @@ def test_equal_keys_give_equal_numbers_and_close_keys_unrelated_ones():
 
 
 def test_parts_of_a_key_do_not_run_together():
-    assert hashed(1, "a", 23) != hashed(12, "a", 3)
+    assert hash_key(1, "a", 23) != hash_key(12, "a", 3)
 
 
 def test_an_images_noise_is_its_own():

@@ -7,12 +7,12 @@ import pytest
 
 from diffuse.system import signals as stopping
 from diffuse.system.errors import Terminated
-from diffuse.system.signals import AtOnce, Stop, handled_by, pending, raise_pending
+from diffuse.system.signals import AtOnce, Stop, handle_signals, pending, raise_pending
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_at_once_means_at_once(number, error):
-    with handled_by(AtOnce()), pytest.raises(error):
+    with handle_signals(AtOnce()), pytest.raises(error):
         signal.raise_signal(number)
     assert pending() is None  # the next command in this process does not end by it
     raise_pending()
@@ -26,7 +26,7 @@ def test_what_is_to_be_done_first_is_done_once():
         calls.append("waited")
         signal.raise_signal(signal.SIGTERM)
 
-    with handled_by(AtOnce(wait)), pytest.raises(Terminated):
+    with handle_signals(AtOnce(wait)), pytest.raises(Terminated):
         signal.raise_signal(signal.SIGINT)
     assert calls == ["waited"]
 
@@ -63,7 +63,7 @@ def test_a_wish_that_is_repeated_later_does_not_wait(monkeypatch):
 
 def test_handlers_are_left_as_they_were():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
-    with handled_by(AtOnce()), Stop():
+    with handle_signals(AtOnce()), Stop():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
@@ -84,7 +84,7 @@ def test_a_signal_that_a_destructor_swallowed_is_not_lost():
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    with handled_by(AtOnce()):
+    with handle_signals(AtOnce()):
         Swallows()
         with pytest.raises(KeyboardInterrupt):
             raise_pending()

@@ -19,7 +19,7 @@ from diffuse.system.errors import Terminated, UserError
 from diffuse.training.failure import replay
 from diffuse.training.trainer import NotFinite, Trainer
 from tests.support.commands import TINY, config
-from tests.support.comparing import assert_runs_are_the_same, assert_same, metrics, newest
+from tests.support.comparing import assert_runs_are_the_same, assert_same, metrics, newest, read
 from tests.support.running import as_it_is, forget_from, trained, trainer_of
 
 # The first step makes weights of 1e30, on which the second cannot be computed.
@@ -56,7 +56,7 @@ def test_where_every_checkpoint_is_damaged_it_does_not_begin_again():
 def test_a_checkpoint_of_a_newer_version_is_named():
     folder = trained("exp")
     path = checkpoint.all_in(folder / "checkpoints")[-1]
-    checkpoint.write(path, 6, {**checkpoint.read(path), "format": 9, "program": "diffuse 9.9"})
+    checkpoint.write(path, 6, {**read(path), "format": 9, "program": "diffuse 9.9"})
     with pytest.raises(
         UserError, match=r"has format 9, and diffuse .* reads formats 3 and 4; it was written by diffuse 9\.9"
     ):
@@ -214,7 +214,7 @@ def test_a_failure_that_is_noticed_late_is_never_saved(monkeypatch):
 
 
 def read_failure(folder: Path) -> dict:
-    return checkpoint.read(folder / "failure.pt")
+    return read(folder / "failure.pt")
 
 
 @pytest.mark.parametrize("text", ["steps: abc", "steps: 6", "[1, 2]", "a: [", "", "name: exp\nseed: null"])

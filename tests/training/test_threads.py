@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import all_in, read
+from diffuse.runs.checkpoint import all_in
 from diffuse.training import threads as module
 from diffuse.training.threads import ThreadChoice, candidates, fastest
-from tests.support.comparing import assert_same, metrics
+from tests.support.comparing import assert_same, metrics, read
 from tests.support.running import forget_from, trained
 
 LARGE = ["unet.channels=32", "unet.groups=8", "batch_size=64", "optim.decay=none"]  # enough for two threads to share

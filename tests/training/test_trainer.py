@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffuse.commands import train
 from diffuse.data.datasets import digits
-from diffuse.runs.checkpoint import read
 from diffuse.runs.folder import read_record
 from diffuse.system.errors import UserError
 from diffuse.system.randomness import reseed
@@ -23,6 +22,7 @@ from tests.support.comparing import (
     assert_same,
     assert_tensorboard_has_every_step_once,
     metrics,
+    read,
     without_clock,
 )
 from tests.support.running import trainer_of
@@ -239,9 +239,8 @@ def test_a_step_in_parts_is_the_step():
     whole, parts = (trainer_of(config("train", *TINY, "class_conditional=true", "optim.lr=0.01")) for _ in range(2))
     for step in range(3):
         whole.advance()
-        batch = parts.batch(step)
+        batch, parts.step = parts.batch(step), step
         parts._learning_rate.copy_(whole._learning_rate)
-        parts._ema_rate.copy_(whole._ema_rate)
         halves = (batch._make(value[start : start + 8] for value in batch) for start in (0, 8))
         parts.update(batch, torch.cat([parts.gradients(half) for half in halves]))
     for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):

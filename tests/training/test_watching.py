@@ -9,10 +9,16 @@ import torch
 
 from diffuse.commands import eval as evaluation
 from diffuse.commands import train
-from diffuse.runs.checkpoint import read
 from diffuse.system.errors import UsageError, UserError
 from tests.support.commands import TINY, config, diffuse, output
-from tests.support.comparing import assert_same, assert_tensorboard_has_every_step_once, metrics, newest, without_clock
+from tests.support.comparing import (
+    assert_same,
+    assert_tensorboard_has_every_step_once,
+    metrics,
+    newest,
+    read,
+    without_clock,
+)
 from tests.support.running import forget_from
 
 pytestmark = pytest.mark.filterwarnings(
@@ -146,7 +152,7 @@ def test_only_scores_of_the_last_step_are_reported():
         ("eval.metrics=[bound]", "eval.metrics must be one of fid, kid"),
         ("eval.metrics=[memorisation]", "eval.metrics must be one of fid, kid"),
         ("eval.metrics=[]", "eval.metrics must be a list of fid"),
-        ("eval.metrics=[is]", "cannot be had with features=corners"),
+        ("eval.metrics=[is]", "does not work with features=corners"),
         ("eval.n=1", "eval.n must be at least 2"),
         ("eval.n=3 eval.metrics=[precision_recall]", "needs at least 4 images on either side, and has 3 against 1438"),
         ("features.size=0", "features.size must be a number of pixels or null, not 0"),

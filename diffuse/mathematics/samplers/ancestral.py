@@ -26,7 +26,7 @@ def ancestral(
 
     x [b, C, H, W] at times[0], y [b] labels or None; yields x at times[1], times[2], ... 0.
 
-    variance  of each step: fixed_small, fixed_large, learned or analytic; null is the run's
+    variance  of each step: fixed_small, fixed_large, learned or analytic; null: the variance of the run
     """
     for step in reverse_steps(denoiser.schedule, times):
         guess = denoiser(x, step.t, y)

@@ -1,4 +1,4 @@
-"""DDIM, and the noise that Analytic-DPM adds to it."""
+"""DDIM, and DDIM with the additional noise of Analytic-DPM."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -53,18 +53,18 @@ def analytic_ddim(
     eta: float = 0.0,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """`ddim`, with the noise that makes up for what is not known of x0: Bao et al. 2022 (Analytic-DPM), theorem 1.
+    """`ddim` with additional noise for the uncertainty of x0: Bao et al. 2022 (Analytic-DPM), theorem 1.
 
         x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v + c^2 E Var[x0 given x_t]) z,   v = eta^2 posterior variance
 
     with c = alpha_s - sqrt(sigma_s^2 - v) alpha_t / sigma_t, which is d x_s / d x0. Shapes as in `ddim`.
 
-    variance  must be analytic, which has E Var[x0 given x_t]
+    variance  must be analytic, which estimates E Var[x0 given x_t]
     eta       as in ddim
     """
     _check_eta(eta)
     if not isinstance(variance, Analytic):
-        raise Refused("variance", "must be analytic for analytic_ddim; for a fixed one take ddim or ddpm")
+        raise Refused("variance", "must be analytic for analytic_ddim; for a fixed variance use ddim or ddpm")
     schedule = denoiser.schedule
     for t, s in pairwise(times):
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)

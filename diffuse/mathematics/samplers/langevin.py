@@ -1,4 +1,4 @@
-"""Samplers with Langevin dynamics: steps along the score, with noise, at one noise level after the other."""
+"""Samplers with Langevin dynamics: steps along the score, plus noise, at one noise level after the other."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -30,9 +30,9 @@ def predictor_corrector(
 
     The norms are those of each image (the paper's code takes their mean over the batch). Shapes as in `ancestral`.
 
-    variance         of the predictor's steps, as in ddpm; null is the run's
+    variance         of the predictor's steps, as in ddpm; null: the variance of the run
     corrector_steps  Langevin steps at each level
-    snr              how large a Langevin step is: the ratio of its score part to its noise part
+    snr              size of a Langevin step: the ratio of the norms of its score part and its noise part
     """
     check(corrector_steps >= 1, "corrector_steps", "at least 1", corrector_steps)
     check(snr > 0, "snr", "positive", snr)
@@ -65,7 +65,7 @@ def annealed_langevin(
 
         x <- x + step_size sigma_t^2 score / 2 + sqrt(step_size) sigma_t z
 
-    Between levels x / alpha stays the same, and the last step is to the predicted x0. Shapes as in `ancestral`.
+    From level to level x / alpha is unchanged, and the last step is to the predicted x0. Shapes as in `ancestral`.
 
     langevin_steps  Langevin steps at each level
     step_size       the papers' epsilon / sigma_L^2 (0.062 is NCSNv2's for CIFAR-10; 0.2 with 100 steps NCSN's)
@@ -74,7 +74,7 @@ def annealed_langevin(
     check(step_size > 0, "step_size", "positive", step_size)
     schedule = denoiser.schedule
     if schedule.alpha_sigma(times[0])[0] == 0:
-        raise Refused("schedule", "must have alpha > 0 at its last level, by which annealed_langevin divides")
+        raise Refused("schedule", "must have alpha > 0 at its last level for annealed_langevin, which divides by it")
     for t, s in pairwise(times):
         (alpha_t, sigma_t), (alpha_s, _) = schedule.alpha_sigma(t), schedule.alpha_sigma(s)
         for _ in range(langevin_steps):
@@ -84,5 +84,5 @@ def annealed_langevin(
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The length of each image as a vector, [b, 1, 1, 1]."""
+    """The Euclidean norm of each image, [b, 1, 1, 1]."""
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -1,0 +1,47 @@
+"""The disk space that the checkpoints of a training need, known before it begins."""
+
+import math
+import shutil
+from pathlib import Path
+
+from diffuse.runs import checkpoint
+from diffuse.system.errors import UserError
+from diffuse.system.files import format_bytes
+from diffuse.training.loop import Training
+
+
+def most_checkpoints(training: Training) -> int:
+    """The largest number of checkpoints on disk at once: those kept, the one being written, and all milestones.
+
+    For a run that is not stopped: each stop may add one, up to keep + 1. The best one by a score is a copy.
+    """
+    steps, options = training.config.steps, training.config.checkpoint
+    milestones = steps // options.milestone_every if options.milestone_every else 0
+    best = 2 if training.watcher else 0  # with the one that replaces it
+    return min(math.ceil(steps / options.every), options.keep + 1) + milestones + best
+
+
+def free_space(folder: Path) -> int:
+    """The free bytes on the disk of a folder, which may not exist yet."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+
+
+def refuse_small_disk(training: Training, folder: Path) -> None:
+    """Raise UserError where the disk has no room for the checkpoints that are still to come."""
+    most, size = most_checkpoints(training), training.trainer.checkpoint_bytes
+    present = sum(path.stat().st_size for path in checkpoint.all_in(folder / checkpoint.CHECKPOINTS))
+    needed, free = max(0, size * most - present), free_space(folder.absolute())
+    if needed > free:
+        fewer = ", raise checkpoint.milestone_every" if training.config.checkpoint.milestone_every else ""
+        raise UserError(
+            f"the checkpoints need {format_bytes(needed)} more ({most} of {format_bytes(size)}), "
+            f"and the disk of {folder} has {format_bytes(free)} free.\n"
+            f"Make room, lower checkpoint.keep{fewer} or choose a smaller unet"
+        )
+
+
+def cost_on_disk(training: Training, folder: Path) -> str:
+    """A line about the disk space of the checkpoints."""
+    size, free = training.trainer.checkpoint_bytes, format_bytes(free_space(folder.absolute()))
+    total = format_bytes(size * most_checkpoints(training))
+    return f"checkpoints of {format_bytes(size)}, {total} on disk at most, {free} free"
