@@ -45,7 +45,7 @@ from diffuse.training.watching import Watcher
 
 
 def run(config: TrainConfig, output: Output) -> dict[str, float]:
-    """Begin a run, or continue the one in its folder. Errors of the user are raised before anything is written.
+    """Begin a run, or continue the one in its folder. User errors are raised before anything is written.
 
     Returns the values at the last step, by name: scores of samples, if there are any, and the loss.
     """
@@ -68,7 +68,7 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
     folder = folder or make_new_folder(OUTPUTS / output.filed_under / timestamp())
     with hold_run(folder):
         if is_run(folder):
-            raise UserError(f"{short_path(folder)} was begun by another process just now; give the command again")
+            raise UserError(f"{short_path(folder)} was just begun by another process; give the command again")
         write_record(folder, config)
         with output.log_into(folder, "train.log"):
             return train(training, folder, deadline)
@@ -140,7 +140,7 @@ def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
     steps = sampler.get("steps")
     if isinstance(steps, int) and steps > schedule.T:
         raise UsageError(
-            f"sampler.steps={steps}, with which training draws its grids, is more than the {schedule.T} levels of the "
+            f"sampler.steps={steps} for the sample grids of the training is more than the {schedule.T} levels of the "
             f"schedule: set sampler.steps={schedule.T} or less"
         )
 
@@ -193,7 +193,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {summary}; samples: {short_path(grid_path(folder, trainer.step))}")
     if (best := folder / checkpoint.CHECKPOINTS / "best.pt").exists() and config.eval.every:
-        log.info(f"these values are of the last step; the checkpoint with the best score is ckpt={short_path(best)}")
+        log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
     ckpt = f"ckpt={short_path(folder)}" + (f" trust=[{','.join(config.trust)}]" if config.trust else "")
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")

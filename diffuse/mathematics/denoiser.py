@@ -1,4 +1,4 @@
-"""A denoiser: a network, the schedule it was trained with, and what its output means -> predictions of x0 and eps."""
+"""A denoiser: a network, the schedule it was trained with, and its prediction type, which give x0 and eps from x_t."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Prediction:
     eps = (x_t - alpha x0) / sigma,   v = alpha eps - sigma x0,   score = -eps / sigma.
     If x0 was clipped, the other three are computed from the clipped x0. Shapes are those of x_t.
 
-    c_out      the derivative of unclipped x0 by the network's output
+    c_out      the derivative of unclipped x0 with respect to the network's output
     unclipped  x0 before clipping, which is what losses are computed from
     between    the reverse variance of each pixel: 0 is the smallest, 1 the largest, on a logarithmic scale; None if the
                network does not learn it
@@ -46,7 +46,7 @@ class Prediction:
 
 
 class Denoiser(nn.Module):
-    """net + schedule + prediction type -> Prediction(x0, eps, v, score, variance).
+    """net + schedule + prediction type -> Prediction(x0, eps, v, score, variance's place).
 
     net(x [b, C, H, W], time [b], y [b] or None) -> [b, C, H, W], or [b, 2C, H, W] with learned_variance; clip limits
     the predicted x0 to [-1, 1]. t is one time for the whole batch or one for each image, [b], in (0, T].
@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
         alpha, sigma = self.schedule.alpha_sigma(t)
         coefficients = self.prediction(self.schedule, t)
         output, between = self.output(x_t, t, y, coefficients), None
-        if self.learned_variance:  # Nichol and Dhariwal 2021, section 3.1; in [-1, 1] at the output, as in their code
+        if self.learned_variance:  # Nichol and Dhariwal 2021, section 3.1; the network outputs it in [-1, 1]
             output, variance = output.chunk(2, dim=1)
             between = (variance + 1) / 2
         unclipped = coefficients.c_skip * x_t + coefficients.c_out * output

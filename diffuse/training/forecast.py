@@ -32,6 +32,6 @@ class Forecast:
         elif done >= MEASURED_STEPS or seconds > MEASURED_SECONDS or not left:
             device.synchronize()
             rate, memory = self.progress.per_second(), format_bytes(device.peak_memory())
-            time_left = f"{left:,} steps will take about {duration(left / rate)}" if left else "all steps are done"
+            time_left = f"{left:,} more steps will take about {duration(left / rate)}" if left else "all steps are done"
             log.info(f"{rate * self.trainer.batch_size:,.0f} images/s: {time_left}; peak memory {memory}")
             self.is_logged = True

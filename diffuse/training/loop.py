@@ -49,7 +49,7 @@ class Training:
 
         recorded_threads: the number of threads in the checkpoint that training continues from.
 
-        The checkpoint of a step is saved after everything else of that step: what comes after it is done again.
+        The checkpoint of a step is saved after everything else of that step. Resuming does again what came after it.
         """
         config, trainer, start = self.config, self.trainer, self.trainer.step
         with (
@@ -73,7 +73,7 @@ class Training:
             stop.obey()
 
     def before_first_step(self, run: RunFolder, stop: Stop) -> None:
-        """Show the config and the forward process in a new run; draw and score what a stopped run had no time for."""
+        """Show a new run's config and forward process; draw and score what a stopped run had no time for."""
         trainer, start = self.trainer, self.trainer.step
         if start == 0:
             run.show_config(self.config)

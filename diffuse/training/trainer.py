@@ -50,14 +50,14 @@ class Trainer:
 
     net            the network, on the device
     loss           (x0, t, noise, y) -> [b]: a function of `losses`, bound to a denoiser of that network
-    data           the data set; the network learns its training split
+    data           the data set; the network is trained on its training split
     time_sampling  draws the times of a batch
-    optimizer      a fused AdamW of the network's parameters
-    ema            the average of its weights
+    optimizer      a fused AdamW over the network's parameters
+    ema            the moving average of its weights
     batch_size     images in a step
     seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
-                   (seed, k): there is no random state to save, and no interval of logging changes a weight
-    rate           step, from 0 -> learning rate; by default the optimizer's
+                   (seed, k): there is no random state to save, and how often something is logged changes no weight
+    rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
     clip           largest gradient norm
     condition      what the network is conditioned on
     device         the device of the network and the data
@@ -85,13 +85,13 @@ class Trainer:
         self.time_sampling = time_sampling.to(where)
         self.batch_size, self.seed, self.clip = batch_size, seed, clip
         if not all(parameters.get("fused") for parameters in optimizer.param_groups):
-            raise Refused("optimizer", "must be fused, as AdamW(..., fused=True) is: others do not skip a failed step")
+            raise Refused("optimizer", "must be fused, as AdamW(..., fused=True): only fused ones skip a failed step")
         initial_rate = float(optimizer.param_groups[0]["lr"])
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
         self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
-        # What changes from step to step is in tensors, so that a captured step sees it. The rate in float64 gives the
-        # same bits as a Python number.
+        # What changes from step to step is in tensors, so that a step captured in a CUDA graph sees it. The rate in
+        # float64 gives the same bits as a Python number.
         self._learning_rate = torch.zeros((), dtype=torch.float64)
         self._ema_rate = torch.zeros((), device=where)
         self._step = torch.zeros((), dtype=torch.int64, device=where)
@@ -102,7 +102,7 @@ class Trainer:
         self._conditions = (condition or Condition()).of_split(data.train, device=self._images.device)
 
     def advance(self) -> None:
-        """One step of training: Ho et al. 2020, algorithm 1. Does not wait for a device that works asynchronously.
+        """One step of training: Ho et al. 2020, algorithm 1. On CUDA it returns before the step is finished.
 
         Raises NotFinite where the loss or the gradient is NaN or infinite; on such a device only once `refuse_failure`
         is called. Weights, average and optimizer stay as they were before that step.
@@ -236,7 +236,7 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """About the size of a checkpoint: weights, their average, AdamW's two moments and step, in a zip file."""
+        """The approximate size of a checkpoint in bytes: weights, average, AdamW's moments and step, in a zip file."""
         weights = self.net.state_dict().values()
         return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_PER_TENSOR
 
@@ -249,18 +249,18 @@ def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]
 
 
 def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none", steps: int = 1) -> float:
-    """The rate of a step, from 0: rising linearly over `warmup` steps, times the decay over all `steps`.
+    """The learning rate at a step, counted from 0: linear warm-up, times the decay over all `steps`.
 
     decay is none, linear (to 0) or cosine.
     """
-    warmth = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    warm_up_factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
     done = step / steps
     left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
-    return float(peak * warmth * left)
+    return float(peak * warm_up_factor * left)
 
 
 def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """The numbers of a step's images, of `count` images: each once an epoch, in a random order for each epoch."""
+    """The rows of a step's images among `count`: each once an epoch, in a random order for each epoch."""
     begin, end = step * batch_size, (step + 1) * batch_size
     epochs = range(begin // count, -(-end // count))
     parts = [epoch_order(seed, epoch, count)[max(0, begin - epoch * count) : end - epoch * count] for epoch in epochs]
@@ -269,5 +269,5 @@ def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of the images in one epoch. Two are cached: every step needs one, and some steps lie in two epochs."""
+    """The order of the images in one epoch. Two are cached, since a batch can lie in two epochs."""
     return generator(seed, "epoch", epoch).permutation(count)

@@ -101,7 +101,7 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ("dataset=celeba dataset.size=60 unet=base", "celeba is 60: use fewer levels or set dataset.size=64"),
         ("dataset=mnist dataset.pad=-1", "dataset.pad must be a number of pixels, 0 or a few, not -1"),
         ("dataset.data_dir=x dataset=mnist", "there is no key 'dataset.data_dir'"),
-        ("sampler.steps=2000", "sampler.steps=2000, with which training draws its grids, is more than the 1000 levels"),
+        ("sampler.steps=2000", "sampler.steps=2000 for the sample grids of the training is more than the 1000 levels"),
         ("name=../elsewhere", "name must be made of letters"),
         ("name=.", "name must be made of letters"),
         (

@@ -223,9 +223,7 @@ def test_a_failed_step_teaches_importance_sampling_nothing():
 
 def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
     """Nobody typed sampler.steps, so the message says what it has to do with training."""
-    with pytest.raises(
-        UsageError, match="sampler.steps=3, with which training draws its grids, .* set sampler.steps=2"
-    ):
+    with pytest.raises(UsageError, match="sampler.steps=3 for the sample grids of the training .* set sampler.steps=2"):
         trained("r", "schedule.levels=2")
 
 

@@ -160,7 +160,7 @@ def test_a_run_that_another_process_began_meanwhile_is_not_written_over(monkeypa
         write_record(folder, config("train", *TINY, "name=exp", "seed=7"))
 
     monkeypatch.setattr(train, "refuse_small_disk", somebody_is_faster)
-    with pytest.raises(UserError, match="outputs/exp was begun by another process just now"):
+    with pytest.raises(UserError, match="outputs/exp was just begun by another process"):
         trained("exp")
     assert read_record(Path("outputs/exp")).seed == 7
 

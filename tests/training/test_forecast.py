@@ -44,7 +44,7 @@ def test_what_it_costs_is_said_and_true(caplog):
     trainer = trainer_of(config("train", *TINY))
     assert f"{sum(weight.numel() for weight in trainer.net.parameters()):,} parameters" in said
     assert "images/s: " in said
-    assert "15 steps will take about" in said
+    assert "15 more steps will take about" in said
     assert "peak memory" in said
     size = next(iter(checkpoint.all_in(folder / "checkpoints"))).stat().st_size
     assert trainer.checkpoint_bytes == pytest.approx(size, rel=0.1)

@@ -58,17 +58,17 @@ def annealed_langevin(
     y: Tensor | None = None,
     *,
     langevin_steps: int = 5,
-    step_size: float = 0.062,
+    step_size: float = 0.124,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """Langevin dynamics at one noise level after the other: Song and Ermon 2019, algorithm 1; 2020 (NCSNv2).
+    """Langevin dynamics at each noise level in turn: Song and Ermon 2019, algorithm 1; 2020 (NCSNv2).
 
         x <- x + step_size sigma_t^2 score / 2 + sqrt(step_size) sigma_t z
 
-    From level to level x / alpha is unchanged, and the last step is to the predicted x0. Shapes as in `ancestral`.
+    Moving to the next level keeps x / alpha, and the last step is to the predicted x0. Shapes as in `ancestral`.
 
     langevin_steps  Langevin steps at each level
-    step_size       the papers' epsilon / sigma_L^2 (0.062 is NCSNv2's for CIFAR-10; 0.2 with 100 steps NCSN's)
+    step_size       NCSN's epsilon / sigma_L^2 (0.2, with 100 steps), or twice NCSNv2's, whose step has no 1/2 (0.124)
     """
     check(langevin_steps >= 1, "langevin_steps", "at least 1", langevin_steps)
     check(step_size > 0, "step_size", "positive", step_size)
