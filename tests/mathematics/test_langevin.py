@@ -153,7 +153,7 @@ def test_annealed_langevin_is_algorithm_1():
 
 
 def test_annealed_langevin_keeps_x_over_alpha_between_levels():
-    """On any path it is algorithm 1 for y = x / alpha, whose noise is rho: here with nothing said by the network."""
+    """On any path it is NCSNv2's algorithm 1, with its epsilon / sigma_L^2 of 0.062, for y = x / alpha and noise rho."""
     times = [1000, 533, 9, 0]
     alpha = [linear().alpha_bar[t].sqrt() for t in times]
     rho = [(1 / a**2 - 1).sqrt() for a in alpha]
@@ -164,7 +164,7 @@ def test_annealed_langevin_keeps_x_over_alpha_between_levels():
     for level, ours in enumerate(found):
         for _ in range(5):
             score = -0.3 / rho[level]
-            y = y + 0.062 * rho[level] ** 2 / 2 * score + math.sqrt(0.062) * rho[level] * noise(y)
+            y = y + 0.062 * rho[level] ** 2 * score + math.sqrt(2 * 0.062) * rho[level] * noise(y)
         if level == 2:
             y = y - rho[level] * 0.3
         torch.testing.assert_close(ours, alpha[level + 1] * y, rtol=1e-9, atol=1e-9)
