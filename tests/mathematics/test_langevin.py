@@ -153,7 +153,7 @@ def test_annealed_langevin_is_algorithm_1():
 
 
 def test_annealed_langevin_keeps_x_over_alpha_between_levels():
-    """On any path it is NCSNv2's algorithm 1, with its epsilon / sigma_L^2 of 0.062, for y = x / alpha and noise rho."""
+    """On any path NCSNv2 algorithm 1, with its epsilon / sigma_L^2 of 0.062, for y = x / alpha and noise rho."""
     times = [1000, 533, 9, 0]
     alpha = [linear().alpha_bar[t].sqrt() for t in times]
     rho = [(1 / a**2 - 1).sqrt() for a in alpha]
