@@ -64,7 +64,9 @@ def sweep_folder(words: Sequence[str]) -> Path | None:
         return None
     typed = by_key(words)
     if "hydra.sweep.dir" in typed:
-        return Path(str(typed["hydra.sweep.dir"].value()))
+        if "${" in (folder := str(typed["hydra.sweep.dir"].value())):
+            raise UsageError(f"hydra.sweep.dir must be a path without interpolations, not {folder}")
+        return Path(folder)
     name = typed.get("name")
     if name and name.is_sweep_override():
         raise UsageError("a sweep has one name; the folders of its jobs are named by the keys that vary")

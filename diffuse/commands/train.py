@@ -16,17 +16,8 @@ from diffuse.options.keys import Node
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import TrainConfig, flat, plain
 from diffuse.runs import checkpoint
+from diffuse.runs import folder as runs
 from diffuse.runs.drawing import Drawing
-from diffuse.runs.folder import (
-    grid_path,
-    hold_run,
-    is_run,
-    read_record,
-    refuse_changes,
-    refuse_inside_others,
-    refuse_lost_checkpoints,
-    write_record,
-)
 from diffuse.runs.hparams import write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.sampler import Sampler
@@ -54,10 +45,10 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
     if config.resume:
         return resume(requested, Path(config.resume).expanduser(), output, deadline)
     folder = output.folder(OUTPUTS, config.name)
-    if folder and is_run(folder):  # it may have been renamed since it began
-        return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
+    if folder and runs.is_run(folder):  # it may have been renamed since it began
+        return resume(replace(requested, name=runs.read_record(folder).name), folder, output, deadline)
     if folder and not output.sweep_folder:
-        refuse_inside_others(folder)
+        runs.refuse_inside_others(folder)
     return begin(requested, folder, output, deadline)
 
 
@@ -66,27 +57,27 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
     training = build_training(config)
     refuse_small_disk(training, folder or OUTPUTS)
     folder = folder or make_new_folder(OUTPUTS / output.filed_under / timestamp())
-    with hold_run(folder):
-        if is_run(folder):
+    with runs.hold_run(folder):
+        if runs.is_run(folder):
             raise UserError(f"{short_path(folder)} was just begun by another process; give the command again")
-        write_record(folder, config)
+        runs.write_record(folder, config)
         with output.log_into(folder, "train.log"):
             return train(training, folder, deadline)
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
-    record = read_record(folder)
-    refuse_changes(record, config, folder)
-    with hold_run(folder):
+    record = runs.read_record(folder)
+    runs.refuse_changes(record, config, folder)
+    with runs.hold_run(folder):
         saved = checkpoint.newest(folder / checkpoint.CHECKPOINTS)
         step = saved.content["step"] if saved else 0
         if saved:
             set_damaged_aside(saved.path)
         else:
-            refuse_lost_checkpoints(folder, max(config.checkpoint.every, record.checkpoint.every))
+            runs.refuse_lost_checkpoints(folder, max(config.checkpoint.every, record.checkpoint.every))
         watched = config.eval.every is None or is_scored(folder, step)
-        if step >= config.steps and grid_path(folder, step).exists() and watched:
+        if step >= config.steps and runs.grid_path(folder, step).exists() and watched:
             log.info(f"{short_path(folder)} is finished: {step:,} of {config.steps:,} steps are done")
             return last_values(folder)
         training = build_training(config)
@@ -95,7 +86,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
         refuse_small_disk(training, folder)
         with output.log_into(folder, "train.log"):
             if config.steps != record.steps:
-                write_record(folder, replace(record, steps=config.steps))
+                runs.write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
             return train(training, folder, deadline, saved.content.get("threads") if saved else None)
@@ -191,7 +182,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
         log.info(f"stopped after max_hours={config.max_hours}, step {trainer.step} is saved; continue with: {again}")
         return values
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    log.info(f"done, {summary}; samples: {short_path(grid_path(folder, trainer.step))}")
+    log.info(f"done, {summary}; samples: {short_path(runs.grid_path(folder, trainer.step))}")
     if (best := folder / checkpoint.CHECKPOINTS / "best.pt").exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)

@@ -43,7 +43,7 @@ class TrainedNetwork:
         place: Mapping[str, Any] | None = None,
     ):
         self.path, self.sha256, self.device, self.trust = stored.path, stored.sha256, device, trust
-        self._data_dir, self._place = data_dir, place or {}
+        self._data_dir, self._place, self.weights = data_dir, place or {}, weights
         content = stored.content
         if "config" not in content:
             raise UserError(
@@ -95,7 +95,8 @@ class TrainedNetwork:
     @property
     def provenance(self) -> dict[str, Any]:
         """Which checkpoint this is, for the records of everything that is made with it."""
-        return {"checkpoint": str(self.path), "checkpoint_sha256": self.sha256, "step": self.step, "weights": "ema"}
+        file = {"checkpoint": str(self.path), "checkpoint_sha256": self.sha256}
+        return {**file, "step": self.step, "weights": self.weights}
 
     def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
         """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32."""

@@ -34,6 +34,7 @@ def replay(failure: str | Path, trust: Sequence[str] = ()) -> FailedStep:
     if "failure" not in stored.content:
         raise UserError(f"{failure} is a checkpoint; the file of a step that failed is called failure.pt")
     saved = stored.content["failure"]
+    saved = {"importance": saved.get("weights"), **saved}  # the name in format 3
     device: Device = build(stored.content["config"]["device"], "device", trust)
     network = TrainedNetwork(stored, device, trust=trust, weights="model")
     net = network.net.train().requires_grad_(True)

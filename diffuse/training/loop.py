@@ -57,11 +57,11 @@ class Training:
             Progress("train", config.steps, "step", start, config.batch_size, "images") as progress,
             Stop() as stop,
         ):
-            forecast = Forecast(trainer, config.steps, progress)
             self.before_first_step(run, stop)
             stop.obey()
             with progress.paused():
                 self.threads.begin(recorded_threads)
+            forecast = Forecast(trainer, config.steps, progress)
             while trainer.step < config.steps:
                 started = time.monotonic()
                 trainer.advance()
@@ -111,7 +111,7 @@ class Training:
             if not (due or time_is_up or stop.signal is not None or self.threads.wants_checkpoint):
                 return False
             trainer.refuse_failure()
-            if step < config.steps:
+            if step < config.steps and not time_is_up and stop.signal is None:
                 self.threads.before_checkpoint()
             run.save_checkpoint(step, self.content(), options.keep, options.milestone_every)
             self.threads.change()

@@ -19,7 +19,7 @@ CALL_SECONDS, FIRST_IMAGES = 0.5, 4
 WORTH_IT = 0.9  # more threads must need less than this share of the time
 WINDOW_SECONDS, WINDOW_STEPS = 4.0, 4  # the speed is the mean over at least this time and these steps
 COLLAPSED = 0.5  # below this share of the best speed, the number of threads is measured again
-# Between two searches for a larger number: the least time, and the largest share of the time that they may take.
+# Between two searches for a better number: the least time, and the largest share of the time that they may take.
 REVIEW_SECONDS, REVIEW_SHARE = 120.0, 0.02
 
 
@@ -74,8 +74,8 @@ class ThreadChoice:
             self.best = speed  # what to expect from now on
 
     def before_checkpoint(self) -> None:
-        """Now and then, measure whether more threads have become faster."""
-        if self.fixed is None and self.current < self.most and time.monotonic() > self.review_due:
+        """Now and then, measure whether another number of threads has become faster."""
+        if self.fixed is None and self.most > 1 and time.monotonic() > self.review_due:
             self.review()
 
     def review(self) -> None:
@@ -98,7 +98,7 @@ class ThreadChoice:
         self.use(self.current)
 
     def _fastest(self) -> int:
-        """Measure, and set the time of the next search for a larger number."""
+        """Measure, and set the time of the next search for a better number."""
         started = time.monotonic()
         found = fastest(self._measure_all()) if self.most > 1 else 1
         self.review_due = time.monotonic() + max(REVIEW_SECONDS, (time.monotonic() - started) / REVIEW_SHARE)

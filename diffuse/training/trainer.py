@@ -90,8 +90,8 @@ class Trainer:
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
         self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
-        # What changes from step to step is in tensors, so that a step captured in a CUDA graph sees it. The rate in
-        # float64 gives the same bits as a Python number.
+        # What changes from step to step is in tensors, as a step captured in a CUDA graph needs it. The rate in float64
+        # gives the same bits as a Python number.
         self._learning_rate = torch.zeros((), dtype=torch.float64)
         self._ema_rate = torch.zeros((), device=where)
         self._step = torch.zeros((), dtype=torch.int64, device=where)
@@ -129,8 +129,10 @@ class Trainer:
         """
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
         finite = torch.isfinite(losses).all() & torch.isfinite(norm)
-        self._failed = torch.where((self._failed < 0) & ~finite, self._step, self._failed)
+        self._failed.copy_(torch.where((self._failed < 0) & ~finite, self._step, self._failed))
         good = self._failed < 0
+        if self.device.torch.type == "mps":  # whose fused optimizer ignores found_inf
+            self.refuse_failure()
         # A fused optimizer does nothing where found_inf, which gradient scalers set, is 1.
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -224,6 +226,7 @@ class Trainer:
             self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
             self.time_sampling.load_state_dict(content["times"])
             self.step = content["step"]
+        self._failed.fill_(-1)
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint that restores this Trainer; `diffuse sample` needs the config too, which is not in it."""

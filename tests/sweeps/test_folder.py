@@ -251,3 +251,10 @@ def test_processes_that_write_at_once_lose_no_row(tmp_path):
     assert [writer.wait(100) for writer in writers] == [0, 0]
     assert [int(row["job"]) for row in table(tmp_path)] == list(range(12))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_sweep_folder_with_an_interpolation_is_refused(tmp_path):
+    done = diffuse("train", *TINY, "-m", "hydra.sweep.dir=mr/${now:%Y}", "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hydra.sweep.dir must be a path without interpolations, not mr/${now:%Y}" in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -280,3 +280,24 @@ def test_a_run_on_cuda_continues_there_and_on_the_processor():
     with pytest.raises(UserError, match="step 1 is NaN or infinite"):
         trained("exploded", *options, *EXPLODES)
     assert not np.isfinite(replay("outputs/exploded/failure.pt").norm)
+
+
+def test_a_trainer_that_failed_goes_on_from_a_checkpoint(tmp_path):
+    trainer = trainer_of(config("train", *TINY))
+    trainer.advance()
+    trainer.save(tmp_path / "good.pt")
+    with torch.no_grad():
+        next(trainer.net.parameters()).fill_(torch.nan)
+    with pytest.raises(NotFinite):
+        trainer.advance()
+    trainer.load(tmp_path / "good.pt")
+    trainer.advance()
+    assert trainer.step == 2
+    assert_same(dict(trainer.net.state_dict()), after_two_steps())
+
+
+def after_two_steps() -> dict:
+    trainer = trainer_of(config("train", *TINY))
+    trainer.advance()
+    trainer.advance()
+    return dict(trainer.net.state_dict())

@@ -93,6 +93,14 @@ def test_a_collapse_leads_to_fewer_threads_from_the_next_checkpoint_on():
     assert (machine.using, choice.wants_checkpoint) == (1, False)
 
 
+def test_a_run_that_continues_on_a_busy_machine_finds_fewer_threads_at_a_checkpoint():
+    machine = Machine({1: 1.0, 2: 6.0})
+    choice = machine.choice()
+    choice.begin(2)
+    choice.before_checkpoint()
+    assert (machine.using, choice.next) == (2, 1)
+
+
 def test_a_number_asked_for_is_kept_whatever_happens():
     machine = Machine({1: 1.0, 2: 0.6})
     choice = machine.choice(2)
