@@ -18,7 +18,7 @@ help:
 demo: install
 	@run=outputs/demo-$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/diffuse train name=$${run#outputs/} && \
-	$(BIN)/diffuse sample ckpt=$$run n=64 sampler=ddim name=demo && \
+	$(BIN)/diffuse sample ckpt=$$run n=64 sampler=ddim seed=1 name=demo && \
 	$(BIN)/diffuse eval ckpt=$$run n=1000 metrics=[fid,precision_recall] features=classifier name=demo && \
 	echo && \
 	echo "digits drawn by the network just trained:  $$run/samples/demo/grid.png" && \
