@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo       install, train on the digits that ship, sample 64, score (4 minutes on two cores)"
-	@echo "make test       install for development, then lint, types and tests (5 minutes on two cores)"
+	@echo "make test       install for development, then lint, types and tests (6 minutes on two cores)"
 	@echo "make test-core  the tests of the mathematics alone, in seconds"
 	@echo "make test-slow  the tests that train for minutes"
 	@echo "make pages      run every command of the README and of docs/, made small"

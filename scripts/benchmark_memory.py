@@ -3,7 +3,7 @@
     python scripts/benchmark_memory.py                                # the default run
     python scripts/benchmark_memory.py --steps 4 -- dataset=gaussian dataset.size=32 unet=base batch_size=128
 
-Runs of `diffuse train` with and without, in turn, each in a process of its own; what follows `--` is typed behind them.
+`diffuse train` runs with and without it, in turn, each in a new process; the words after `--` are added to its line.
 The images per second are those of the last line of metrics. --other FOLDER also takes a turn of the code in another
 checkout.
 """

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_sharing.py --steps 800 --rounds 2
 
-Each is `diffuse train` in a process of its own, and nobody says how many threads it may use.
+Each is `diffuse train` in a new process, without a number of threads.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python scripts/run_pages.py              # all pages, 20 minutes on one core
     OMP_NUM_THREADS=1 python scripts/run_pages.py docs/runs.md
 
-Each page has a folder of its own, in which its lines run in their order, as they are typed but for the overrides that
+Each page has its own folder, in which its lines run in their order, as they are typed but for the overrides that
 SMALL adds, the words that STAND_INS replaces, and files of random images in place of a reader's (`make_files`). A run
 that a page takes from another page is made by that page's line. Nothing is downloaded; HOME is a temporary folder. A
 line that cannot run here is composed and checked instead, and the reason is printed. Exits 1 if a line failed.

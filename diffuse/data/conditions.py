@@ -1,4 +1,4 @@
-"""The condition of a network: nothing, or the class of each image. No other module knows that labels are integers."""
+"""The condition of a network: nothing, or the class of each image. Here it becomes the y of denoisers and samplers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

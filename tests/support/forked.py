@@ -29,7 +29,7 @@ def start_server() -> None:
 
 
 def run(words: list[str], cwd: Path, environment: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """`diffuse WORDS` in a process of its own."""
+    """`diffuse WORDS` in a new process."""
     start_server()
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / name for name in ("stdout", "stderr")]
