@@ -321,7 +321,7 @@ class Runner:
     failed: int = 0
 
     def call(self, words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`diffuse WORDS` in a process of its own."""
+        """`diffuse WORDS` in a new process."""
         path = os.pathsep.join([str(folder / environment.pop("PYTHONPATH", ".")), str(REPOSITORY)])
         return subprocess.run(
             [sys.executable, "-m", "diffuse", *words],

@@ -101,7 +101,7 @@ def test_hydra_and_omegaconf_stay_where_they_are_known(module: Path):
 
 
 def loaded_by(*arguments: str) -> set[str]:
-    """The modules that `diffuse ARGUMENTS` imports, in a process of its own."""
+    """The modules that `diffuse ARGUMENTS` imports, in a new process."""
     called = "from diffuse.cli.main import main; main(sys.argv[1:])"
     program = f"import sys; {called}; print(*sys.modules, sep='\\n', file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
