@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from diffuse.runs.checkpoint import all_in, step_of
 from tests.support.commands import TINY, diffuse
 from tests.support.comparing import assert_runs_are_the_same, newest, read
-from tests.support.processes import started, until
+from tests.support.processes import started, started_alone, until, until_it_says
 
 # Everything that could be forgotten is on; checkpoints, pictures and metrics come often and seldom together.
 OPTIONS = [
@@ -59,7 +60,7 @@ def kill_until_done(folder: Path, kills: int, words: list[str], seed: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 250), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
+    ("kills", "steps"), [(3, 150), pytest.param(20, 2500, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
 )
 def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path, kills, steps):
     words = [*OPTIONS, f"steps={steps}"]
@@ -73,8 +74,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path,
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_asked_to_end_saves_a_checkpoint_first(tmp_path, number, code):
     with started(tmp_path, *OPTIONS, *LONG, "name=asked") as process:
-        while "will take about" not in (line := process.stdout.readline()):
-            assert line, process.stderr.read()
+        until_it_says(process, "will take about")
         process.send_signal(number)
         said, complaint = process.communicate(timeout=60)
     run = tmp_path / "outputs" / "asked"
@@ -117,8 +117,8 @@ def test_a_terminal_that_is_closed_is_a_wish_to_end(tmp_path):
 
 
 def test_pictures_that_were_not_drawn_for_want_of_time_are_drawn_later(tmp_path):
-    """A signal in the middle of a grid of 300 steps does not wait for it, and the checkpoint does not forget it."""
-    words = [*OPTIONS, "steps=60", "images.every=30", "sampler.steps=300", "checkpoint.every=1000"]
+    """A signal in the middle of a grid of 150 steps does not wait for it, and the checkpoint does not forget it."""
+    words = [*OPTIONS, "steps=60", "images.every=30", "sampler.steps=150", "checkpoint.every=1000"]
     whole = diffuse("train", *words, "name=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     run = tmp_path / "outputs" / "parts"
@@ -136,7 +136,7 @@ def test_pictures_that_were_not_drawn_for_want_of_time_are_drawn_later(tmp_path)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc for the moment when torch is being loaded")
 def test_a_signal_before_training_leaves_nothing(tmp_path):
-    with started(tmp_path, *OPTIONS, "name=early") as process:
+    with started_alone(tmp_path, *OPTIONS, "name=early") as process:
         while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
             assert not until(process, 0.01)
         process.terminate()
@@ -148,8 +148,7 @@ def test_a_signal_before_training_leaves_nothing(tmp_path):
 
 def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
     with started(tmp_path, *OPTIONS, *LONG, "name=taken") as process:
-        while "will take about" not in (line := process.stdout.readline()):
-            assert line, process.stderr.read()
+        until_it_says(process, "will take about")
         for words in (["name=taken"], ["resume=outputs/taken"]):
             done = diffuse("train", *([*OPTIONS, *LONG] if "name=taken" in words else []), *words, cwd=tmp_path)
             assert done.returncode == 1
@@ -160,9 +159,8 @@ def test_a_folder_that_another_process_trains_in_is_refused(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def limited(size: int):
-    """A process of its own that may write no file larger than this: a disk that is full in the middle of a file."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+# No file may grow larger than this: a disk that is full in the middle of a checkpoint.
+LIMITED = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (200_000, 200_000))
 
 
 def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(tmp_path):
@@ -173,7 +171,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(tmp_path):
     diffuse("train", *words, "name=full", "max_hours=0.000001", cwd=tmp_path)
     kept = {path: path.read_bytes() for path in all_in(run / "checkpoints")}
     assert kept
-    with started(tmp_path, *words, "name=full", preexec_fn=limited(200_000)) as process:
+    with started(tmp_path, *words, "name=full", first=LIMITED) as process:
         _, complaint = process.communicate(timeout=100)
     assert process.returncode == 1
     assert "could not be written; is the disk full?" in complaint

@@ -1,10 +1,16 @@
-"""What a command loads before it begins."""
+"""What commands load before they begin, and while they run."""
 
-import hydra  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
+import torchvision.utils  # noqa: F401
+from PIL import Image
 
-import diffuse.cli.task
 import diffuse.commands.eval
 import diffuse.commands.sample
-import diffuse.commands.train  # noqa: F401
+import diffuse.commands.train
+import diffuse.sweeps.table  # noqa: F401
+from diffuse.cli.task import compose
+
+Image.init()
+compose("train", "dataset=digits")  # Hydra looks for its plugins

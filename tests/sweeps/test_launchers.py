@@ -11,7 +11,7 @@ import yaml
 
 from tests.support.commands import TINY
 from tests.support.commands import diffuse_alone as diffuse
-from tests.support.processes import started, until
+from tests.support.processes import started_alone, until
 from tests.support.sweeps import column, table
 
 LONG = ["steps=1000000", "optim.decay=none", "images.every=1000000", "checkpoint.every=1000000"]
@@ -39,7 +39,7 @@ def test_jobs_in_other_processes_are_asked_to_end_and_save(tmp_path):
     sweep = tmp_path / "outputs" / "s"
     jobs = [sweep / "0_seed-0", sweep / "1_seed-1"]
     parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    with started(tmp_path, *TINY, *LONG, "-m", "name=s", "seed=0,1,2", *parallel) as process:
+    with started_alone(tmp_path, *TINY, *LONG, "-m", "name=s", "seed=0,1,2", *parallel) as process:
         while not all((job / "metrics.jsonl").exists() for job in jobs):
             assert not until(process, 0.01), process.communicate()
         process.terminate()
@@ -56,7 +56,7 @@ def test_a_job_that_is_killed_alone_is_named(tmp_path):
     sweep = tmp_path / "outputs" / "s"
     words = [*TINY, *LONG, "-m", "name=s", "seed=0,1", "hydra/launcher=joblib"]
     program = "import json, sys; print(json.load(open(sys.argv[1]))['process'])"
-    with started(tmp_path, *words, "hydra.launcher.n_jobs=2") as process:
+    with started_alone(tmp_path, *words, "hydra.launcher.n_jobs=2") as process:
         while not (sweep / "0_seed-0" / "metrics.jsonl").exists():
             assert not until(process, 0.01), process.communicate()
         line = [sys.executable, "-c", program, str(sweep / "jobs" / "0_seed-0.json")]
