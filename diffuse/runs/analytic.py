@@ -23,10 +23,11 @@ IMAGES_PER_LEVEL = 256  # Bao et al. 2022 find that few are enough
 def analytic(network: TrainedNetwork, times: Iterable[float]) -> Analytic:
     """The analytic variance of a trained network at these times, from stored estimates or from the training images.
 
-    The file is named by the checkpoint's hash, so that the estimates of another network are never used. The estimate
-    of a level depends on the network and the training images only, not on the time grid that needed it first.
+    The file is named by the checkpoint's hash and by which of its weights the network has, so that the estimates of
+    another network are never used. The estimate of a level depends on the network and the training images only, not on
+    the time grid that needed it first.
     """
-    path = network.home / "analytic" / f"{network.sha256[:16]}.json"
+    path = network.home / "analytic" / f"{network.sha256[:16]}_{network.weights}.json"
     known = read_estimates(path)
     missing = [t for t in times if t > 0 and t not in known]
     if missing:

@@ -86,7 +86,9 @@ class Trainer:
         self.batch_size, self.seed, self.clip = batch_size, seed, clip
         if not all(parameters.get("fused") for parameters in optimizer.param_groups):
             raise Refused("optimizer", "must be fused, as AdamW(..., fused=True): only fused ones skip a failed step")
-        initial_rate = float(optimizer.param_groups[0]["lr"])
+        initial_rate, *others = {float(parameters["lr"]) for parameters in optimizer.param_groups}
+        if others:
+            raise Refused("optimizer", "must have one learning rate for all parameters, which `rate` may change")
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
         self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
@@ -152,7 +154,7 @@ class Trainer:
     def report(self) -> dict[str, float]:
         """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate.
 
-        Raises NotFinite as `refuse_failure` does.
+        Without a step since then they are NaN. Raises NotFinite as `refuse_failure` does.
         """
         self.refuse_failure()
         losses, images, (norm,), (steps,) = (self.sums[name].tolist() for name in SUMS)
@@ -160,9 +162,9 @@ class Trainer:
             values.zero_()
         quartiles = enumerate(zip(losses, images, strict=True), start=1)
         return {
-            "loss": sum(losses) / sum(images),
+            "loss": sum(losses) / (sum(images) or math.nan),
             **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
-            "grad_norm": norm / steps,
+            "grad_norm": norm / (steps or math.nan),
             "lr": float(self._learning_rate),
         }
 

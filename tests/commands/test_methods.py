@@ -13,6 +13,7 @@ from diffuse.data.datasets import digits
 from diffuse.data.images import to_float
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.schedules import TableSchedule, linear
+from diffuse.runs.analytic import analytic
 from diffuse.runs.trained import load
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.randomness import ImageNoise, generator
@@ -133,7 +134,7 @@ def test_the_analytic_variance_is_estimated_once_from_the_training_images(tiny_r
     scored(tiny_run, "metrics=[bound]", "variance=analytic", "levels=3")
     (path,) = (tiny_run / "analytic").iterdir()
     trained = load(str(tiny_run))
-    assert path.stem == trained.sha256[:16]
+    assert path.stem == f"{trained.sha256[:16]}_ema"
     known = json.loads(path.read_text())["eps_squared"]
     assert set(known) == {"1000.0", "500.0", "1.0"}
     rows = np.sort(generator("analytic", "1000.0").permutation(1438)[:256])
@@ -148,6 +149,11 @@ def test_the_analytic_variance_is_estimated_once_from_the_training_images(tiny_r
     before = path.read_text()
     sampled(tiny_run, "name=analytic", "sampler=ddpm", "sampler.variance=analytic", "sampler.steps=3")
     assert path.read_text() == before
+
+
+def test_each_weights_of_a_checkpoint_have_estimates_of_their_own(tiny_run):
+    ema, model = (analytic(load(str(tiny_run), weights=weights), [500.0]) for weights in ("ema", "model"))
+    assert ema.eps_squared[500.0] != model.eps_squared[500.0]
 
 
 def test_sampling_needs_the_training_images_only_for_what_is_not_known(tmp_path):

@@ -11,7 +11,7 @@ from tests.support.forked import Forked
 
 
 def started(folder: Path, *words: str, first: Callable[[], object] | None = None) -> Forked:
-    """`diffuse train WORDS`, forked from a process in which torch is loaded; there `first` is called before all else."""
+    """`diffuse train WORDS`, forked from a process with torch loaded; `first` is called in it before all else."""
     return Forked(["train", *words], folder, dict(os.environ), first)
 
 

@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diffuse.commands import train
 from diffuse.data.datasets import digits
 from diffuse.runs.folder import read_record
-from diffuse.system.errors import UserError
+from diffuse.system.errors import Refused, UserError
 from diffuse.system.randomness import reseed
-from diffuse.training.trainer import batch_rows, learning_rate
+from diffuse.training.trainer import Trainer, batch_rows, learning_rate
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import (
     assert_runs_are_the_same,
@@ -218,6 +218,20 @@ def test_a_step_is_the_papers_algorithm_with_adamw_clipping_and_ema():
     saved = trainer.state()["ema"]
     for name, weight in average.items():
         torch.testing.assert_close(saved[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_without_a_step_there_is_no_mean():
+    report = trainer_of(config("train", *TINY)).report()
+    assert all(math.isnan(report[name]) for name in ("loss", "grad_norm"))
+
+
+def test_rates_that_differ_between_parameters_are_refused():
+    """One rate is set for all of them, so that theirs would be lost without a word."""
+    trainer = trainer_of(config("train", *TINY))
+    first, *others = trainer.net.parameters()
+    optimizer = torch.optim.AdamW([{"params": [first], "lr": 1e-3}, {"params": others}], lr=1e-4, fused=True)
+    with pytest.raises(Refused, match="optimizer must have one learning rate"):
+        Trainer(trainer.net, trainer.loss, trainer.data, trainer.time_sampling, optimizer, trainer.ema)
 
 
 def test_grids_are_drawn_from_the_average():
