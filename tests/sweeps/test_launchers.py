@@ -9,8 +9,7 @@ import sys
 import pytest
 import yaml
 
-from tests.support.commands import TINY
-from tests.support.commands import diffuse_alone as diffuse
+from tests.support.commands import TINY, diffuse, diffuse_alone
 from tests.support.processes import started_alone, until
 from tests.support.sweeps import column, table
 
@@ -21,7 +20,8 @@ EXPLODES = ["optim.lr=1e-3,1e30", "optim.clip=1e30"]
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_in_parallel_processes_end_in_one_table(tmp_path, launcher):
     parallel = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
-    done = diffuse("train", *TINY, "-m", "name=s", *parallel, *EXPLODES, cwd=tmp_path)
+    call = diffuse_alone if launcher == "joblib" else diffuse  # joblib's processes import what started them
+    done = call("train", *TINY, "-m", "name=s", *parallel, *EXPLODES, cwd=tmp_path)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "error: 1 of the sweep's jobs failed: 1"

@@ -24,12 +24,12 @@ def in_a_new_folder(tmp_path, monkeypatch):
 
 def test_a_time_budget_stops_with_a_checkpoint_and_loses_nothing(caplog):
     """As often as it takes: each turn has time for a few steps."""
-    options = ["steps=20", "checkpoint.every=100", "unet.dropout=0.2", "log.every=7", "images.every=8"]
+    options = ["steps=12", "checkpoint.every=100", "unet.dropout=0.2", "log.every=5", "images.every=4"]
     whole = trained("whole", *options)
-    for turn in range(21):
+    for turn in range(13):
         before = newest(Path("outputs/parts"))["step"] if turn else 0
         trained("parts", *options, "max_hours=0.00002")
-        if newest(Path("outputs/parts"))["step"] == 20:
+        if newest(Path("outputs/parts"))["step"] == 12:
             break
         assert newest(Path("outputs/parts"))["step"] > before
     assert turn >= 1
