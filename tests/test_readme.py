@@ -7,7 +7,9 @@ import sys
 
 import torch
 
-from tests.support.places import README, REPOSITORY
+from tests.support.places import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:

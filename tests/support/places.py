@@ -4,4 +4,3 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PACKAGE = REPOSITORY / "diffuse"
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
