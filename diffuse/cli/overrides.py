@@ -25,6 +25,8 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
 }
+# The flags with which Hydra prints something and runs nothing.
+PRINTING = (*COMPLETION, "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i")
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
@@ -123,5 +125,6 @@ def resumed_config(typed: list[str]) -> str:
     from diffuse.runs.folder import read_record  # imports torch
 
     record = plain(read_record(Path(folders[-1]).expanduser()))
+    record["trust"] = []  # what is trusted is said on the command line: the folder may come from a stranger
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"

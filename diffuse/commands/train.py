@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from diffuse.mathematics.schedules import Schedule, read_betas
+from diffuse.mathematics.likelihood import bits_per_dim, prior_term
+from diffuse.mathematics.schedules import END_KEYS, ENDS, Schedule, TableSchedule, read_betas, usual_ends
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
@@ -33,6 +34,8 @@ from diffuse.training.loop import Training, is_scored
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 from diffuse.training.watching import Watcher
+
+MOST_LEFT = 0.1  # of the image at the last level, beside noise of 1, that needs no warning
 
 
 def run(config: TrainConfig, output: Output) -> dict[str, float]:
@@ -137,7 +140,10 @@ def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
 
 
 def self_contained(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths, and with betas in place of their file: it means the same in any folder."""
+    """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
+
+    The ends of a table of betas that are null get their numbers.
+    """
 
     def absolute(node: Node, *keys: str) -> Node:
         paths = {key: node[key] for key in keys if isinstance(node.get(key), str)}
@@ -147,6 +153,10 @@ def self_contained(config: TrainConfig) -> TrainConfig:
     if schedule.get("path") is not None and schedule.get("values", False) is None:
         with about("schedule"):
             schedule["values"] = read_betas(schedule["path"])
+    if (name := schedule.get("_target_")) in ENDS and isinstance(levels := schedule.get("levels"), int) and levels > 0:
+        for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
+            if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
+                schedule[key] = usual
     return replace(
         config,
         data_dir=str(data_folder(config.data_dir)),
@@ -166,7 +176,9 @@ def set_damaged_aside(newest: Path) -> None:
 
 def train(training: Training, folder: Path, deadline: float, threads: int | None = None) -> dict[str, float]:
     """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
-    config, trainer, again = training.config, training.trainer, f"diffuse train resume={short_path(folder)}"
+    config, trainer = training.config, training.trainer
+    trusted = f" trust=[{','.join(config.trust)}]" if config.trust else ""
+    again = f"diffuse train resume={short_path(folder)}{trusted}"
     log_setup(training, folder)
     try:
         training.run(folder, deadline, threads)
@@ -186,7 +198,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
     if (best := folder / checkpoint.CHECKPOINTS / "best.pt").exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
-    ckpt = f"ckpt={short_path(folder)}" + (f" trust=[{','.join(config.trust)}]" if config.trust else "")
+    ckpt = f"ckpt={short_path(folder)}{trusted}"
     log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
     return values
 
@@ -200,9 +212,24 @@ def log_setup(training: Training, folder: Path) -> None:
     log.info(f"run folder: {short_path(folder)}")
     log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}")
     log.info(cost_on_disk(training, folder))
+    warn_of_schedule(trainer.time_sampling.schedule)
     if config.optim.warmup > config.steps:
         warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
         log.warning(f"{warmup}: the learning rate never reaches optim.lr")
+
+
+def warn_of_schedule(schedule: Schedule) -> None:
+    """Warn where much of the image is left at the last level, or where the first levels take most of it."""
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(schedule.T, dtype=torch.float64))
+    if alpha / sigma > MOST_LEFT:
+        bits = bits_per_dim(prior_term(schedule, torch.ones(1, 1, 1, 1)), 1)
+        log.warning(
+            f"schedule: at the last level {float(alpha):.0%} of the image is left beside noise of standard deviation "
+            f"{float(sigma):.2g}, and sampling begins with noise alone; L_T costs up to {float(bits):.2g} bits/dim"
+        )
+    if isinstance(schedule, TableSchedule) and bool((schedule.beta[1:].diff() < 0).any()):
+        first, last = (f"{float(schedule.beta[t]):.2g}" for t in (1, -1))
+        log.warning(f"schedule: beta falls with t (from {first} to {last}): the first levels take most of the image")
 
 
 def keep_failure(training: Training, folder: Path, step: int) -> UserError:

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffuse.options.keys import Node
-from diffuse.options.targets import HOMES, PACKAGE, homes, own_name
-from diffuse.system.errors import Refused, UsageError, UserError, did_you_mean
+from diffuse.options.targets import HOMES, homes, own_name
+from diffuse.options.trust import refuse_untrusted
+from diffuse.system.errors import Refused, UsageError, did_you_mean
 
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 PLAIN = (bool, int, float, str, list, type(None))  # the types of values in a config
@@ -81,12 +82,8 @@ def locate(node: Node, group: str, trust: Sequence[str] = ()) -> Callable[..., A
     if not isinstance(target, str):
         raise UsageError(f"{group} must be one of its options or a mapping with a _target_, not {node!r}")
     name = own_name(group, target)
-    package = target.partition(".")[0]
-    if name is None and package not in trust:
-        raise UserError(
-            f"{group}._target_ is {target}, which is not part of {PACKAGE}, and building it runs its code.\n"
-            f"If you know where it comes from, add trust=[{package}]"
-        )
+    if name is None:
+        refuse_untrusted(target, group, trust)
     modules = homes(group) if name is not None else [target.rpartition(".")[0]]
     for module in modules:
         if found := defined_in(module, name or target.rpartition(".")[2], f"{group}._target_ is {target}"):

@@ -214,7 +214,11 @@ def stored_config(values: Mapping[str, Any]) -> TrainConfig:
     """The config of a run folder or a checkpoint, which an older version may have written.
 
     Keys that did not exist then get the value that reproduces what was done without them; options get today's names.
+    Raises UsageError where a value is an interpolation.
     """
+    for name, value in flat(values).items():
+        if "${" in str(value):  # it would be resolved, with the environment of whoever reads it
+            raise UsageError(f"{name} holds an interpolation, {str(value)[:60]}; a stored config has values only")
     known = list(all_keys(TrainConfig))
     absent = OmegaConf.from_dotlist([])
     for name, _, about in known:

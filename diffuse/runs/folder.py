@@ -13,7 +13,7 @@ samples/  eval/              a folder for each call of `diffuse sample` and `dif
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -33,6 +33,7 @@ from diffuse.runs.pictures import save_png
 from diffuse.runs.scalars import METRICS_FILE, forget_after, read_metrics
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, flush, hold_lock, remove_leftovers, write_atomic
+from diffuse.system.progress import log
 
 IMAGES = "images"  # the folder in a run
 LISTED_KEYS, VALUE_LENGTH = 8, 60  # in a message
@@ -62,8 +63,11 @@ class RunFolder:
             if line.pop("step") == step:
                 self._show_scalars(step, line)
         if (path := grid_path(self.path, step)).exists():
-            with Image.open(path) as image:
-                self._tensorboard.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            try:
+                with Image.open(path) as image:
+                    self._tensorboard.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of them for a damaged file
+                log.warning(f"{path} is damaged, and is not shown in TensorBoard again: {error}")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Add one line to metrics.jsonl and the same values to TensorBoard."""
@@ -174,16 +178,16 @@ def shorten(value: Any) -> str:
     return text if len(text) <= VALUE_LENGTH else f"{text[:VALUE_LENGTH]} ..."
 
 
-def flat_with_defaults(config: TrainConfig) -> dict[str, Any]:
+def flat_with_defaults(config: TrainConfig, trust: Sequence[str]) -> dict[str, Any]:
     """Every value by its dotted key, with the defaults of options that the config does not mention."""
     values = plain(config)
-    nodes = {name: with_defaults(values[name], name, config.trust) for name in groups("train") if name in values}
+    nodes = {name: with_defaults(values[name], name, trust) for name in groups("train") if name in values}
     return flat({**values, **nodes})
 
 
 def refuse_changes(record: TrainConfig, config: TrainConfig, folder: Path) -> None:
     """Raise UsageError where a key has changed since the run began that changes what it computes."""
-    then, now = flat_with_defaults(record), flat_with_defaults(config)
+    then, now = (flat_with_defaults(either, config.trust) for either in (record, config))
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and not may_change(key)]
     if changed == ["name"]:
         raise UsageError(f"resume={folder} continues that run under its own name; leave name={config.name} out")

@@ -22,6 +22,7 @@ from torch import Tensor
 from diffuse.system.device import Device
 from diffuse.system.errors import UserError, check
 from diffuse.system.files import sha256, slug
+from diffuse.system.progress import log
 
 FEATURE_BATCH, FEATURE_BATCH_ON_CPU = 64, 16  # images in a call of a feature network
 SPATIAL_CHANNELS = 7  # of 192, for sFID: as in ADM's evaluator
@@ -148,6 +149,8 @@ def download_inception() -> Path:
 def torchscript(device: Device, path: str, size: int | None = None, low: float = 0.0, high: float = 255.0) -> Features:
     """Any network saved by torch.jit.save. Its input is float32 images [n, 3, H, W]; its output [n, ...] is flattened.
 
+    Such a file is a program, which is run: take it only from where you would take a program from.
+
     If its `forward` has an argument return_features, as in StyleGAN's copy of Inception, that is set to true: otherwise
     the output would be class probabilities.
 
@@ -165,6 +168,7 @@ def torchscript(device: Device, path: str, size: int | None = None, low: float =
             script = torch.jit.load(str(file), map_location=device.torch).eval()
     except (RuntimeError, ValueError) as error:
         raise UserError(f"features.path={path} is not a network saved by torch.jit.save") from error
+    log.info(f"features.path={path} is a program (TorchScript), and its code is run")
     arguments = {argument.name for argument in script.forward.schema.arguments}
     extra = {"return_features": True} if "return_features" in arguments else {}
 

@@ -107,6 +107,7 @@ def _child(
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     if first:
         first()
+    sys.path[:0] = [str(cwd / place) for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place]
     sys.argv = ["diffuse", *words]
     from diffuse.cli.main import main
 
