@@ -37,6 +37,7 @@ from diffuse.mathematics.schedules import TableSchedule as TableSchedule
 from diffuse.mathematics.schedules import betas as betas
 from diffuse.mathematics.schedules import cosine as cosine
 from diffuse.mathematics.schedules import linear as linear
+from diffuse.mathematics.schedules import quad as quad
 from diffuse.mathematics.schedules import scaled_linear as scaled_linear
 from diffuse.mathematics.schedules import sigmoid as sigmoid
 from diffuse.mathematics.spacings import time_grid as time_grid

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 
 from diffuse.mathematics.continuous import VE, VP, Flow
-from diffuse.mathematics.schedules import Schedule, cosine, linear, scaled_linear, sigmoid
+from diffuse.mathematics.schedules import Schedule, cosine, linear, quad, scaled_linear, sigmoid
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TIMES = [1, 250, 500, 750, 1000]
@@ -23,7 +23,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear": linear(),
     "cosine": cosine(),
     "scaled_linear": scaled_linear(),
-    "quadratic": scaled_linear(beta_start=1e-4, beta_end=0.02),
+    "quadratic": quad(),
     "sigmoid": sigmoid(),
     "linear, zero_terminal_snr": linear(zero_terminal_snr=True),
     "cosine, zero_terminal_snr": cosine(zero_terminal_snr=True),

@@ -1,22 +1,22 @@
 """Run one command line: Hydra composes the config, the command runs, errors become messages."""
 
+import logging
 import os
 import shutil
 import sys
 import traceback
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 
 import hydra
 
 from diffuse.cli.messages import as_user_error
-from diffuse.cli.overrides import COMPLETION, overrides_first, resumed_config, sweep_folder, with_sweep_names
+from diffuse.cli.overrides import COMPLETION, PRINTING, overrides_first, resumed_config, sweep_folder, with_sweep_names
 from diffuse.cli.task import Command, register
 from diffuse.sweeps.folder import MARKDOWN, PICTURE, Sweep
 from diffuse.sweeps.record import DONE, KILLED, closing_message
 from diffuse.sweeps.table import as_text
-from diffuse.system.errors import Terminated, UserError
+from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import CONFIGS, short_path
 from diffuse.system.signals import AtOnce, handle_signals
 
@@ -36,6 +36,7 @@ class CommandLine:
     def __init__(self, task: Command):
         self.task = task
         self.sweep: Sweep | None = None
+        self.absent: list[Path] = []  # the folders that the sweep has to make, the deepest first
 
     def run(self) -> int:
         """Run the command, end its sweep if it is one, and report errors. Returns the exit code."""
@@ -68,7 +69,10 @@ class CommandLine:
         words = overrides_first(self.task.typed)
         if folder := sweep_folder(words):
             self.sweep = Sweep(folder.absolute())
+            self.absent = [path for path in (self.sweep.folder, *self.sweep.folder.parents) if not path.exists()]
             words = with_sweep_names(words, folder, self.task.name)
+        if {"-i", "--info"} & {*words}:
+            logging.getLogger("hydra").setLevel(logging.DEBUG)  # this is how Hydra prints it
         sys.argv = ["diffuse" if {*COMPLETION} & {*words} else f"diffuse {self.task.name}", *words]
         config_name = resumed_config(self.task.typed) if self.task.name == "train" else self.task.name
         hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(self.task)()
@@ -90,11 +94,9 @@ class CommandLine:
         jobs = self.sweep.jobs_of(self.task.given)
         if jobs:
             self.show_table()
-        if self.sweep.has_no_results():
-            shutil.rmtree(self.sweep.folder)
-            for folder in takewhile(lambda folder: folder != Path.cwd(), self.sweep.folder.parents):
-                with suppress(OSError):  # not empty
-                    folder.rmdir()
+        self.sweep.remove_without_results(self.absent)
+        if not jobs and error is None and not {*PRINTING} & {*self.task.typed}:
+            return UsageError("this sweep has no jobs: one of its keys has no value (glob() is for options of groups)")
         message = closing_message(jobs)
         if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
             return None  # jobs work, so the error comes from the launcher or the sweeper

@@ -59,9 +59,14 @@ def job_folder(number: int, varied: str) -> str:
 class SweepRecord(Callback):
     """Writes the record of a sweep, multirun.yaml, which not every sweeper does."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # launchers pickle it, and the lock stays in this process
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = Path(config.hydra.sweep.dir).absolute()
+        self.sweep = Sweep(folder)
         with suppress(OSError):  # the sweeper gets the same error, which is reported
+            self.sweep.join()
             write_atomic(folder / SWEEP_RECORD, lambda file: file.write(OmegaConf.to_yaml(config)))
         if not config.hydra.launcher._target_.startswith("hydra."):  # jobs run in other processes, perhaps unseen
             print(f"sweep folder: {short_path(folder)}; {MARKDOWN} in it has the table so far", flush=True)

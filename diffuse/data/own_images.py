@@ -15,12 +15,14 @@ from diffuse.data.arrays import Block, Source
 from diffuse.data.decoding import BLOCK_IMAGES, SUFFIXES, Shape
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UserError
+from diffuse.system.progress import log
 from diffuse.system.randomness import hash_key
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 # What zipfile, zlib and numpy raise where an npz file is damaged, encrypted or something else.
 DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TokenError, zipfile.BadZipFile, zlib.error)
 MOST_CLASSES = 100_000
+MOST_NAMED = 5  # files in a message
 
 
 class FolderImages:
@@ -65,9 +67,16 @@ def fingerprint(root: Path, names: Sequence[str]) -> str:
 
 
 def image_files(folder: Path) -> list[str]:
-    """All images in a folder and below, as sorted paths relative to it, without hidden files and folders."""
-    found, seen = [], set()
-    for inside, folders, files in os.walk(folder, followlinks=True):
+    """All images in a folder and below, as sorted paths relative to it, without hidden files and folders.
+
+    Other files, and folders that may not be read, are left out with a warning.
+    """
+    found, others, closed, seen = list[str](), list[str](), list[str](), set[tuple[int, int]]()
+
+    def refused(error: OSError) -> None:
+        closed.append(os.path.relpath(error.filename, folder))
+
+    for inside, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         status = os.stat(inside)
         if (status.st_dev, status.st_ino) in seen:  # links in a circle
             folders.clear()
@@ -75,8 +84,19 @@ def image_files(folder: Path) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = "" if inside == str(folder) else Path(inside).relative_to(folder).as_posix() + "/"
-        found += [below + name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        for name in files:
+            if not name.startswith("."):
+                (found if name.lower().endswith(SUFFIXES) else others).append(below + name)
+    for names, what in ((others, "not jpg, png, webp or bmp"), (closed, "a folder that may not be read")):
+        if names:
+            log.warning(f"{folder}: {len(names):,} left out ({what}): {first_of(sorted(names))}")
     return sorted(found)
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first names, for a message."""
+    more = ", ..." if names[MOST_NAMED:] else ""
+    return ", ".join(name.encode(errors="backslashreplace").decode() for name in names[:MOST_NAMED]) + more
 
 
 def split_folders(folder: Path) -> dict[str, str]:

@@ -155,40 +155,67 @@ class TableSchedule(Schedule):
         return self._copies[key]
 
 
+DDPM = (1e-4, 0.02)  # beta_1 and beta_T of Ho et al. 2020, for 1,000 levels
+END_KEYS = ("beta_start", "beta_end")
+ENDS = {"linear": DDPM, "quad": DDPM, "scaled_linear": (0.00085, 0.012), "sigmoid": DDPM}
+
+
 def linear(
-    levels: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, zero_terminal_snr: bool = False
+    levels: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
 ) -> TableSchedule:
     """beta_t evenly spaced from beta_start (t = 1) to beta_end (t = T): Ho et al. 2020, section 4.
 
     levels             number of noise levels, T
-    beta_start         beta_1
-    beta_end           beta_T
+    beta_start         beta_1; null: 1e-4 times 1000 / levels (Nichol and Dhariwal 2021, in their code)
+    beta_end           beta_T; null: 0.02 times 1000 / levels
     zero_terminal_snr  rescale the table so that its last level is pure noise (`rescale_to_zero_snr`)
     """
-    _check_range(levels, beta_start, beta_end)
-    return _table(torch.linspace(beta_start, beta_end, levels, dtype=torch.float64), zero_terminal_snr)
+    ends = ends_for("linear", levels, beta_start, beta_end)
+    return _table(torch.linspace(*ends, levels, dtype=torch.float64), zero_terminal_snr)
 
 
 def scaled_linear(
-    levels: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012, zero_terminal_snr: bool = False
+    levels: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
 ) -> TableSchedule:
     """sqrt(beta_t) evenly spaced from sqrt(beta_start) to sqrt(beta_end), so that beta_t is a quadratic function of t.
 
-    Rombach et al. 2022, in their code; with beta_start and beta_end of `linear` it is `quad` of Ho et al.'s code.
+    Rombach et al. 2022, in their code.
 
     levels             number of noise levels, T
-    beta_start         beta_1
-    beta_end           beta_T
+    beta_start         beta_1; null: 0.00085 times 1000 / levels
+    beta_end           beta_T; null: 0.012 times 1000 / levels
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    _check_range(levels, beta_start, beta_end)
-    return _table(torch.linspace(beta_start**0.5, beta_end**0.5, levels, dtype=torch.float64) ** 2, zero_terminal_snr)
+    start, end = ends_for("scaled_linear", levels, beta_start, beta_end)
+    return _table(torch.linspace(start**0.5, end**0.5, levels, dtype=torch.float64) ** 2, zero_terminal_snr)
+
+
+def quad(
+    levels: int = 1000,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
+    zero_terminal_snr: bool = False,
+) -> TableSchedule:
+    """`scaled_linear` between the ends of `linear`: Ho et al. 2020, in their code.
+
+    levels             number of noise levels, T
+    beta_start         beta_1; null: 1e-4 times 1000 / levels
+    beta_end           beta_T; null: 0.02 times 1000 / levels
+    zero_terminal_snr  rescale the table so that its last level is pure noise
+    """
+    return scaled_linear(levels, *ends_for("quad", levels, beta_start, beta_end), zero_terminal_snr)
 
 
 def sigmoid(
     levels: int = 1000,
-    beta_start: float = 1e-4,
-    beta_end: float = 0.02,
+    beta_start: float | None = None,
+    beta_end: float | None = None,
     width: float = 6.0,
     zero_terminal_snr: bool = False,
 ) -> TableSchedule:
@@ -197,15 +224,35 @@ def sigmoid(
     The code of Song, Meng and Ermon 2021. (In Jabri et al. 2022 the sigmoid schedule is another one, of alpha_bar.)
 
     levels             number of noise levels, T
-    beta_start         beta_1, nearly
-    beta_end           beta_T, nearly
+    beta_start         beta_1, nearly; null: 1e-4 times 1000 / levels
+    beta_end           beta_T, nearly; null: 0.02 times 1000 / levels
     width              half the width of the interval of the sigmoid that is used
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    _check_range(levels, beta_start, beta_end)
+    start, end = ends_for("sigmoid", levels, beta_start, beta_end)
     check(0 < width < math.inf, "width", "positive", width)
     z = torch.linspace(-width, width, levels, dtype=torch.float64)
-    return _table(beta_start + (beta_end - beta_start) * torch.sigmoid(z), zero_terminal_snr)
+    return _table(start + (end - start) * torch.sigmoid(z), zero_terminal_snr)
+
+
+def ends_for(schedule: str, levels: int, start: float | None, end: float | None) -> tuple[float, float]:
+    """beta_1 and beta_T of the schedule of this name: as given, or else as `usual_ends` has them.
+
+    Raises Refused where one is not in (0, 1).
+    """
+    check(levels >= 1, "levels", "at least 1", levels)
+    for name, given, usual in zip(END_KEYS, (start, end), usual_ends(schedule, levels), strict=True):
+        if given is None and usual >= 1:
+            raise Refused("levels", f"must be above {usual * levels:g} where {name} is null, not {levels}")
+        check(given is None or 0 < given < 1, name, "between 0 and 1", given)
+    start, end = (given or usual for given, usual in zip((start, end), usual_ends(schedule, levels), strict=True))
+    return start, end
+
+
+def usual_ends(schedule: str, levels: int) -> tuple[float, float]:
+    """beta_1 and beta_T for 1,000 levels times 1000 / levels: as little of the image is left at T for any number."""
+    start, end = ENDS[schedule]
+    return start * 1000 / levels, end * 1000 / levels
 
 
 def cosine(
@@ -282,12 +329,6 @@ def rescale_to_zero_snr(betas: Tensor) -> Tensor:
 def _table(betas: Tensor, zero_terminal_snr: bool) -> TableSchedule:
     schedule = TableSchedule(betas)  # checks the betas first: rescaling would hide a value that is not allowed
     return TableSchedule(rescale_to_zero_snr(betas)) if zero_terminal_snr else schedule
-
-
-def _check_range(levels: int, beta_start: float, beta_end: float) -> None:
-    check(0 < beta_start < 1, "beta_start", "between 0 and 1", beta_start)
-    check(0 < beta_end < 1, "beta_end", "between 0 and 1", beta_end)
-    check(levels >= 1, "levels", "at least 1", levels)
 
 
 def per_image(t: Tensor, x: Tensor) -> Tensor:

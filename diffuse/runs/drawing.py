@@ -16,7 +16,7 @@ from diffuse.runs.analytic import analytic
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
-from diffuse.system.errors import Refused, UsageError
+from diffuse.system.errors import Refused, UsageError, UserError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
@@ -72,7 +72,19 @@ class Drawing:
         with Progress("draw", n * cost, "evaluation", first * cost) as progress:
             for start in range(first, n, batch_size):
                 images = range(n)[start : start + batch_size]
-                yield images, self.draw(images, after_step).cpu()
+                drawn = self.draw(images, after_step).cpu()
+                refuse_not_finite(drawn, images)
+                yield images, drawn
+
+
+def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
+    """Raise UserError where an image has pixels that are NaN or infinite: as 8-bit pixels they would be any number."""
+    wrong = [str(number) for number, image in zip(images, drawn, strict=True) if not torch.isfinite(image).all()]
+    if wrong:
+        raise UserError(
+            f"{len(wrong)} of {len(images)} images are NaN or infinite (the first is number {wrong[0]}): the sampler "
+            "is not stable with these keys.\nTry device.precision=float32, more sampler.steps, or another sampler"
+        )
 
 
 def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:

@@ -45,10 +45,12 @@ class Output:
     ) -> Iterator[Path]:
         """Work in a new folder: parent/<name>, or parent/<time> without a name, or the sweep's.
 
-        Raises UserError where the folder exists already, unless is_continued(folder).
+        Raises UserError where the folder exists already, unless is_continued(folder). One with nothing but a log and
+        hidden files is of a call that was stopped before it wrote anything.
         """
         folder = self.folder(parent, name) or make_new_folder(parent / timestamp())
-        if any(folder.glob("*")) and not is_continued(folder):
+        written = [path for path in folder.glob("*") if not path.name.startswith(".") and path.name != log_name]
+        if written and not is_continued(folder):
             raise UserError(f"{short_path(folder)} exists already: choose another name=")
         in_use = f"{short_path(folder)} is in use: another process is writing there; choose another name="
         with hold_lock(folder / ".lock", refusal=in_use), self.log_into(folder, log_name):

@@ -1,31 +1,43 @@
 """metrics.jsonl of a run folder: one line for each measurement, {"step": 50, "loss": 0.04, ...}."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffuse.system.files import write_atomic
+from diffuse.system.progress import log
 
 METRICS_FILE = "metrics.jsonl"
 SCORE_PREFIX = "eval/"  # of the names that scores have among the metrics of a training
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, none without that file. A line that a crash left unfinished is the end."""
+    """The lines of a run's metrics.jsonl, none without that file. Lines that a crash damaged are left out."""
+    return [values for values in _lines(folder) if values is not None]
+
+
+def _lines(folder: Path) -> list[dict[str, Any] | None]:
+    """Every line, or None where it is damaged; what follows the last end of a line is not finished, and no line."""
     path = folder / METRICS_FILE
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    found: list[dict[str, Any]] = []
-    for line in text.split("\n")[:-1]:
-        try:
-            found.append(dict(json.loads(line)))
-        except ValueError:
-            break
-    return found
+    return [_values(line) for line in text.split("\n")[:-1]]
+
+
+def _values(line: str) -> dict[str, Any] | None:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and isinstance(found.get("step"), int):
+            return found
+    return None
 
 
 def forget_after(folder: Path, step: int) -> None:
     """Remove the lines of metrics.jsonl after `step`, and unfinished ones: those steps will be done again."""
-    kept = [json.dumps(values) + "\n" for values in read_metrics(folder) if values["step"] <= step]
+    lines = _lines(folder)
+    if damaged := [str(number) for number, values in enumerate(lines, start=1) if values is None]:
+        log.warning(f"{folder / METRICS_FILE}: damaged lines are left out: {', '.join(damaged)}")
+    kept = [json.dumps(values) + "\n" for values in lines if values and values["step"] <= step]
     write_atomic(folder / METRICS_FILE, lambda file: file.writelines(kept))
 
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffuse.data.conditions import Condition
@@ -59,6 +60,7 @@ class TrainedNetwork:
             net = build_network(self.config, self.kind, trust)
             net.load_state_dict(content[weights])
             self.data_sha256 = dict(content["data_sha256"])
+        refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
         self.rows = device.rows(self.kind.side, batch_size)
         self.batch_size = -(-batch_size // self.rows) * self.rows
@@ -101,6 +103,13 @@ class TrainedNetwork:
     def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
         """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32."""
         return self.formulas.denoiser(self.net, self.device, self.rows, clip, float32)
+
+
+def refuse_not_finite(net: nn.Module, path: Path) -> None:
+    """Raise UserError where a weight is NaN or infinite: whatever is drawn with it or scored would be wrong."""
+    for name, weight in net.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{path} holds weights that are NaN or infinite ({name}): use another checkpoint")
 
 
 def load(ckpt: str, device: Device | None = None, trust: Sequence[str] = (), **options: Any) -> TrainedNetwork:

@@ -1,8 +1,8 @@
 """Feature vectors on disk: rows that are added as images come, so that memory does not grow with their number.
 
 A folder holds one array for each output of a feature network, float32 vectors or uint8 pixels, and `rows.json`: what
-the rows were made from, and the hash of each complete array. An evaluation that was killed continues after the last
-whole row.
+the rows were made from, and the hash of each complete array and of what was derived from it: a file with another hash
+is made again. An evaluation that was killed continues after the last whole row.
 """
 
 import json
@@ -20,6 +20,7 @@ from diffuse.system.files import json_round_trip, sha256, write_atomic, write_js
 from diffuse.system.growing_array import GrowingArray, whole_rows
 
 ROWS_JSON = "rows.json"
+ROUNDING = 1e-5  # of a covariance that somebody stored in float32, as a share of its largest number
 Vectors = Mapping[str, np.ndarray]  # of some images, by output: [b, D] each
 
 
@@ -32,10 +33,12 @@ class Rows:
     def __init__(self, folder: Path, made_from: Mapping[str, Any]):
         self.folder, self.made_from = folder, json_round_trip(made_from)
         self.sha256: dict[str, str] = {}
+        self.derived: dict[str, str] = {}  # file name -> SHA-256
         try:
             content = json.loads((folder / ROWS_JSON).read_text(encoding="utf-8"))
             known = dict(content["sha256"]) if content["made_from"] == self.made_from else None
-        except (OSError, ValueError, KeyError, TypeError):
+            self.derived = dict(content.get("derived", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             known = None
         if known is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,27 +81,36 @@ class Rows:
             self._write_json()
 
     def _write_json(self) -> None:
-        write_json(self.folder / ROWS_JSON, {"made_from": self.made_from, "sha256": self.sha256})
+        facts = {"made_from": self.made_from, "sha256": self.sha256, "derived": self.derived}
+        write_json(self.folder / ROWS_JSON, facts)
 
     def statistics(self, name: str) -> Statistics:
         """Mean and covariance of an output's rows, kept in the folder."""
         path = self.folder / f"{name}-{self.count(name)}-statistics.npz"
-        try:
+        if self._is_sealed(path):
             return read_statistics(path)
-        except UserError:  # missing or damaged
-            found = statistics(self[name])
-            write_statistics(path, found)
-            return found
+        found = statistics(self[name])
+        write_statistics(path, found)
+        self._seal(path)
+        return found
 
     def radii(self, name: str, k: int) -> np.ndarray:
         """The distance of each of an output's rows to its k-th nearest neighbour, kept in the folder."""
         path = self.folder / f"{name}-{self.count(name)}-radii-{k}.npy"
-        try:
+        if self._is_sealed(path):
             return np.load(path, allow_pickle=False)
-        except DAMAGED:  # or missing
-            found = radii(self[name], k)
-            write_atomic(path, lambda file: np.save(file, found), mode="wb")
-            return found
+        found = radii(self[name], k)
+        write_atomic(path, lambda file: np.save(file, found), mode="wb")
+        self._seal(path)
+        return found
+
+    def _is_sealed(self, path: Path) -> bool:
+        """Whether the file is as it was written."""
+        return path.name in self.derived and path.is_file() and sha256(path) == self.derived[path.name]
+
+    def _seal(self, path: Path) -> None:
+        self.derived[path.name] = sha256(path)
+        self._write_json()
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -112,9 +124,24 @@ def read_statistics(path: Path) -> Statistics:
             features = str(arrays["features"]) if "features" in arrays else None
     except DAMAGED as error:
         raise UserError(f"{path} is not an npz file with mu and sigma: {error}") from error
-    if mu.ndim != 1 or sigma.shape != 2 * mu.shape:
+    if mu.ndim != 1 or sigma.shape != 2 * mu.shape or not len(mu):
         raise UserError(f"{path}: mu must be [D] and sigma [D, D], not {mu.shape} and {sigma.shape}")
+    if reason := why_impossible(mu, sigma):
+        raise UserError(f"{path} does not hold the mean and covariance of anything: {reason}")
     return Statistics(mu, sigma, features)
+
+
+def why_impossible(mu: np.ndarray, sigma: np.ndarray) -> str:
+    """Why these are not a mean and a covariance, beyond rounding to float32; empty if they may be."""
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        return "mu or sigma has numbers that are NaN or infinite"
+    largest = np.abs(sigma).max()
+    if np.abs(sigma - sigma.T).max() > ROUNDING * largest:
+        return "sigma is not symmetric"
+    lowest, highest = np.linalg.eigvalsh(sigma)[[0, -1]]
+    if lowest < -ROUNDING * max(highest, largest):
+        return f"sigma has a negative eigenvalue, {lowest:.3g} (the largest is {highest:.3g})"
+    return ""
 
 
 def write_statistics(path: Path, found: Statistics) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,9 @@ class Report:
         if name not in self.facts["values"]:
             with self.timed(name):
                 found = compute()
+            for key, value in values_only(found).items():
+                if not math.isfinite(value):
+                    raise UserError(f"{key} is {value}: what was compared holds NaN or infinite numbers, or overflows")
             self.facts["values"][name] = values_only(found)
             self.note(section, {**self.facts.get(section, {}), **found})
         for key in self.facts["values"][name]:

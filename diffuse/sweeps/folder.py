@@ -9,9 +9,10 @@ sweep.csv  sweep.md  sweep.png    all records as a table, for programs and for p
 import json
 import os
 import platform
+import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,6 +36,12 @@ class Sweep:
 
     def __init__(self, folder: Path):
         self.folder, self.jobs = folder, folder / JOBS
+
+    def join(self) -> None:
+        """Hold a lock for this call of the command line while this object lives: no other call removes the folder."""
+        with self._exclusive():
+            self._call = FileLock(self.jobs / f".call-{os.getpid()}.lock")
+            self._call.acquire(timeout=0)
 
     @contextmanager
     def hold(self, job: Record) -> Iterator[None]:
@@ -107,7 +114,7 @@ class Sweep:
     def write_tables(self) -> None:
         """Write sweep.csv and sweep.md from all records."""
         with self._exclusive():
-            remove_leftovers(self.folder)
+            remove_leftovers(self.folder, CSV, MARKDOWN)
             jobs = self._rows()
             picture = PICTURE if (self.folder / PICTURE).exists() else None
             write_atomic(self.folder / CSV, lambda file: file.write(table.as_csv(jobs)))
@@ -117,7 +124,7 @@ class Sweep:
         """Draw sweep.png, unless it is at most `fresh` seconds old. A sweep does not fail because of its picture."""
         path = self.folder / PICTURE
         try:
-            if path.exists() and time.time() - path.stat().st_mtime <= fresh:
+            if path.exists() and 0 <= time.time() - path.stat().st_mtime <= fresh:
                 return
             from diffuse.sweeps import picture  # with matplotlib, which takes a second
 
@@ -141,9 +148,38 @@ class Sweep:
 
     def has_no_results(self) -> bool:
         """Whether the folder has records and tables only, without any job's folder, and no job that may make one."""
-        if not self.folder.is_dir() or not {inside.name for inside in self.folder.iterdir()} <= NOT_JOBS:
-            return False
-        return all(job.status != RUNNING for job in self.rows())
+        if not self.jobs.is_dir():
+            return True
+        with self._exclusive():
+            return self._has_no_results()
+
+    def _has_no_results(self) -> bool:
+        names = {inside.name for inside in self.folder.iterdir()}
+        return names <= NOT_JOBS and all(job.status != RUNNING for job in self._rows())
+
+    def remove_without_results(self, made: Sequence[Path]) -> None:
+        """Remove the records of a sweep without any results, unless another call of it goes on.
+
+        made: the folders that this call of the command line made, the deepest first; those left empty are removed too.
+        """
+        if self.jobs.is_dir():
+            with self._exclusive():
+                if self._has_no_results() and not self._goes_on_elsewhere():
+                    for path in map(self.folder.joinpath, NOT_JOBS):
+                        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for folder in made:
+            with suppress(OSError):  # not empty, or not made after all
+                folder.rmdir()
+
+    def _goes_on_elsewhere(self) -> bool:
+        """Whether another process holds the lock of a call."""
+        for path in self.jobs.glob(".call-*.lock"):
+            try:
+                if path.name != f".call-{os.getpid()}.lock":
+                    FileLock(path).acquire(timeout=0).lock.release()
+            except Timeout:
+                return True
+        return False
 
     def _exclusive(self) -> AbstractContextManager[None]:
         """Wait until no other process reads or writes the tables."""

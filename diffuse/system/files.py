@@ -127,10 +127,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic_path` in processes that were killed. The caller holds the folder's lock."""
-    for left_over in folder.glob(".*.tmp"):
-        left_over.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, *names: str) -> None:
+    """Remove the temporary files of `atomic_path`, for files of these names or of any, in processes that were killed.
+
+    The caller holds the lock under which those files are written.
+    """
+    for name in names or ("*",):
+        for left_over in folder.glob(f".{name}.*.tmp"):
+            left_over.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

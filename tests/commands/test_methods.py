@@ -81,7 +81,7 @@ def test_langevin_dynamics_does_not_start_where_alpha_is_zero():
 
 @pytest.mark.parametrize(
     "words",
-    [["loss=hybrid", "times=importance", "times.history=2", "schedule.levels=4"], ["method=edm"]],
+    [["loss=hybrid", "times=importance", "times.history=2", "schedule=cosine", "schedule.levels=4"], ["method=edm"]],
     ids=["importance", "edm"],
 )
 def test_a_resumed_run_is_the_same_to_the_last_bit(words):
@@ -207,7 +207,9 @@ def test_the_analytic_variance_is_not_estimated_from_other_images(tmp_path):
 
 def test_a_failed_step_teaches_importance_sampling_nothing():
     """Where the device is asynchronous, as it is made to believe here, failure.pt has the levels that failed."""
-    typed = config("train", *TINY, "times=importance", "times.history=1", "schedule.levels=4", "optim.lr=1e-3")
+    typed = config(
+        "train", *TINY, "times=importance", "times.history=1", "schedule=cosine", "schedule.levels=4", "optim.lr=1e-3"
+    )
     trainer = trainer_of(typed)
     trainer.device = type("Asynchronous", (type(trainer.device),), {"asynchronous": True})("cpu", "float32")
     for _ in range(3):
@@ -230,13 +232,21 @@ def test_a_failed_step_teaches_importance_sampling_nothing():
 def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
     """Nobody typed sampler.steps, so the message says what it has to do with training."""
     with pytest.raises(UsageError, match="sampler.steps=3 for the sample grids of the training .* set sampler.steps=2"):
-        trained("r", "schedule.levels=2")
+        trained("r", "schedule=cosine", "schedule.levels=2")
 
 
 def test_a_training_step_counts_each_loss_with_the_weight_of_its_level():
     """The gradient of importance sampling, computed on a copy of the network; without the weights it is biased."""
     trainer = trainer_of(
-        config("train", *TINY, "times=importance", "times.history=1", "schedule.levels=4", "optim.clip=1e9")
+        config(
+            "train",
+            *TINY,
+            "times=importance",
+            "times.history=1",
+            "schedule=cosine",
+            "schedule.levels=4",
+            "optim.clip=1e9",
+        )
     )
     for _ in range(3):
         trainer.advance()

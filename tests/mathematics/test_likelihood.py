@@ -178,7 +178,7 @@ def test_the_bound_never_beats_the_entropy(gaussian: Gaussian):
 
 def test_a_batch_of_times_takes_each_images_own_term(gaussian: Gaussian):
     """As a loss draws them: L_0 for the image at level 1, the KL divergence for the others."""
-    schedule, levels = linear(20), [20, 1, 7, 2]
+    schedule, levels = linear(20, 1e-4, 0.02), [20, 1, 7, 2]
     denoiser = KnowsTheVariance(gaussian, on(schedule))
     x0 = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3, 1, 1)
     x_t = 0.9 * x0 + 0.1

@@ -15,16 +15,19 @@ from diffuse.mathematics.schedules import (
     betas,
     cosine,
     linear,
+    quad,
     read_betas,
     rescale_to_zero_snr,
     scaled_linear,
     sigmoid,
 )
+from diffuse.system.errors import Refused
 
 FORMULAS: dict[str, Callable[..., TableSchedule]] = {
     "linear": linear,
     "cosine": cosine,
     "scaled_linear": scaled_linear,
+    "quad": quad,
     "sigmoid": sigmoid,
 }
 
@@ -47,12 +50,15 @@ def real(*t: float) -> Tensor:
 
 def betas_of_the_paper(name: str, T: int) -> np.ndarray:
     evenly = np.array([(t - 1) / (T - 1) for t in range(1, T + 1)])
+    scale = 1000 / T  # Nichol and Dhariwal 2021, improved_diffusion/gaussian_diffusion.py
     if name == "linear":  # Ho et al. 2020, section 4
-        return 1e-4 + (0.02 - 1e-4) * evenly
+        return scale * 1e-4 + (scale * 0.02 - scale * 1e-4) * evenly
     if name == "scaled_linear":  # Rombach et al. 2022, ldm/modules/diffusionmodules/util.py
-        return (np.sqrt(0.00085) * (1 - evenly) + np.sqrt(0.012) * evenly) ** 2
+        return (np.sqrt(scale * 0.00085) * (1 - evenly) + np.sqrt(scale * 0.012) * evenly) ** 2
+    if name == "quad":  # Ho et al. 2020, diffusion_tf/diffusion_utils_2.py
+        return (np.sqrt(scale * 1e-4) * (1 - evenly) + np.sqrt(scale * 0.02) * evenly) ** 2
     if name == "sigmoid":  # Song, Meng and Ermon 2021, ddim/models/diffusion.py
-        return (0.02 - 1e-4) / (np.exp(-(12 * evenly - 6)) + 1) + 1e-4
+        return scale * (0.02 - 1e-4) / (np.exp(-(12 * evenly - 6)) + 1) + scale * 1e-4
 
     def f(t: int) -> float:  # Nichol and Dhariwal 2021, equation 17
         return np.cos((t / T + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -71,13 +77,35 @@ def rescaled_as_in_the_paper(betas: np.ndarray) -> np.ndarray:
     return 1 - alphas
 
 
+@pytest.mark.parametrize("T", [1000, 100, 4000])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_beta_and_alpha_bar_are_the_papers(name):
-    schedule, betas = FORMULAS[name](1000), betas_of_the_paper(name, 1000)
+def test_beta_and_alpha_bar_are_the_papers(name, T):
+    schedule, betas = FORMULAS[name](T), betas_of_the_paper(name, T)
     np.testing.assert_allclose(schedule.beta[1:], betas, rtol=1e-12)
     np.testing.assert_allclose(schedule.alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-12)
     assert schedule.beta[0] == 0
     assert schedule.alpha_bar[0] == 1
+
+
+@pytest.mark.parametrize("name", ["linear", "quad", "scaled_linear", "sigmoid"])
+def test_as_little_is_left_of_the_image_whatever_the_number_of_levels(name):
+    """As of a thousand, or less: log (1 - beta) is below -beta, and betas are larger where there are fewer."""
+    alpha_bar = [float(FORMULAS[name](T).alpha_bar[-1]) for T in (25, 100, 400, 1000, 4000)]
+    assert alpha_bar == sorted(alpha_bar)
+    assert alpha_bar[-1] == pytest.approx(alpha_bar[-2], rel=0.15)
+
+
+@pytest.mark.parametrize(("name", "least"), [("linear", 20), ("quad", 20), ("sigmoid", 20), ("scaled_linear", 12)])
+def test_so_few_levels_that_a_beta_would_reach_1_are_refused(name, least):
+    FORMULAS[name](least + 1)
+    with pytest.raises(Refused, match=f"^levels must be above {least} where beta_end is null, not {least}"):
+        FORMULAS[name](least)
+    FORMULAS[name](least, beta_end=0.5)
+
+
+def test_a_given_end_is_taken_as_it_is():
+    assert linear(100, beta_start=1e-4).beta[[1, -1]].tolist() == [1e-4, pytest.approx(0.2)]
+    assert linear(100, beta_end=0.02).beta[[1, -1]].tolist() == [pytest.approx(1e-3), 0.02]
 
 
 def test_linear_ends_at_the_papers_betas():
@@ -102,10 +130,10 @@ def test_the_betas_of_sigmoid_are_steepest_and_symmetric_in_the_middle():
 
 
 def test_the_ends_of_a_table_are_options():
-    """With the ends of `linear`, scaled_linear is the `quad` of Ho et al.'s code."""
-    beta = scaled_linear(3, beta_start=1e-4, beta_end=0.02).beta[1:]
     middle = ((1e-4**0.5 + 0.02**0.5) / 2) ** 2
-    torch.testing.assert_close(beta, real(1e-4, middle, 0.02), rtol=1e-12, atol=0)
+    for make in (scaled_linear, quad):
+        beta = make(3, beta_start=1e-4, beta_end=0.02).beta[1:]
+        torch.testing.assert_close(beta, real(1e-4, middle, 0.02), rtol=1e-12, atol=0)
     torch.testing.assert_close(linear(3, beta_start=0.1, beta_end=0.5).beta[1:], real(0.1, 0.3, 0.5))
 
 
@@ -325,15 +353,16 @@ def test_the_last_beta_may_be_one():
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_rescaling_needs_two_levels(name):
-    assert FORMULAS[name](2, zero_terminal_snr=True).beta[2] == 1
+    make = partial(FORMULAS[name], **({} if name == "cosine" else {"beta_start": 0.1, "beta_end": 0.2}))
+    assert make(2, zero_terminal_snr=True).beta[2] == 1
     with pytest.raises(ValueError, match="^zero_terminal_snr needs at least 2 levels"):
-        FORMULAS[name](1, zero_terminal_snr=True)
+        make(1, zero_terminal_snr=True)
 
 
 @pytest.mark.parametrize(
     ("make", "options"),
     [*((make, {"levels": levels}) for make in FORMULAS.values() for levels in (0, -1)),
-     *((make, {end: beta}) for make in (linear, scaled_linear, sigmoid) for end in ("beta_start", "beta_end")
+     *((make, {end: beta}) for make in (linear, scaled_linear, quad, sigmoid) for end in ("beta_start", "beta_end")
        for beta in (0.0, 1.0, float("nan"))),
      *((sigmoid, {"width": width}) for width in (0.0, -1.0, float("inf"), float("nan"))),
      *((cosine, {"s": s}) for s in (-1.0, float("inf"))), *((cosine, {"max_beta": beta}) for beta in (0.0, 1.0))],

@@ -28,7 +28,7 @@ class Late(VP):
 
 def test_levels_are_uniform_over_all_of_one_to_T():
     """{1 ... T-1} and {0 ... T-1} are slips found in popular notes."""
-    t, weight = UniformTimes(linear(10)).draw(100_000)
+    t, weight = UniformTimes(linear(10, 1e-4, 0.02)).draw(100_000)
     drawn = torch.bincount(t, minlength=12)
     assert drawn[0] == drawn[11] == 0
     assert chisquare(drawn[1:11]).pvalue > 1e-3

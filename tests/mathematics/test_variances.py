@@ -91,7 +91,7 @@ def test_a_single_step_takes_the_large_variance(path: Path, variance):
 
 def test_steps_of_a_batch_are_those_of_the_grid():
     """Each image at a level of its own, as losses take them, the first and the last level among them."""
-    schedule = linear(20)
+    schedule = linear(20, 1e-4, 0.02)
     every = reverse_steps(schedule, torch.arange(20, -1, -1).double())
     t = torch.tensor([20.0, 1.0, 7.0, 2.0], dtype=torch.float64).reshape(4, 1, 1, 1)
     batch = reverse_step(schedule, t, t - 1, torch.clamp(t + 1, max=20))

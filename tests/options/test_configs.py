@@ -167,7 +167,7 @@ def test_every_device_builds_where_it_is_there(device):
         (["dataset=my_digits", "recipe=digits"], "linear", "ddim", 4000),
         (["recipe=mine", "method=ddpm"], "linear", "ancestral", 7),
         (["method=score_sde", "dataset=my_digits"], "VP", "ancestral", 7),
-        (["recipe=mine", "method=ddpm", "schedule=quadratic", "sampler=ddim", "steps=9"], "scaled_linear", "ddim", 9),
+        (["recipe=mine", "method=ddpm", "schedule=quadratic", "sampler=ddim", "steps=9"], "quad", "ddim", 9),
     ],
 )
 def test_what_is_typed_wins_over_the_method_that_over_the_recipe_that_over_the_default(

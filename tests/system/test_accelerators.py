@@ -31,10 +31,18 @@ def said(x: Tensor, time: Tensor, y: Tensor | None = None, channels: int = 1) ->
 
 
 METHODS = {
-    "simple": (Denoiser(said, linear(10)), losses.simple, UniformTimes),
-    "importance": (Denoiser(said, linear(10)), losses.simple, partial(ImportanceTimes, history=3)),
-    "hybrid": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.hybrid, UniformTimes),
-    "vlb": (Denoiser(partial(said, channels=2), linear(10), learned_variance=True), losses.vlb, ImportanceTimes),
+    "simple": (Denoiser(said, linear(10, 1e-4, 0.02)), losses.simple, UniformTimes),
+    "importance": (Denoiser(said, linear(10, 1e-4, 0.02)), losses.simple, partial(ImportanceTimes, history=3)),
+    "hybrid": (
+        Denoiser(partial(said, channels=2), linear(10, 1e-4, 0.02), learned_variance=True),
+        losses.hybrid,
+        UniformTimes,
+    ),
+    "vlb": (
+        Denoiser(partial(said, channels=2), linear(10, 1e-4, 0.02), learned_variance=True),
+        losses.vlb,
+        ImportanceTimes,
+    ),
     "edm": (Denoiser(said, VE(), predictions.edm), losses.simple, LogNormalTimes),
     "flow": (Denoiser(said, Flow(), predictions.flow), losses.simple, UniformTimes),
 }
@@ -55,7 +63,7 @@ def test_a_training_step_on_cuda_waits_for_nothing(method):
 
 
 @pytest.mark.parametrize("sampler", [ancestral, ddim, predictor_corrector, annealed_langevin])
-@pytest.mark.parametrize("schedule", [linear(10), VP(), VE()], ids=["linear", "vp", "ve"])
+@pytest.mark.parametrize("schedule", [linear(10, 1e-4, 0.02), VP(), VE()], ids=["linear", "vp", "ve"])
 def test_samplers_stay_on_the_device(sampler, schedule):
     """On torch's device without numbers, with times and coefficients that have some."""
     x = torch.randn(2, 3, 2, 2, device="meta")
@@ -65,7 +73,7 @@ def test_samplers_stay_on_the_device(sampler, schedule):
 
 @pytest.mark.parametrize("variance", [fixed_large, learned])
 def test_the_bound_stays_on_the_device(variance):
-    denoiser = Denoiser(partial(said, channels=2), linear(10), learned_variance=True)
+    denoiser = Denoiser(partial(said, channels=2), linear(10, 1e-4, 0.02), learned_variance=True)
     x0 = torch.rand(2, 3, 2, 2, device="meta")
     steps = reverse_steps(denoiser.schedule, time_grid(denoiser.schedule, 4))
     for term in [
