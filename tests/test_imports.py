@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.places import PACKAGE
 
-TORCH_FREE = ("options.keys", "options.reference", "options.schema", "options.score_names")
+TORCH_FREE = ("options.keys", "options.reference", "options.schema", "options.score_names", "options.trust")
 BELOW = ("mathematics", "networks", "data", "system")
 # What the modules of a room may import of this package, beside their own room: rooms, or single modules of a room.
 ALLOWED: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hydra
 
-from diffuse.cli.messages import as_user_error
+from diffuse.cli.messages import as_user_error, package_of_the_users
 from diffuse.cli.overrides import COMPLETION, PRINTING, overrides_first, resumed_config, sweep_folder, with_sweep_names
 from diffuse.cli.task import Command, register
 from diffuse.sweeps.folder import MARKDOWN, PICTURE, Sweep
@@ -57,7 +57,9 @@ class CommandLine:
             error = self.end_of_sweep(raised) or as_user_error(raised, self.task.name)
             if error is None:
                 traceback.print_exc()
-                print("error: this is a mistake in diffuse, not yours; please report it", file=sys.stderr)
+                package = package_of_the_users(raised)
+                whose = f"{package}, a package of your own" if package else "diffuse, not yours; please report it"
+                print(f"error: this is a mistake in {whose}", file=sys.stderr)
                 return 1
         if error is None:
             return 0

@@ -15,6 +15,7 @@ COMMANDS = {
 }
 
 SHELLS = ("bash", "zsh", "fish")
+FLAGS = ("--help", "--multirun", "--cfg", "--info", "--config-dir", "--hydra-help")
 # Keys whose values are paths, for completion.
 PATHS = (
     *("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path="),
@@ -40,6 +41,9 @@ usage: diffuse COMMAND [key=value ...] [-m]
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -53,6 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = did_you_mean(command, COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
         print(f"error: unknown command {command!r}.{hint}", file=sys.stderr)
         return 2
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("error: the current folder was removed: change to one that exists", file=sys.stderr)
+        return 1
     try:
         from diffuse.cli.app import run_command  # takes a second, in which the user may press Ctrl-C
 
@@ -78,6 +87,9 @@ def complete(rest: list[str]) -> int:
         key, _, begun = last.partition("=")
         found = sorted(glob.glob(glob.escape(begun) + "*"))  # noqa: PTH207  (pathlib would shorten what was typed)
         print(*(f"{key}={path}{'/' if Path(path).is_dir() else ''}" for path in found))
+        return 0
+    if space and last.startswith("-"):
+        print(*(flag for flag in FLAGS if flag.startswith(last)))
         return 0
     if rest and rest[0].partition("=")[2] not in SHELLS:
         print(f"error: {rest[0]}: completion knows {', '.join(SHELLS)}", file=sys.stderr)

@@ -11,11 +11,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from diffuse.options.keys import all_keys
 from diffuse.options.reference import options
 from diffuse.options.schema import PRESETS, SCHEMAS, groups, keys_that_may_change
+from diffuse.options.trust import foundations
 from diffuse.system.errors import UsageError, UserError, did_you_mean
 from diffuse.system.files import FULL
 
 # Errors of the system that the user can correct; every other one is our mistake.
 FILE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+# What torch says where it cannot allocate memory on the CPU.
+NO_MEMORY = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
 
 # Hydra's plugins that sweeps can use, and the packages that contain them (our extras `launchers` and `optuna`).
 PLUGINS = {"joblib": "hydra-joblib-launcher", "submitit": "hydra-submitit-launcher", "optuna": "hydra-optuna-sweeper"}
@@ -31,10 +35,16 @@ def as_user_error(error: BaseException, command: str) -> UserError | None:
             again = "Make room and give the command again: files that were saved are complete"
             return UserError(f"the disk is full: {where} failed ({cause.strerror}).\n{again}")
         if isinstance(cause, OSError) and cause.errno in FILE_ERRORS:
-            advice = "run diffuse from a folder that you may write to"
+            advice = "choose another place (name=, data_dir=, the folder you are in) or ask for the right to it"
             return UserError(f"cannot write or read {cause.filename or 'a file'}: {cause.strerror}; {advice}")
-        if type(cause).__name__ == "OutOfMemoryError":
-            return UserError("the device has not enough memory: lower batch_size, or choose a smaller unet")
+        if isinstance(cause, FileNotFoundError) and "temporary directory" in str(cause):
+            return UserError("there is no folder for temporary files: set TMPDIR to one that you may write to")
+        if is_out_of_memory(cause):
+            return UserError("there is not enough memory: lower batch_size, or choose a smaller unet or dataset.size")
+        if isinstance(cause, RecursionError):
+            return UsageError("a value on the command line, or in a file that it names, is nested too deeply")
+        if isinstance(cause, RuntimeError) and "home directory" in str(cause):
+            return UserError("~ stands for no folder here (no HOME, or no such user): write the path without it")
     for cause in causes(error):
         if isinstance(cause, ValueError) and str(cause).startswith("Config group override must be a string"):
             return UsageError(f"a group ({', '.join(groups(command))}) takes the name of an option")
@@ -44,6 +54,20 @@ def as_user_error(error: BaseException, command: str) -> UserError | None:
         first_line = str(error).partition("\n")[0]
         return UsageError(f"Hydra cannot read this command line: {first_line[:200]}")
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, or torch on any device, has asked for more memory than there is."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def package_of_the_users(error: BaseException) -> str | None:
+    """The package in which an error was raised, where it is neither ours nor one that we are built on."""
+    frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+    names = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame, _ in frames]
+    return next((name for name in names if name not in {"", "__main__", *foundations()}), None)
 
 
 def raised_in_hydra(error: BaseException) -> bool:
@@ -85,8 +109,13 @@ def _reason(cause: BaseException, command: str) -> str:
         reason = str(next(causes(cause.__cause__), text))
         if "is not a ListConfig" in reason:
             return f"{name} is a list: write {word.replace('=', '=[', 1)}]"
-        return f"{name}: {reason.splitlines()[0]}"
-    return (f"{key}: " if key else "") + text.splitlines()[0]
+        return f"{name}: {first_line(reason)}"
+    return (f"{key}: " if key else "") + (first_line(text) or type(cause).__name__)
+
+
+def first_line(text: str) -> str:
+    """The text up to the first end of a line."""
+    return text.strip().partition("\n")[0]
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -96,7 +125,7 @@ def _missing_option(error: MissingConfigException) -> str:
         return f"{group}={option} needs a plugin that is not installed: pip install {plugin}"
     known = list(error.options or [])
     if not known:
-        return f"there is no config {error.missing_cfg_file}"
+        return f"there is no config {error.missing_cfg_file or 'in that folder'}; -cd FOLDER adds options to those here"
     return f"{group} must be one of {', '.join(known)}, not {option!r}.{did_you_mean(option, known)}"
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +15,7 @@ from diffuse.options.schema import plain
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
-from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name
+from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases
 
 MULTIRUN = ("-m", "--multirun")
 COMPLETION = ("-sc", "--shell-completion")
@@ -46,7 +47,8 @@ def overrides_first(typed: list[str]) -> list[str]:
             allowed = FLAGS_WITH_VALUE[flag]
             if value is None or (allowed and value not in allowed):
                 raise UsageError(f"{flag} needs {'one of ' + ', '.join(allowed) if allowed else 'a value'}")
-            flags += [flag, value]
+            relative = flag in ("-cp", "--config-path", "-cd", "--config-dir")  # to us, not to a module of ours
+            flags += [flag, str(Path(value).absolute()) if relative else value]
         elif word in BARE_FLAGS:
             flags.append(word)
         else:
@@ -104,7 +106,7 @@ def refuse_other_sweep(folder: Path, typed: Mapping[str, Override], command: str
     if not record.exists():
         kind = "a single run" if (folder / RECORD).exists() else "not a sweep"
         raise UsageError(f"{folder} exists already and is {kind}: a sweep needs another name=")
-    before = by_key(list(OmegaConf.select(OmegaConf.load(record), "hydra.overrides.task") or []))
+    before = by_key(list(OmegaConf.select(load_yaml(record), "hydra.overrides.task") or []))
     (then, was), (now, wanted) = varied_and_fixed(before), varied_and_fixed(typed)
     if then != now:
         over = [", ".join(keys) or "nothing" for keys in (then, now)]
@@ -115,6 +117,15 @@ def refuse_other_sweep(folder: Path, typed: Mapping[str, Override], command: str
         old, new = (words.get(key, f"without {key}") for words in (was, wanted))
         if old != new and not key.startswith("hydra"):
             raise UsageError(f"{folder} was made with {old}, and this line has {new}: choose another name=")
+
+
+def load_yaml(path: Path) -> Any:
+    """The values in a YAML file of Hydra's. Raises UsageError where it has aliases, which may stand for anything."""
+    try:
+        refuse_aliases(path)
+        return OmegaConf.load(path)
+    except Exception as error:  # a damaged file raises errors of many types
+        raise UsageError(f"{path} cannot be read: {error}; choose another name=") from error
 
 
 def resumed_config(typed: list[str]) -> str:

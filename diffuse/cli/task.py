@@ -29,7 +29,7 @@ from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import CONFIGS, SWEEP_RECORD, short_path, slug, write_atomic
 from diffuse.system.progress import log, log_to_console
-from diffuse.system.signals import end_at_first_signal, handle_signals
+from diffuse.system.signals import end_at_first_signal, handle_signals, raise_pending
 
 NOISY_LOGGERS = ("hydra", "hydra_plugins", "optuna.storages")  # our own messages say the same
 
@@ -175,7 +175,9 @@ class Command:
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
         )
-        return partial(importlib.import_module(f"diffuse.commands.{self.name}").run, config, output)
+        run = importlib.import_module(f"diffuse.commands.{self.name}").run
+        raise_pending()
+        return partial(run, config, output)
 
 
 def refuse_wrong_direction(score: str | None) -> None:

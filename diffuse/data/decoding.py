@@ -6,6 +6,7 @@ This module does not import torch, so that a worker process starts at once.
 import math
 import os
 import signal
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,8 @@ class Shape:
         Rotated as its EXIF orientation says; transparent parts become white; 16 bits are scaled to 8; resized by
         antialiased bicubic interpolation, unless the size is right already.
         """
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes into it
+            raise OSError("is not a regular file")
         with Image.open(path) as file:
             file.load()
             image = as_8_bit(rotate_upright(file), "L" if self.channels == 1 else "RGB")

@@ -1,6 +1,7 @@
 """The user's own images, a folder of files or an npz file: what is there, and which are held out for testing."""
 
 import hashlib
+import math
 import os
 import zipfile
 import zlib
@@ -135,6 +136,7 @@ class NpzImages:
                     raise UserError(f"{path} has no arr_0 with images; it has {', '.join(archive.namelist()[:9])}")
                 with archive.open("arr_0.npy") as file:
                     shape, dtype = _header(file)
+                    held = archive.getinfo("arr_0.npy").file_size - file.tell()
             with np.load(path, allow_pickle=False) as arrays:
                 labels = arrays.get("arr_1.npy")
         except DAMAGED as error:
@@ -143,6 +145,10 @@ class NpzImages:
         if dtype != np.uint8 or self.size != width or self.channels not in (1, 3) or self.count < 1:
             expected = "uint8 images [N, H, W, C], square, with 1 or 3 channels"
             raise UserError(f"{path}: arr_0 must hold {expected}, not {dtype} {shape}")
+        if held < math.prod(shape):
+            raise UserError(
+                f"{path} is damaged: arr_0 says that it has {self.count:,} images, and {held:,} bytes follow"
+            )
         if labels is not None and (labels.shape != (self.count,) or labels.dtype.kind not in "iu"):
             expected = f"a label, a whole number, for each of {self.count:,} images"
             raise UserError(f"{path}: arr_1 must hold {expected}, not {labels.dtype} {labels.shape}")

@@ -156,6 +156,7 @@ class TableSchedule(Schedule):
 
 
 DDPM = (1e-4, 0.02)  # beta_1 and beta_T of Ho et al. 2020, for 1,000 levels
+MOST_LEVELS = 1_000_000
 END_KEYS = ("beta_start", "beta_end")
 ENDS = {"linear": DDPM, "quad": DDPM, "scaled_linear": (0.00085, 0.012), "sigmoid": DDPM}
 
@@ -240,7 +241,7 @@ def ends_for(schedule: str, levels: int, start: float | None, end: float | None)
 
     Raises Refused where one is not in (0, 1).
     """
-    check(levels >= 1, "levels", "at least 1", levels)
+    check(1 <= levels <= MOST_LEVELS, "levels", f"between 1 and {MOST_LEVELS}", levels)
     for name, given, usual in zip(END_KEYS, (start, end), usual_ends(schedule, levels), strict=True):
         if given is None and usual >= 1:
             raise Refused("levels", f"must be above {usual * levels:g} where {name} is null, not {levels}")
@@ -267,7 +268,7 @@ def cosine(
     max_beta           the largest beta
     zero_terminal_snr  rescale the table so that its last level is pure noise
     """
-    check(levels >= 1, "levels", "at least 1", levels)
+    check(1 <= levels <= MOST_LEVELS, "levels", f"between 1 and {MOST_LEVELS}", levels)
     check(0 <= s < math.inf, "s", "0 or more", s)
     check(0 < max_beta < 1, "max_beta", "between 0 and 1", max_beta)
     t = torch.arange(levels + 1, dtype=torch.float64)

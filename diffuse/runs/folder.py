@@ -32,7 +32,16 @@ from diffuse.runs import checkpoint
 from diffuse.runs.pictures import save_png
 from diffuse.runs.scalars import METRICS_FILE, forget_after, read_metrics
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, flush, hold_lock, remove_leftovers, write_atomic
+from diffuse.system.files import (
+    OUTPUTS,
+    RECORD,
+    SWEEP_RECORD,
+    flush,
+    hold_lock,
+    refuse_aliases,
+    remove_leftovers,
+    write_atomic,
+)
 from diffuse.system.progress import log
 
 IMAGES = "images"  # the folder in a run
@@ -158,6 +167,7 @@ def read_record(folder: Path) -> TrainConfig:
     if not path.is_file():
         raise UserError(f"resume={folder} is not the folder of a run: it has no {RECORD}")
     try:
+        refuse_aliases(path)
         return stored_config(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
     except Exception as error:  # a damaged file raises errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]

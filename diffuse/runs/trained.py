@@ -20,7 +20,7 @@ from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_con
 from diffuse.runs.checkpoint import CHECKPOINTS, Stored, find, refuse_mismatch
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import data_folder
+from diffuse.system.files import OUTPUTS, data_folder, may_write
 from diffuse.system.progress import log
 
 
@@ -89,10 +89,17 @@ class TrainedNetwork:
         """The device, and the network's precision on it."""
         return self.formulas.where(self.device)
 
-    @property
+    @cached_property
     def home(self) -> Path:
-        """The run folder of the checkpoint, or the folder that it is in where that is not part of a run."""
-        return self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
+        """The run folder of the checkpoint, or the folder that it is in where that is not part of a run.
+
+        Where that may only be read, a folder of its name in outputs/.
+        """
+        home = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
+        if may_write(home):
+            return home
+        log.info(f"{home} may only be read: what is made goes into {OUTPUTS / home.name}")
+        return OUTPUTS / home.name
 
     @property
     def provenance(self) -> dict[str, Any]:

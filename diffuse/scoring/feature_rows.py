@@ -16,7 +16,7 @@ import numpy as np
 from diffuse.data.own_images import DAMAGED
 from diffuse.scoring.distances import Statistics, radii, statistics
 from diffuse.system.errors import UserError
-from diffuse.system.files import json_round_trip, sha256, write_atomic, write_json
+from diffuse.system.files import json_round_trip, may_write, sha256, write_atomic, write_json
 from diffuse.system.growing_array import GrowingArray, whole_rows
 
 ROWS_JSON = "rows.json"
@@ -42,6 +42,7 @@ class Rows:
             known = None
         if known is None:
             shutil.rmtree(folder, ignore_errors=True)
+            self.derived = {}
         for name, digest in (known or {}).items():
             if self._path(name).exists() and sha256(self._path(name)) == digest:
                 self.sha256[name] = digest
@@ -90,8 +91,9 @@ class Rows:
         if self._is_sealed(path):
             return read_statistics(path)
         found = statistics(self[name])
-        write_statistics(path, found)
-        self._seal(path)
+        if may_write(self.folder):
+            write_statistics(path, found)
+            self._seal(path)
         return found
 
     def radii(self, name: str, k: int) -> np.ndarray:
@@ -100,8 +102,9 @@ class Rows:
         if self._is_sealed(path):
             return np.load(path, allow_pickle=False)
         found = radii(self[name], k)
-        write_atomic(path, lambda file: np.save(file, found), mode="wb")
-        self._seal(path)
+        if may_write(self.folder):
+            write_atomic(path, lambda file: np.save(file, found), mode="wb")
+            self._seal(path)
         return found
 
     def _is_sealed(self, path: Path) -> bool:

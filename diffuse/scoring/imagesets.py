@@ -128,6 +128,8 @@ def open_folder(path: Path, key: str) -> ImageSet:
     if not names:
         raise UserError(f"{key}={path} holds no images (jpg, png, webp, bmp)")
     try:
+        if not (path / names[0]).is_file():
+            raise OSError("is not a regular file")
         with Image.open(path / names[0]) as image:
             size = image.width
     except OSError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffuse.options.dataset import default_data_dir
 from diffuse.scoring import distances
 from diffuse.scoring.distances import Statistics, frechet_distance
 from diffuse.scoring.feature_rows import Rows, Vectors
@@ -14,7 +15,8 @@ from diffuse.scoring.features import FEATURE_BATCH, Features, features_folder, k
 from diffuse.scoring.imagesets import ImageSet
 from diffuse.scoring.report import Values
 from diffuse.system.errors import UsageError
-from diffuse.system.files import hold_lock, slug
+from diffuse.system.files import data_folder, hold_lock, may_write, slug
+from diffuse.system.progress import log
 
 PRECISION_K, DENSITY_K = 3, 5
 FEW = 10_000
@@ -143,11 +145,21 @@ def regroup(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def cached_features(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> Side:
-    """The side of real images, whose features are kept under data_dir for the next evaluation."""
+    """The side of real images, whose features are kept under data_dir for the next evaluation.
+
+    Where data_dir is another's, and may only be read, new ones are kept under one's own.
+    """
     made_on = {"device": features.device.torch.type, "torch-fidelity": version("torch-fidelity")}
     made_from = {"images": images.fingerprint, **features.protocol, **made_on, "version": FEATURES_VERSION}
     key = key_of(*map(str, made_from.values()))
-    folder = features_folder(data_dir) / f"{slug(images.name)}-{slug(features.name)}-{key}"
+    name = f"{slug(images.name)}-{slug(features.name)}-{key}"
+    folder = features_folder(data_dir) / name
+    if not may_write(folder):
+        rows = Rows(folder, made_from)
+        if all(rows.count(output) >= images.count for output in outputs):
+            return Side(images.name, images.count, rows)
+        folder = features_folder(data_folder(default_data_dir())) / name
+        log.info(f"{data_dir} may only be read: the features of {images.name} are kept in {folder}")
     waiting = f"waiting for another process, which is computing the features of {images.name}"
     with hold_lock(folder.with_name(f".{folder.name}.lock"), waiting=waiting):
         return extract_features(images, features, outputs, Rows(folder, made_from))

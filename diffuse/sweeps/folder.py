@@ -17,12 +17,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from diffuse.sweeps import table
 from diffuse.sweeps.record import DONE, KILLED, RUNNING, Record
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import SWEEP_RECORD, hold_lock, remove_leftovers, write_atomic, write_json
+from diffuse.system.files import SWEEP_RECORD, hold_lock, lock_now, remove_leftovers, write_atomic, write_json
 from diffuse.system.progress import log
 
 JOBS, CSV, MARKDOWN, PICTURE = "jobs", "sweep.csv", "sweep.md", "sweep.png"
@@ -40,8 +40,7 @@ class Sweep:
     def join(self) -> None:
         """Hold a lock for this call of the command line while this object lives: no other call removes the folder."""
         with self._exclusive():
-            self._call = FileLock(self.jobs / f".call-{os.getpid()}.lock")
-            self._call.acquire(timeout=0)
+            self._call = lock_now(self.jobs / f".call-{os.getpid()}.lock")
 
     @contextmanager
     def hold(self, job: Record) -> Iterator[None]:
@@ -176,7 +175,8 @@ class Sweep:
         for path in self.jobs.glob(".call-*.lock"):
             try:
                 if path.name != f".call-{os.getpid()}.lock":
-                    FileLock(path).acquire(timeout=0).lock.release()
+                    with lock_now(path):
+                        pass
             except Timeout:
                 return True
         return False
@@ -187,7 +187,7 @@ class Sweep:
 
     def _lock(self, job: Record) -> AbstractContextManager[object]:
         """Take a job's lock, until the end of a context. Raises Timeout if another process has it."""
-        return FileLock(self.jobs / f".{job.folder}.lock").acquire(timeout=0)
+        return lock_now(self.jobs / f".{job.folder}.lock")
 
 
 def runs_beside_us(job: Record) -> bool:

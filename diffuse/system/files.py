@@ -6,10 +6,11 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from diffuse.system.errors import UsageError, UserError
@@ -20,6 +21,7 @@ CONFIGS = next(path for up in Path(__file__).resolve().parents[1:3] if (path := 
 OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 LONGEST_SLUG = 120
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that a shell, or another system, may read differently
 
@@ -94,6 +96,12 @@ def make_new_folder(path: Path) -> Path:
         candidate = path.with_name(f"{path.name}-{number}")
 
 
+def may_write(path: Path) -> bool:
+    """Whether a file or folder may be made or changed here, as far as its folder's rights tell."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return os.access(there, os.W_OK)
+
+
 def short_path(path: Path) -> str:
     """The path, relative to the current folder if it lies in it, and absolute otherwise."""
     path = path.absolute()
@@ -137,6 +145,13 @@ def remove_leftovers(folder: Path, *names: str) -> None:
             left_over.unlink(missing_ok=True)
 
 
+def refuse_aliases(path: Path) -> None:
+    """Raise ValueError where a YAML file has aliases: nine of nine of nine ... would fill the memory."""
+    with open(path, encoding="utf-8") as file:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file)):
+            raise ValueError("it has aliases (*name), which no file of this program has")
+
+
 def flush(path: Path) -> None:
     """Write a file's content, or a folder's entries, to the disk: a new file survives a power cut only after both."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -153,17 +168,30 @@ def hold_lock(path: Path, refusal: str = "", waiting: str = "") -> Iterator[None
     If another process holds the lock, raises UserError(refusal), or else logs `waiting` and waits.
     """
     make_folder(path.parent)
-    lock = FileLock(path)
     try:
-        held = lock.acquire(timeout=0)
+        held = lock_now(path)
     except Timeout:
         if refusal:
             raise UserError(refusal) from None
         if waiting:
             log.info(waiting)
-        held = lock.acquire()
+        held = FileLock(path).acquire()
     with held:
         yield
+
+
+def lock_now(path: Path) -> AbstractContextManager[object]:
+    """Take a lock, until the end of a context. Raises Timeout if another process has it.
+
+    Some network file systems have no locks. There nothing is held, with a warning.
+    """
+    try:
+        return FileLock(path).acquire(timeout=0)
+    except OSError as error:  # Timeout is one too, without a number
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning(f"{path.parent}: its file system has no locks ({error.strerror}); write there from one process")
+        return nullcontext()
 
 
 def format_bytes(size: float) -> str:

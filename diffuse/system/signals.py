@@ -44,7 +44,9 @@ def end(number: int) -> NoReturn:
 class AtOnce:
     """The handler that raises the exception of a signal wherever the program is, and remembers the signal.
 
-    before is called at the first signal, and may wait for other processes. With `once`, later signals do nothing.
+    In the middle of an import it does not raise: a library that is loaded by half may crash. Then `raise_pending` does,
+    at the next step of whatever follows. before is called at the first signal, and may wait for other processes. With
+    `once`, later signals do nothing.
     """
 
     def __init__(self, before: Callable[[], None] = lambda: None, once: bool = False):
@@ -58,7 +60,17 @@ class AtOnce:
         self.received = number
         if first:
             self.before()
-        end(number)
+        if not is_importing(frame):
+            end(number)
+
+
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether an import is under way in a frame, or in one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def pending() -> int | None:

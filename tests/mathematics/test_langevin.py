@@ -194,8 +194,16 @@ def test_annealed_langevin_refuses_paths_that_end_in_pure_noise():
         (predictor_corrector, {"snr": math.nan}, "^snr must be positive"),
         (annealed_langevin, {"langevin_steps": 0}, "^langevin_steps must be at least 1, not 0"),
         (annealed_langevin, {"step_size": -0.1}, "^step_size must be positive, not -0.1"),
+        (annealed_langevin, {"step_size": 0.0}, "^step_size must be positive, not 0.0"),
+        (ddim, {"eta": 1.1}, "^eta must be between 0 and 1, not 1.1"),
+        (ddim, {"eta": -0.1}, "^eta must be between 0 and 1, not -0.1"),
     ],
 )
 def test_impossible_settings_are_refused(sampler, options, message: str):
     with pytest.raises(ValueError, match=message):
         next(sampler(Denoiser(Says(), linear()), normal64(1, 2, 1, 2, 2), COARSE, **options))
+
+
+def test_a_single_step_at_each_level_is_allowed():
+    found = last(annealed_langevin(Denoiser(Says(), linear()), normal64(1, 2, 1, 2, 2), COARSE, langevin_steps=1))
+    assert found.shape == (2, 1, 2, 2)

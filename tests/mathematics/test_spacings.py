@@ -13,11 +13,12 @@ from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.schedules import Schedule, TableSchedule, cosine, linear, sigmoid
 from diffuse.mathematics.spacings import SPACINGS, karras, log_snr, quadratic, time_grid, to_zero, uniform
 
+ENDS = {"beta_start": 1e-4, "beta_end": 0.02}  # however few levels there are
 TABLES: dict[str, Callable[[int], TableSchedule]] = {
-    "linear": linear,
+    "linear": partial(linear, **ENDS),
     "cosine": cosine,
-    "sigmoid": sigmoid,
-    "linear to pure noise": partial(linear, zero_terminal_snr=True),
+    "sigmoid": partial(sigmoid, **ENDS),
+    "linear to pure noise": partial(linear, **ENDS, zero_terminal_snr=True),
     "cosine to pure noise": partial(cosine, zero_terminal_snr=True),
 }
 PATHS: dict[str, Callable[[], Schedule]] = {"vp": VP, "ve": VE, "flow": Flow}
