@@ -47,7 +47,7 @@ def overrides_first(typed: list[str]) -> list[str]:
             allowed = FLAGS_WITH_VALUE[flag]
             if value is None or (allowed and value not in allowed):
                 raise UsageError(f"{flag} needs {'one of ' + ', '.join(allowed) if allowed else 'a value'}")
-            relative = flag in ("-cp", "--config-path", "-cd", "--config-dir")  # to us, not to a module of ours
+            relative = flag in ("-cp", "--config-path")  # to us, not to a module of ours
             flags += [flag, str(Path(value).absolute()) if relative else value]
         elif word in BARE_FLAGS:
             flags.append(word)

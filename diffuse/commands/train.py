@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from diffuse.mathematics import predictions
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term
 from diffuse.mathematics.schedules import END_KEYS, ENDS, Schedule, TableSchedule, read_betas, usual_ends
 from diffuse.options.build import about, build
@@ -102,6 +103,7 @@ def build_training(config: TrainConfig) -> Training:
     data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
     formulas = Formulas.of(config, data.kind, trust)
     refuse_more_steps_than_levels(config.sampler, formulas.schedule)
+    refuse_large_targets(formulas)
     sampler = Sampler(config.sampler, formulas, data.kind, trust)
     condition = condition_of(config, data.kind)
     reseed(config.seed, "weights")
@@ -136,6 +138,16 @@ def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
         raise UsageError(
             f"sampler.steps={steps} for the sample grids of the training is more than the {schedule.T} levels of the "
             f"schedule: set sampler.steps={schedule.T} or less"
+        )
+
+
+def refuse_large_targets(formulas: Formulas) -> None:
+    """Raise UsageError where the network would have to predict numbers that grow with the noise, as v does on VE."""
+    schedule = formulas.schedule
+    if formulas.prediction.func is predictions.v and schedule.prior_std > 1:
+        raise UsageError(
+            f"prediction=v has targets alpha eps - sigma x0, and sigma reaches {schedule.prior_std:g} on this path: "
+            "choose prediction=edm, eps or flow, or a schedule that preserves the variance"
         )
 
 

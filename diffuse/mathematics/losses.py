@@ -27,9 +27,9 @@ def simple(
 ) -> Tensor:
     """The weighted squared error, the mean over pixels; by default L_simple of Ho et al. 2020, equation 14.
 
-        w ||x0 - predicted x0||^2   with   x_t = alpha x0 + sigma noise
+        weight ||target - net(x_t, t)||^2   with   x_t = alpha x0 + sigma noise
 
-    which for the default weight is ||target - net(x_t, t)||^2: for eps-prediction, the target is the noise.
+    where target - net = (x0 - predicted x0) / c_out; for eps-prediction, the target is the noise.
     """
     return squared_error(denoiser(denoiser.schedule.diffuse(x0, t, noise), t, y), x0, weight)
 
@@ -75,10 +75,9 @@ def hybrid(
 
 
 def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) -> Tensor:
-    """weight times (x0 - predicted x0)^2, the mean over pixels, computed from the error of the network's output."""
+    """The weighted squared error of the network's output, the mean over pixels: that of x0 divided by c_out."""
     error = (guess.unclipped - x0) / guess.c_out
-    of_output = weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * guess.c_out**2
-    return (of_output * error.square()).flatten(1).mean(1)
+    return (weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * error.square()).flatten(1).mean(1)
 
 
 def bound_term(

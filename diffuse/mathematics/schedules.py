@@ -68,10 +68,12 @@ class Schedule(ABC):
         """(alpha, sigma) at times t, in t's type.
 
         Both are computed from log_snr: alpha = sqrt(sigmoid(log_snr)), sigma = sqrt(sigmoid(-log_snr)). Near t = 0, in
-        float32, sigma then has a relative error of 3e-7, where that of sqrt(1 - alpha_bar) is 1e-3.
+        float32, sigma then has a relative error of 3e-7, where that of sqrt(1 - alpha_bar) is 1e-3. Where float32 has
+        no sigmoid any more, below exp(-87), alpha is exp(log_snr / 2).
         """
         log_snr = self.log_snr(t)
-        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        alpha = torch.where(log_snr < -80, torch.exp(log_snr / 2), torch.sigmoid(log_snr).sqrt())
+        return alpha, torch.sigmoid(-log_snr).sqrt()
 
     def diffuse(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = alpha x0 + sigma noise, a sample of q(x_t given x0): Ho et al. 2020, equation 4.

@@ -16,7 +16,13 @@ Spacing = Callable[[Schedule, int], Tensor]
 
 
 def uniform(schedule: Schedule, steps: int) -> Tensor:
-    """Evenly spaced from T to 1, then 0: Nichol and Dhariwal 2021, section 4; Song et al. 2021 (SDE), appendix C."""
+    """Evenly spaced from T to 1, then 0: Nichol and Dhariwal 2021, section 4; Song et al. 2021 (SDE), appendix C.
+
+    Levels are rounded as in the code of Nichol and Dhariwal: a sum of equal strides, counted from 0.
+    """
+    if schedule.discrete and steps > 1:
+        stride = torch.tensor((schedule.T - 1) / (steps - 1), dtype=torch.float64)
+        return _grid(schedule, 1 + torch.cat([torch.zeros(1), stride.repeat(steps - 1)]).cumsum(0).round())
     return _grid(schedule, 1 + (schedule.T - 1) * _even(steps))
 
 

@@ -136,7 +136,7 @@ def test_the_analytic_variance_is_estimated_once_from_the_training_images(tiny_r
     trained = load(str(tiny_run))
     assert path.stem == f"{trained.sha256[:16]}_ema"
     known = json.loads(path.read_text())["eps_squared"]
-    assert set(known) == {"1000.0", "500.0", "1.0"}
+    assert set(known) == {"1000.0", "501.0", "1.0"}
     rows = np.sort(generator("analytic", "1000.0").permutation(1438)[:256])
     x0 = to_float(torch.from_numpy(digits().train.images[rows]))
     noise = ImageNoise(0, "analytic 1000.0", rows.tolist())(x0)
@@ -233,6 +233,11 @@ def test_a_table_shorter_than_the_grids_of_a_training_is_refused_by_its_name():
     """Nobody typed sampler.steps, so the message says what it has to do with training."""
     with pytest.raises(UsageError, match="sampler.steps=3 for the sample grids of the training .* set sampler.steps=2"):
         trained("r", "schedule=cosine", "schedule.levels=2")
+
+
+def test_targets_that_grow_with_the_noise_are_refused():
+    with pytest.raises(UsageError, match="prediction=v has targets alpha eps - sigma x0, and sigma reaches 100"):
+        trained("r", "schedule=ve", "prediction=v")
 
 
 def test_a_training_step_counts_each_loss_with_the_weight_of_its_level():

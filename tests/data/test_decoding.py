@@ -240,7 +240,7 @@ def bomb(path: Path) -> None:
         ("text.jpg", lambda path: path.write_text("no image"), "is not an image"),
         ("empty.png", Path.touch, "is not an image"),
         ("gone.png", lambda path: None, "does not exist"),
-        ("folder.png", Path.mkdir, "directory"),
+        ("folder.png", Path.mkdir, "is not a regular file"),
         ("bomb.bmp", bomb, "900000000 pixels"),
     ],
 )

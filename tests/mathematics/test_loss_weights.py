@@ -10,7 +10,7 @@ from torch import Tensor
 from diffuse.mathematics import loss_weights as weights
 from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.schedules import TableSchedule, linear
 from tests.support.paths import PATHS
 from tests.support.predictions import DEFINED, Constant, alpha_sigma, answer, close, images, times
 
@@ -66,13 +66,25 @@ def test_min_snr_of_v_is_the_papers(path: str):
 
 @pytest.mark.parametrize("name", OF_THE_LOSS_OF_EPS)
 @pytest.mark.parametrize("kind", ["x0", "v", "flow", "mean"])
-def test_pure_noise_weighs_nothing_but_for_the_simple_loss(kind: str, name: str):
-    """Nothing is to be learned there of x0; what must not come of it is a division of zero by zero."""
+def test_pure_noise_weighs_as_in_the_simple_loss(kind: str, name: str):
+    """Hang et al.'s code: loss_weights[snr == 0] = 1. Every image is sampled from there, so it must be trained."""
     x0, noise, output = images(1, 2, 3)
     denoiser = Denoiser(Constant(output), PATHS["zero_terminal"].schedule, getattr(predictions, kind))
     t = torch.tensor([1000] * 4)
-    assert (losses.simple(denoiser, x0, t, noise, weight=OF_THE_LOSS_OF_EPS[name][0]) == 0).all()
-    assert (losses.simple(denoiser, x0, t, noise) > 0).all()
+    found = losses.simple(denoiser, x0, t, noise, weight=OF_THE_LOSS_OF_EPS[name][0])
+    assert (found > 0).all()
+    close(found, losses.simple(denoiser, x0, t, noise))
+
+
+@pytest.mark.parametrize("name", ["simple", *OF_THE_LOSS_OF_EPS])
+def test_float32_is_enough_where_almost_nothing_is_left_of_the_image(name: str):
+    """alpha_bar = 1e-39: c_out = 3e19, and its square is no float32 any more."""
+    x0, noise, output = images(1, 2, 3)
+    schedule = TableSchedule(1 - torch.tensor([1e-10, 1e-10, 1e-10, 1e-9], dtype=torch.float64))
+    denoiser = Denoiser(Constant(output.float()), schedule)
+    weight = weights.simple if name == "simple" else OF_THE_LOSS_OF_EPS[name][0]
+    found = losses.simple(denoiser, x0.float(), torch.tensor([4] * 4), noise.float(), weight=weight)
+    torch.testing.assert_close(found.double(), of_pixels(noise - output), rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize("gamma", [0.0, -5.0, math.nan])

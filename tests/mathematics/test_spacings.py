@@ -91,10 +91,22 @@ def test_spacings_in_time_are_what_they_are_called():
         )
         np.testing.assert_allclose(time_grid(schedule, 3, to_zero), [1000, 2000 / 3, 1000 / 3, 0], rtol=1e-14)
     for schedule in (linear(), cosine(zero_terminal_snr=True)):
-        assert time_grid(schedule, 5, uniform).tolist() == [1000, 750, 500, 251, 1, 0]
+        assert time_grid(schedule, 5, uniform).tolist() == [1000, 750, 501, 251, 1, 0]
         assert time_grid(schedule, 5, quadratic).tolist() == [1000, 563, 251, 63, 1, 0]
         assert time_grid(schedule, 5, to_zero).tolist() == [1000, 800, 600, 400, 200, 0]
         assert time_grid(schedule, 3, to_zero).tolist() == [1000, 667, 333, 0]
+
+
+@pytest.mark.parametrize("T", [1000, 4000])
+def test_uniform_levels_are_those_of_improved_diffusion(T):
+    """space_timesteps of its respace.py, line by line: a sum of strides, whose halves fall to even numbers."""
+    schedule = cosine(T)
+    for steps in [*range(2, 1001), T]:
+        stride, position, taken = (T - 1) / (steps - 1), 0.0, []
+        for _ in range(steps):
+            taken.append(round(position))
+            position += stride
+        assert time_grid(schedule, steps, uniform).tolist() == [*(1 + level for level in reversed(taken)), 0]
 
 
 def test_spacings_are_called_by_their_functions_names():

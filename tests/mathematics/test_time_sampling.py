@@ -60,7 +60,13 @@ def test_noise_beyond_the_path_is_that_of_its_ends(path, mean: float):
 
 
 @pytest.mark.parametrize(
-    "times", [UniformTimes(linear(LEVELS)), UniformTimes(VP()), LogNormalTimes(VP()), ImportanceTimes(linear(LEVELS))]
+    "times",
+    [
+        UniformTimes(linear(LEVELS, 1e-4, 0.02)),
+        UniformTimes(VP()),
+        LogNormalTimes(VP()),
+        ImportanceTimes(linear(LEVELS, 1e-4, 0.02)),
+    ],
 )
 def test_times_and_weights_are_made_where_they_are_asked_for(times: UniformTimes):
     """On the device meta, which every machine has."""
@@ -78,7 +84,7 @@ def random_batches(count: int) -> list[tuple[Tensor, Tensor]]:
 
 def filled(history: int, uniform_share: float = 0.001) -> tuple[ImportanceTimes, list[list[float]]]:
     """ImportanceTimes with a full memory, and what it ought to remember of each level."""
-    times = ImportanceTimes(linear(LEVELS), history, uniform_share)
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history, uniform_share)
     losses = torch.rand(LEVELS, history) * torch.arange(1, LEVELS + 1)[:, None]
     times.learn(torch.arange(1, LEVELS + 1).repeat_interleave(history), losses.flatten())
     return times, losses.tolist()
@@ -96,7 +102,7 @@ def test_probabilities_are_roots_of_second_moments_with_a_uniform_share(history:
 
 def test_ten_losses_and_a_thousandth_are_the_papers():
     """The history of Nichol and Dhariwal 2021, section 3.3, and the uniform share of their code."""
-    times = ImportanceTimes(linear(LEVELS))
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02))
     t = torch.arange(1, LEVELS + 1)
     for expected in [1 / LEVELS] * 9 + [0.001 / LEVELS]:
         times.learn(t, (t == 1).float())
@@ -127,7 +133,7 @@ def test_levels_are_drawn_with_their_probabilities():
 
 @pytest.mark.parametrize("late", [1, LEVELS])
 def test_levels_are_uniform_until_each_has_its_whole_history(late: int):
-    times = ImportanceTimes(linear(LEVELS), history=3)
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=3)
     uniform = pytest.approx([1 / LEVELS] * LEVELS)
     for level in range(1, LEVELS + 1):
         for loss in (5.0, 1.0, 2.0, 6.0)[: 2 if level == late else 4]:
@@ -139,7 +145,7 @@ def test_levels_are_uniform_until_each_has_its_whole_history(late: int):
 
 
 def test_losses_of_zero_leave_the_levels_uniform():
-    times = ImportanceTimes(linear(LEVELS), history=1)
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=1)
     times.learn(torch.arange(1, LEVELS + 1), torch.zeros(LEVELS))
     assert times.probabilities().tolist() == pytest.approx([1 / LEVELS] * LEVELS)
 
@@ -147,7 +153,7 @@ def test_losses_of_zero_leave_the_levels_uniform():
 @pytest.mark.parametrize("history", [1, 4, 10])
 def test_the_memory_is_that_of_a_queue_for_each_level(history: int):
     """Of a level that stands in one batch more often than its history is long, the last ones stay."""
-    times = ImportanceTimes(linear(LEVELS), history)
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history)
     queues = [deque([0.0] * history, maxlen=history) for _ in range(LEVELS + 1)]
     for t, losses in random_batches(60):
         times.learn(t, losses)
@@ -158,10 +164,10 @@ def test_the_memory_is_that_of_a_queue_for_each_level(history: int):
 
 def test_a_memory_put_back_goes_on_as_if_it_had_never_been_away():
     """Half full as well: where the next loss goes is part of it."""
-    kept = back = ImportanceTimes(linear(LEVELS), history=7)
+    kept = back = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=7)
     for t, losses in random_batches(20):
         saved = {name: memory.clone() for name, memory in back.state_dict().items()}
-        back = ImportanceTimes(linear(LEVELS), history=7)
+        back = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=7)
         back.load_state_dict(saved)
         for times in (kept, back):
             times.learn(t, losses)
@@ -183,12 +189,12 @@ def test_what_comes_of_no_level_is_not_remembered():
 
 
 def test_losses_of_a_training_are_kept_without_their_gradients():
-    times = ImportanceTimes(linear(LEVELS), history=2)
+    times = ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=2)
     times.learn(torch.tensor([1, 1]), torch.tensor([1.0, 2.0], requires_grad=True))
     assert not times.losses.requires_grad
 
 
-@pytest.mark.parametrize(("kind", "schedule"), [(LogNormalTimes, linear(LEVELS)), (ImportanceTimes, VP())])
+@pytest.mark.parametrize(("kind", "schedule"), [(LogNormalTimes, linear(LEVELS, 1e-4, 0.02)), (ImportanceTimes, VP())])
 def test_levels_and_real_times_are_not_mixed_up(kind: type[UniformTimes], schedule: Schedule):
     """The message says what fits every schedule."""
     with pytest.raises(ValueError, match="choose times=uniform"):
@@ -200,10 +206,10 @@ def test_levels_and_real_times_are_not_mixed_up(kind: type[UniformTimes], schedu
     [
         ("std", lambda: LogNormalTimes(VP(), std=0.0)),
         ("std", lambda: LogNormalTimes(VP(), std=math.nan)),
-        ("history", lambda: ImportanceTimes(linear(LEVELS), history=0)),
-        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=0.0)),
-        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=1.1)),
-        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS), uniform_share=math.nan)),
+        ("history", lambda: ImportanceTimes(linear(LEVELS, 1e-4, 0.02), history=0)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS, 1e-4, 0.02), uniform_share=0.0)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS, 1e-4, 0.02), uniform_share=1.1)),
+        ("uniform_share", lambda: ImportanceTimes(linear(LEVELS, 1e-4, 0.02), uniform_share=math.nan)),
     ],
 )
 def test_options_out_of_range_are_named(name: str, make):
