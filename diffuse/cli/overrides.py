@@ -15,7 +15,7 @@ from diffuse.options.schema import plain
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
-from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases
+from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases, run_path
 
 MULTIRUN = ("-m", "--multirun")
 COMPLETION = ("-sc", "--shell-completion")
@@ -135,7 +135,7 @@ def resumed_config(typed: list[str]) -> str:
         return "train"
     from diffuse.runs.folder import read_record  # imports torch
 
-    record = plain(read_record(Path(folders[-1]).expanduser()))
+    record = plain(read_record(run_path(folders[-1])))
     record["trust"] = []  # what is trusted is said on the command line: the folder may come from a stranger
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"

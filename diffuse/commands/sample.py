@@ -1,34 +1,45 @@
 """`diffuse sample`: draw images from a trained network."""
 
+import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffuse.data.images import to_uint8
-from diffuse.options.schema import SampleConfig
+from diffuse.options.schema import SampleConfig, flat
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import image_grid, save_png
 from diffuse.runs.trained import load_for
-from diffuse.system.files import short_path, write_atomic, write_json
+from diffuse.system.errors import UserError
+from diffuse.system.files import json_round_trip, short_path, write_atomic, write_json
 from diffuse.system.progress import duration, log
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
+MAY_DIFFER = ("device", "seconds", "checkpoint")  # where and how long; of the checkpoint, its hash counts
+LISTED = 4  # keys in a message
 
 
 def run(config: SampleConfig, output: Output) -> dict[str, float]:
     """Draw n images from a checkpoint into a new folder of its run. Returns no values."""
     network = load_for(config)
     drawing, kind = drawing_of(network, config), network.kind
+    facts = {"n": config.n, **drawing.record, **network.provenance}
+    if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
+        log.info(f"{short_path(named)} is finished: {config.n:,} images are drawn, {short_path(named / 'grid.png')}")
+        return {}
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
         shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, if it was stopped
         what = f"{config.n:,} images of {kind.name} (step {network.step:,})"
-        steps = f"{len(drawing.sampler.times) - 1} steps of {drawing.sampler.name}"
+        method = output.choices.get("sampler", drawing.sampler.name)
+        steps = f"{len(drawing.sampler.times) - 1} steps of {method}"
         log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
         started = time.monotonic()
         parts = []
@@ -42,9 +53,25 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         save_png(folder / "grid.png", image_grid(drawn[:GRID_IMAGES]))
         write_npz(folder / "samples.npz", drawn, drawing.condition.of_samples(range(config.n)))
         hardware = {"device": network.where, "seconds": round(seconds, 3)}
-        write_json(folder / FACTS, {"n": config.n, **drawing.record, **hardware, **network.provenance})
+        write_json(folder / FACTS, {**facts, **hardware})
         log.info(f"{config.n:,} images in {duration(seconds)}: {short_path(folder / 'grid.png')}")
     return {}
+
+
+def is_finished(folder: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether these images were drawn into this folder before. Raises UserError where others were."""
+    if not (folder / FACTS).is_file():
+        return False
+    try:
+        before = dict(json.loads((folder / FACTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{short_path(folder / FACTS)} cannot be read: {error}; choose another name=") from error
+    then, now = (flat({key: value for key, value in each.items() if key not in MAY_DIFFER}) for each in (before, facts))
+    now = json_round_trip(now)
+    if changed := [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]:
+        listed = ", ".join(f"{key} (was {then.get(key)}, now {now.get(key)})" for key in changed[:LISTED])
+        raise UserError(f"{short_path(folder)} exists already, and differs in {listed}: choose another name=")
+    return True
 
 
 def is_unfinished(folder: Path) -> bool:

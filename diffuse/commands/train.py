@@ -26,7 +26,7 @@ from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import last_values
 from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UsageError, UserError
-from diffuse.system.files import OUTPUTS, data_folder, make_new_folder, short_path
+from diffuse.system.files import OUTPUTS, check_name, data_folder, make_new_folder, run_path, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
@@ -45,9 +45,10 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
     Returns the values at the last step, by name: scores of samples, if there are any, and the loss.
     """
     deadline = time.monotonic() + 3600 * (config.max_hours or math.inf)
+    config = replace(config, name=config.name and check_name(config.name))
     requested = self_contained(replace(config, resume=None))
     if config.resume:
-        return resume(requested, Path(config.resume).expanduser(), output, deadline)
+        return resume(requested, run_path(config.resume), output, deadline)
     folder = output.folder(OUTPUTS, config.name)
     if folder and runs.is_run(folder):  # it may have been renamed since it began
         return resume(replace(requested, name=runs.read_record(folder).name), folder, output, deadline)
@@ -207,7 +208,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
         return values
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {summary}; samples: {short_path(runs.grid_path(folder, trainer.step))}")
-    if (best := folder / checkpoint.CHECKPOINTS / "best.pt").exists() and config.eval.every:
+    if (best := folder / checkpoint.CHECKPOINTS / checkpoint.BEST).exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
     ckpt = f"ckpt={short_path(folder)}{trusted}"

@@ -19,7 +19,7 @@ import torch
 
 import diffuse
 from diffuse.system.errors import UserError
-from diffuse.system.files import atomic_path, link_atomic, sha256
+from diffuse.system.files import atomic_path, link_atomic, run_path, sha256
 from diffuse.system.progress import log
 
 # The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
@@ -27,6 +27,7 @@ from diffuse.system.progress import log
 FORMATS = (3, 4)
 CHECKPOINTS = "checkpoints"  # the folder in a run
 MILESTONE = ".milestone"
+BEST, AT_BEST = "best.pt", "@best"
 NAME = re.compile(r"step_\d+(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
@@ -156,8 +157,10 @@ def newest(folder: Path) -> Stored | None:
 
 
 def find(ckpt: str) -> Stored:
-    """The checkpoint that `ckpt` means: that file, or the newest checkpoint of that run folder."""
-    path = Path(ckpt).expanduser()
+    """The checkpoint that `ckpt` means: a file, the newest one of a run folder, or with RUN@best the best one."""
+    path = run_path(ckpt)
+    if not path.exists() and ckpt.endswith(AT_BEST):
+        path = run_path(ckpt.removesuffix(AT_BEST)) / CHECKPOINTS / BEST
     if path.is_file():
         return load_checkpoint(path.resolve())
     if not path.exists():

@@ -113,8 +113,18 @@ def data_folder(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
+def run_path(given: str) -> Path:
+    """The path that ckpt= or resume= means: as it is given, or else in outputs/, where runs are."""
+    path = Path(given).expanduser()
+    return OUTPUTS / path if not path.exists() and (OUTPUTS / path).exists() else path
+
+
 def check_name(name: str) -> str:
-    """The name, if it needs no quoting in a shell and stays below its parent folder. Raises UsageError otherwise."""
+    """The name, if it needs no quoting in a shell and stays below its parent folder. Raises UsageError otherwise.
+
+    The folder of all runs before it, as a shell completes it, is left out.
+    """
+    name = name.removeprefix(f"{OUTPUTS}/")
     if any(UNSAFE.search(part) or not part.strip(".") for part in name.split("/")):
         allowed = "letters, digits, '.', '_', '+' and '-', in parts divided by '/'"
         raise UsageError(f"name must be made of {allowed}, without '..' or a '/' at either end, not {name!r}")

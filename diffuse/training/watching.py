@@ -24,7 +24,6 @@ from diffuse.scoring.sample_scores import cached_features, compute_score, extrac
 from diffuse.system.files import data_folder
 from diffuse.system.progress import log
 
-BEST = "best.pt"
 SCORED_TOGETHER = 256  # the most images drawn at a time, if the training itself holds as many
 
 
@@ -70,6 +69,7 @@ class Watcher:
         sign = 1 if self.options.metrics[0] in LESS_IS_BETTER else -1
         best = all(sign * value <= sign * score for score in before)
         summary = ", ".join(f"{key} {found:.4g}" for key, found in values.items())
-        log.info(f"step {step:,}: {summary}" + (f", the best so far: {checkpoint.CHECKPOINTS}/{BEST}" if best else ""))
+        kept = f", the best so far: {checkpoint.CHECKPOINTS}/{checkpoint.BEST}" if best else ""
+        log.info(f"step {step:,}: {summary}{kept}")
         if best:
-            checkpoint.write(run.checkpoints / BEST, step, state())
+            checkpoint.write(run.checkpoints / checkpoint.BEST, step, state())

@@ -1,6 +1,7 @@
 """Sampling from a checkpoint: what is written, and that an image depends on (seed, i) alone."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
+from diffuse.runs.checkpoint import find
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.trained import load, load_for
 from diffuse.system.errors import UsageError, UserError
@@ -23,6 +25,7 @@ from diffuse.system.files import sha256
 from diffuse.system.randomness import ImageNoise
 from tests.support.commands import config, output
 from tests.support.comparing import read
+from tests.support.running import as_it_is
 
 FAST = ["device=cpu", "device.precision=float32", "sampler=ddim", "sampler.steps=3"]
 
@@ -154,10 +157,39 @@ def test_a_checkpoint_is_enough_on_another_machine(tiny_run, tmp_path):
     np.testing.assert_array_equal(images(tmp_path / "samples" / "x"), images(sampled(tiny_run, "here", "n=4")))
 
 
-def test_a_name_is_never_used_twice(tiny_run):
-    sampled(tiny_run, "twice", "n=2")
-    with pytest.raises(UserError, match="twice exists already: choose another name="):
-        sampled(tiny_run, "twice", "n=2")
+def test_given_again_it_is_finished(tiny_run, caplog):
+    """As a training is; whatever is different is named, and nothing is drawn over it."""
+    caplog.set_level("INFO", logger="diffuse")
+    folder = sampled(tiny_run, "twice", "n=2")
+    before = as_it_is(folder)
+    sampled(tiny_run, "twice", "n=2", "batch_size=3", "device.threads=1")
+    assert "samples/twice is finished: 2 images are drawn" in caplog.messages[-1]
+    for word, changed in (("n=3", r"n \(was 2, now 3\)"), ("seed=5", r"seed \(was 0, now 5\)"),
+                          ("sampler.eta=0.5", r"sampler\.eta \(was 0\.0, now 0\.5\)")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"twice exists already, and differs in {changed}: choose another name="):
+            sampled(tiny_run, "twice", "n=2", word)
+    assert as_it_is(folder) == before
+
+
+def test_a_run_and_its_best_checkpoint_are_found_by_their_name(tiny_run, monkeypatch):
+    """As given, or in outputs/; RUN@best is the checkpoint with the best score."""
+    monkeypatch.chdir(tiny_run.parent.parent)
+    assert find("tiny").path == find("outputs/tiny").path == find(str(tiny_run)).path
+    with pytest.raises(UserError, match="ckpt=tiny@best does not exist"):
+        find("tiny@best")
+    best = tiny_run / "checkpoints" / "best.pt"
+    best.write_bytes(find("tiny").path.read_bytes())
+    assert find("tiny@best").path == find("outputs/tiny@best").path == best
+    best.unlink()
+
+
+def test_the_method_is_called_as_it_is_typed(tiny_run, caplog):
+    """`ancestral` is the function of sampler=ddpm."""
+    caplog.set_level("INFO", logger="diffuse")
+    made = replace(output(), choices={"sampler": "ddpm"})
+    words = ["name=ddpm", "n=1", "device=cpu", "sampler=ddpm", "sampler.steps=2"]
+    sample.run(config("sample", f"ckpt={tiny_run}", *words), made)
+    assert "2 steps of ddpm on cpu" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -203,4 +235,4 @@ def test_sampling_that_was_stopped_begins_again_under_its_name(tiny_run, tmp_pat
     assert sorted(path.name for path in (stopped / "images").iterdir()) == [f"{i:05d}.png" for i in range(5)]
     assert (stopped / "samples.npz").read_bytes() == (whole / "samples.npz").read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        sampled(tiny_run, "stopped", *words)
+        sampled(tiny_run, "stopped", *words, "seed=1")

@@ -7,8 +7,8 @@ import pytest
 
 from diffuse.commands import eval as evaluation
 from diffuse.system.errors import UserError
-from tests.support.commands import FAST, config, output
-from tests.support.running import sampled
+from tests.support.commands import FAST, config, diffuse, output
+from tests.support.running import sampled, trained
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +42,13 @@ def test_what_somebody_put_there_is_not_touched(tiny_run):
     (folder / "notes.txt").touch()
     with pytest.raises(UserError, match="exists already: choose another name="):
         sampled(tiny_run, "name=mine")
+
+
+def test_the_folder_of_all_runs_may_stand_before_a_name(tmp_path):
+    """As a shell completes it."""
+    assert trained("outputs/first") == Path("outputs/outputs/first")
+    assert sorted(path.name for path in Path("outputs").iterdir()) == ["first"]
+    trained("first")
+    done = diffuse("train", "resume=first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "outputs/first is finished" in done.stdout
