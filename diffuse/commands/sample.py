@@ -24,6 +24,7 @@ from diffuse.system.progress import duration, log
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
 MAY_DIFFER = ("device", "seconds", "checkpoint")  # where and how long; of the checkpoint, its hash counts
+MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 
 
@@ -41,6 +42,8 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         method = output.choices.get("sampler", drawing.sampler.name)
         steps = f"{len(drawing.sampler.times) - 1} steps of {method}"
         log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
+        if drawing.sampler.evaluations > MANY:
+            log.info(f"an image takes {drawing.sampler.evaluations:,} network calls; sampler=ddim takes 50")
         started = time.monotonic()
         parts = []
         for numbers, x in drawing.batches(config.n, network.batch_size):

@@ -212,7 +212,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
     ckpt = f"ckpt={short_path(folder)}{trusted}"
-    log.info(f"next: diffuse sample {ckpt}   or   diffuse eval {ckpt}")
+    log.info(f"next: diffuse sample {ckpt} sampler=ddim   or   diffuse eval {ckpt}")
     return values
 
 

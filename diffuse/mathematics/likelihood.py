@@ -114,11 +114,13 @@ def gaussian_kl(between_means: Tensor, variance: Tensor, other_variance: Tensor)
     return 0.5 * (ratio - 1 - torch.log(ratio) + between_means.square() / other_variance)
 
 
-def discretised_gaussian(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def discretised_gaussian(x0: Tensor, mean: Tensor, variance: Tensor, *, least: float = 0.0) -> Tensor:
     """-log of the probability that N(mean, variance) falls into the bin of x0, [b] nats: Ho et al. 2020, equation 13.
 
     Bins are 2/255 wide around the 256 values from -1 to 1; the first and the last extend to infinity. In float64, and
     computed from the tail in which both edges lie, so that no probability is rounded to zero.
+
+    least: a pixel's probability is at least this, without a gradient below; 1e-12 in Ho et al.'s code.
     """
     value, mean, std = to_float64(x0), to_float64(mean), to_float64(variance).sqrt()
     lower = torch.where(value < -0.999, -torch.inf, (value - 1 / 255 - mean) / std)
@@ -127,7 +129,7 @@ def discretised_gaussian(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
     near = torch.special.log_ndtr(torch.where(mirrored, -lower, upper))
     far = torch.special.log_ndtr(torch.where(mirrored, -upper, lower))
     log_probability = near + torch.log(-torch.expm1(far - near))
-    return -log_probability.flatten(1).sum(1).to(x0)
+    return -log_probability.clamp(min=math.log(least) if least else -math.inf).flatten(1).sum(1).to(x0)
 
 
 def gaussian_density(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

@@ -24,6 +24,9 @@ from diffuse.options.schema import VARIANCES, TrainConfig
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, require_choice
 
+# For training, as in Ho et al.'s code: a pixel that a network is sure of and wrong about must not outweigh all others.
+FLOORED = partial(discretised_gaussian, least=1e-12)
+
 
 def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
     """The decoder of the image without its border, which only the network sees: it is not data and not part of L_0."""
@@ -61,10 +64,11 @@ class Formulas:
         prediction = bind(config.prediction, "prediction", trust)
         time_sampling: UniformTimes = build(config.times, "times", trust, schedule=schedule)
         decoder = without_border(discretised_gaussian if kind.bounded else gaussian_density, kind)
+        in_training = without_border(FLOORED, kind) if kind.bounded else decoder
         weight = bind(config.weight, "weight", trust)
         with about("weight"):
             weight(torch.ones(()), torch.ones(()))
-        offered: dict[str, Any] = {"weight": weight, "decoder": decoder}
+        offered: dict[str, Any] = {"weight": weight, "decoder": in_training}
         if variance != "analytic":  # the analytic variance is estimated after training, so no loss can use it
             offered["variance"] = learned if variance == "learned" else FIXED[variance]
         loss = bind(config.loss, "loss", trust, **offered)

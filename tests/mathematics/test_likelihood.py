@@ -299,6 +299,19 @@ def test_far_tails_of_the_decoder_are_finite_and_right():
     assert discretised_gaussian(x0, -mean, torch.tensor(std**2)).isfinite()
 
 
+def test_a_floor_caps_what_a_pixel_costs_and_its_gradient():
+    """-log 1e-12 = 27.6 nats, 39.9 bits, as in the published code; above the floor nothing changes."""
+    mean = torch.tensor([0.0, 0.01, 0.9], dtype=torch.float64).reshape(3, 1, 1, 1).requires_grad_()
+    x0, variance = torch.zeros_like(mean), torch.tensor(1e-4, dtype=torch.float64)
+    exact, floored = (discretised_gaussian(x0, mean, variance, least=least) for least in (0.0, 1e-12))
+    assert exact[2] > 1000
+    assert floored[2].item() == pytest.approx(12 * math.log(10), rel=1e-12)
+    assert torch.equal(floored[:2], exact[:2])
+    (gradient,) = torch.autograd.grad(floored.sum(), mean)
+    assert gradient[2] == 0
+    assert gradient[1] != 0
+
+
 @pytest.mark.parametrize("decoder", [discretised_gaussian, gaussian_density])
 def test_an_image_costs_the_sum_of_its_pixels(decoder):
     """Each with a mean, and if need be a variance, of its own; images apart."""

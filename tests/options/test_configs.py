@@ -121,6 +121,14 @@ def test_impossible_combinations_are_refused_in_words(words, message):
         Formulas.of(config("train", *words), BYTES)
 
 
+def test_the_floor_of_a_pixels_probability_is_for_training_alone():
+    """1e-12, 27.6 nats; scores are exact."""
+    formulas = Formulas.of(config("train", "loss=hybrid", "variance=learned"), BYTES)
+    far = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), 0.9), torch.full((1, 1, 1, 1), 1e-4)
+    assert formulas.loss.keywords["decoder"](*far).item() == pytest.approx(27.631, abs=1e-3)
+    assert formulas.decoder(*far).item() > 1000
+
+
 @pytest.mark.parametrize("unet", options("unet"))
 def test_every_network_builds_at_32_by_32(unet):
     typed = config("train", f"unet={unet}", "class_conditional=true")

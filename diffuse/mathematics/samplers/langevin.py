@@ -68,7 +68,8 @@ def annealed_langevin(
     Moving to the next level keeps x / alpha, and the last step is to the predicted x0. Shapes as in `ancestral`.
 
     langevin_steps  Langevin steps at each level
-    step_size       NCSN's epsilon / sigma_L^2 (0.2, with 100 steps), or twice NCSNv2's, whose step has no 1/2 (0.124)
+    step_size       epsilon / sigma_L^2, for a step with the 1/2 above: 0.2 in NCSN's algorithm, with 100 steps; twice
+                    that of the papers' code, which leaves out the 1/2: 0.4 for NCSN, 0.124 for NCSNv2 on CIFAR-10
     """
     check(langevin_steps >= 1, "langevin_steps", "at least 1", langevin_steps)
     check(step_size > 0, "step_size", "positive", step_size)
