@@ -99,6 +99,7 @@ def test_a_terminal_that_is_closed_is_a_wish_to_end(tmp_path):
 
     def own_the_terminal() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run by nohup, which training respects
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     words = [sys.executable, "-m", "diffuse", "train", *OPTIONS, *LONG, "name=shut"]
