@@ -42,7 +42,7 @@ usage: diffuse COMMAND [key=value ...] [-m]
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 not understood, 130 interrupted."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
+        if getattr(sys, name) is None:  # it was closed by the process that started this one
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help", "help"):

@@ -65,7 +65,7 @@ class Shape:
         Rotated as its EXIF orientation says; transparent parts become white; 16 bits are scaled to 8; resized by
         antialiased bicubic interpolation, unless the size is right already.
         """
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
             raise OSError("is not a regular file")
         with Image.open(path) as file:
             file.load()

@@ -217,7 +217,7 @@ def stored_config(values: Mapping[str, Any]) -> TrainConfig:
     Raises UsageError where a value is an interpolation.
     """
     for name, value in flat(values).items():
-        if "${" in str(value):  # it would be resolved, with the environment of whoever reads it
+        if "${" in str(value):  # it would be resolved with the environment of the reader
             raise UsageError(f"{name} holds an interpolation, {str(value)[:60]}; a stored config has values only")
     known = list(all_keys(TrainConfig))
     absent = OmegaConf.from_dotlist([])

@@ -17,7 +17,7 @@ from PIL import Image
 from diffuse.data.arrays import Split
 from diffuse.data.decoding import Box, Shape, whole
 from diffuse.data.images import ImageKind
-from diffuse.data.own_images import DAMAGED, NpzImages, fingerprint, image_files
+from diffuse.data.own_images import DAMAGED, MOST_NAMED, NpzImages, fingerprint, image_files
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import sha256
@@ -25,7 +25,6 @@ from diffuse.system.progress import Progress
 from diffuse.system.signals import raise_pending
 
 BATCH_IMAGES = 256
-MOST_NAMED = 5  # unreadable files in a message
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_code_of_a_dependency_is_not_run_by_resuming(tmp_path):
 
 
 def test_a_stored_config_has_values_only(tmp_path):
-    """An interpolation would be resolved with the environment of whoever resumes, and be written down."""
+    """An interpolation would be resolved with the environment of the user who resumes, and be written down."""
     record = stranger(tmp_path, "linear", "")
     record.write_text(record.read_text().replace("name: stranger", "name: ${oc.env:HOME}"))
     with pytest.raises(UserError, match="name holds an interpolation"):

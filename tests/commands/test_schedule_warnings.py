@@ -1,4 +1,4 @@
-"""What a user is told of a schedule that leaves much of the image at its last level; runs from before continue."""
+"""What a user is told of a schedule that leaves much of the image at its last level; older runs continue."""
 
 import math
 import re
