@@ -17,8 +17,8 @@ import torch
 
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term, reverse_terms
-from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import fixed_large, reverse_steps
 from diffuse.networks.unet import UNet
 from diffuse.scoring.likelihoods import Moments

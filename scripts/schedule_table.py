@@ -13,7 +13,8 @@ import torch
 from matplotlib.figure import Figure
 
 from diffuse.mathematics.continuous import VE, VP, Flow
-from diffuse.mathematics.schedules import Schedule, cosine, linear, quad, scaled_linear, sigmoid
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.tables import cosine, linear, quad, scaled_linear, sigmoid
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TIMES = [1, 250, 500, 750, 1000]

@@ -11,7 +11,8 @@ import pytest
 
 from diffuse.commands import train
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.schedules import Schedule, cosine, linear
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.tables import cosine, linear
 from diffuse.system.memory import keep_freed_memory
 from tests.support.commands import TINY, config, output
 from tests.support.gaussian import MEAN, STD, column

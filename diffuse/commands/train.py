@@ -10,7 +10,8 @@ import torch
 
 from diffuse.mathematics import predictions
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term
-from diffuse.mathematics.schedules import END_KEYS, ENDS, Schedule, TableSchedule, read_betas, usual_ends
+from diffuse.mathematics.schedules import Schedule, TableSchedule
+from diffuse.mathematics.tables import END_KEYS, ENDS, read_betas, usual_ends
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas

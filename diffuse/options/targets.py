@@ -9,7 +9,7 @@ from pathlib import Path
 # Modules of this package, or folders of modules.
 HOMES = {
     "dataset": ("data.datasets",),
-    "schedule": ("mathematics.schedules", "mathematics.continuous"),
+    "schedule": ("mathematics.tables", "mathematics.continuous"),
     "prediction": ("mathematics.predictions",),
     "loss": ("mathematics.losses",),
     "weight": ("mathematics.loss_weights",),

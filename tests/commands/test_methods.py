@@ -12,7 +12,8 @@ import torch
 from diffuse.data.datasets import digits
 from diffuse.data.images import to_float
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import TableSchedule, linear
+from diffuse.mathematics.schedules import TableSchedule
+from diffuse.mathematics.tables import linear
 from diffuse.runs.analytic import analytic
 from diffuse.runs.trained import load
 from diffuse.system.errors import UsageError, UserError

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, VP, Flow
-from diffuse.mathematics.schedules import Schedule, linear
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.tables import linear
 
 PATHS = {"vp": VP, "ve": VE, "flow": Flow}
 

@@ -5,7 +5,7 @@ import torch
 
 from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from tests.support.paths import PATHS
 from tests.support.predictions import DEFINED, Constant, close, images, times
 

@@ -14,7 +14,7 @@ from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
 from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic
 from tests.support.samplers import COARSE, LEVELS, last, normal64
 

@@ -23,8 +23,9 @@ from diffuse.mathematics.likelihood import (
     variational_bound,
 )
 from diffuse.mathematics.oracles import Gaussian, GaussianDenoiser
-from diffuse.mathematics.schedules import Schedule, linear
+from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import (
     Analytic,
     Variance,

@@ -10,7 +10,8 @@ from torch import Tensor
 from diffuse.mathematics import loss_weights as weights
 from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import TableSchedule, linear
+from diffuse.mathematics.schedules import TableSchedule
+from diffuse.mathematics.tables import linear
 from tests.support.paths import PATHS
 from tests.support.predictions import DEFINED, Constant, alpha_sigma, answer, close, images, times
 

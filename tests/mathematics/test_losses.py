@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 from diffuse.mathematics import likelihood, losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import bits_per_dim, gaussian_density
-from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import fixed_large, fixed_small, learned
 from tests.support.predictions import Constant, close
 

@@ -12,7 +12,7 @@ from diffuse.mathematics import predictions
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.ode import exact_divergence, heun, hutchinson, log_likelihood, rk4, rk45
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from tests.support.gaussian import SIGNS, X0, expected_density
 from tests.support.paths import PATHS, Path, on_every_path
 

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 
 from diffuse.mathematics import predictions
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from tests.support.gaussian import MEAN, STD, X0
 from tests.support.paths import Path, on_every_path
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.continuous import VE
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from tests.support.paths import PATHS
 from tests.support.predictions import DEFINED, SIGMA_DATA, TABLES, Constant, alpha_sigma, answer, close, images, times
 

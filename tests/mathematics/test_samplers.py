@@ -22,7 +22,7 @@ from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
 from diffuse.mathematics.samplers.langevin import predictor_corrector
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic, fixed_large, fixed_small, learned
 from diffuse.system.files import CONFIGS
 from tests.support.gaussian import MEAN, STD

@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.schedules import (
-    Schedule,
-    TableSchedule,
+from diffuse.mathematics.schedules import Schedule, TableSchedule
+from diffuse.mathematics.tables import (
     betas,
     cosine,
     linear,

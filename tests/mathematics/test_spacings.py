@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, VP, Flow
-from diffuse.mathematics.schedules import Schedule, TableSchedule, cosine, linear, sigmoid
+from diffuse.mathematics.schedules import Schedule, TableSchedule
 from diffuse.mathematics.spacings import SPACINGS, karras, log_snr, quadratic, time_grid, to_zero, uniform
+from diffuse.mathematics.tables import cosine, linear, sigmoid
 
 ENDS = {"beta_start": 1e-4, "beta_end": 0.02}  # however few levels there are
 TABLES: dict[str, Callable[[int], TableSchedule]] = {

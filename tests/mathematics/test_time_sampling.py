@@ -9,7 +9,8 @@ from scipy.stats import chisquare, kstest
 from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, VP, Flow
-from diffuse.mathematics.schedules import Schedule, linear
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.time_sampling import ImportanceTimes, LogNormalTimes, UniformTimes
 
 LEVELS = 6

@@ -9,7 +9,7 @@ import torch
 
 from diffuse.mathematics.denoiser import Prediction
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.schedules import cosine, linear
+from diffuse.mathematics.tables import cosine, linear
 from diffuse.mathematics.variances import (
     FIXED,
     Analytic,

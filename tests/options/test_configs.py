@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf.errors import MissingMandatoryValue
 
 from diffuse.data.images import ImageKind
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic
 from diffuse.networks.unet import UNet
 from diffuse.options import reference

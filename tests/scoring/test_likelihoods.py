@@ -9,7 +9,7 @@ import torch
 from diffuse.mathematics import ode
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import discretised_gaussian
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.runs.trained import load, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.likelihoods import Moments, ScoredImages

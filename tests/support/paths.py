@@ -10,7 +10,8 @@ import torch
 from diffuse.mathematics import predictions
 from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.predictions import PredictionType
-from diffuse.mathematics.schedules import Schedule, TableSchedule, cosine, linear
+from diffuse.mathematics.schedules import Schedule, TableSchedule
+from diffuse.mathematics.tables import cosine, linear
 
 
 class Path(NamedTuple):

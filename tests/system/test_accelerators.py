@@ -18,8 +18,8 @@ from diffuse.mathematics.likelihood import prior_term, reverse_terms
 from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
-from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.time_sampling import ImportanceTimes, LogNormalTimes, UniformTimes
 from diffuse.mathematics.variances import fixed_large, learned, reverse_steps
 

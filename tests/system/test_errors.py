@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.system.errors import Refused, UsageError, check, check_choice, pick
 
 

@@ -7,7 +7,7 @@ import torch
 
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.ode import heun, hutchinson, log_likelihood
-from diffuse.mathematics.schedules import linear
+from diffuse.mathematics.tables import linear
 from diffuse.networks.unet import UNet
 from diffuse.system.device import Device
 from diffuse.system.threads import Workers, threads_from_environment

@@ -9,8 +9,8 @@ import torch
 from diffuse.commands import eval as evaluation
 from diffuse.commands import train
 from diffuse.mathematics.oracles import Gaussian
-from diffuse.mathematics.schedules import linear
 from diffuse.mathematics.spacings import time_grid
+from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import reverse_steps
 from tests.support.commands import config, output
 from tests.support.gaussian import MEAN, STD, column
