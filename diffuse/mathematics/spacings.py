@@ -1,7 +1,8 @@
 """Time grids: the noise levels that a sampler, or the bound, goes through from noise to data.
 
-A grid is float64 and decreases from T to 0; the network is called at all of its times but the 0. For schedules with
-levels these are distinct integers; for paths in continuous time they are what the formula gives.
+A grid is float64 and decreases to 0, from T but for `leading` and `ddim_quadratic`; the network is called at all of its
+times but the 0. For schedules with levels these are distinct integers; for paths in continuous time they are what the
+formula gives.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics.schedules import Schedule
-from diffuse.system.errors import check
+from diffuse.system.errors import Refused, check
 
 Spacing = Callable[[Schedule, int], Tensor]
 
@@ -36,6 +37,23 @@ def quadratic(schedule: Schedule, steps: int) -> Tensor:
     return _grid(schedule, 1 + (schedule.T - 1) * _even(steps) ** 2)
 
 
+def leading(schedule: Schedule, steps: int) -> Tensor:
+    """DDIM's own stride: 1, 1 + c, 1 + 2 c, ... with c = T / steps, rounded down: Song et al. 2021, appendix D.2.
+
+    The first time is about T - c, and pure noise is taken for x at that time.
+    """
+    return _grid(schedule, 1 + schedule.T // steps * torch.arange(steps, dtype=torch.float64))
+
+
+def ddim_quadratic(schedule: Schedule, steps: int) -> Tensor:
+    """DDIM's quadratic grid: 1 + (sqrt(0.8 T) u)^2, rounded down, for evenly spaced u: their code for CIFAR-10.
+
+    The first time is 1 + 0.8 T, and pure noise is taken for x at that time.
+    """
+    squares = torch.linspace(0, (0.8 * schedule.T) ** 0.5, steps, dtype=torch.float64) ** 2
+    return _grid(schedule, 1 + (squares.floor() if schedule.discrete else squares))
+
+
 def log_snr(schedule: Schedule, steps: int) -> Tensor:
     """Evenly spaced in log-SNR, as DPM-Solver does: Lu et al. 2022, section 3.3."""
     return _even_in(schedule, steps, lambda log_snr: log_snr, lambda even: even)
@@ -46,18 +64,25 @@ def karras(schedule: Schedule, steps: int) -> Tensor:
     return _even_in(schedule, steps, lambda log_snr: torch.exp(-log_snr / 14), lambda even: -14 * torch.log(even))
 
 
-SPACINGS: dict[str, Spacing] = {spacing.__name__: spacing for spacing in (uniform, to_zero, quadratic, log_snr, karras)}
+SPACINGS: dict[str, Spacing] = {
+    spacing.__name__: spacing for spacing in (uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras)
+}
 
 
 def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform) -> Tensor:
-    """T = t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels if steps is None.
+    """t_1 > t_2 > ... > t_steps > 0, as float64; as many steps as levels if steps is None.
 
-    Raises Refused if steps is not in 1 ... T.
+    Raises Refused if steps is not in 1 ... T, or if the grid begins below T on a path that does not preserve variance,
+    where pure noise is far from x at t_1.
     """
     steps = schedule.T if steps is None else steps
     most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
     check(1 <= steps <= schedule.T, "steps", f"between 1 and {most}", steps)
-    return spacing(schedule, steps)
+    times = spacing(schedule, steps)
+    alpha, sigma = schedule.alpha_sigma(times[0])
+    if times[0] < schedule.T and not torch.isclose(alpha**2 + sigma**2, torch.ones_like(alpha)):
+        raise Refused("spacing", f"must not be {spacing.__name__} on this schedule: it begins below T, with x as at T")
+    return times
 
 
 def _even(steps: int) -> Tensor:

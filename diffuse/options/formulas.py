@@ -17,6 +17,7 @@ from diffuse.mathematics import loss_weights, losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import Decoder, discretised_gaussian, gaussian_density
 from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.time_sampling import UniformTimes
 from diffuse.mathematics.variances import FIXED, Variance, learned
 from diffuse.options.build import about, bind, build
@@ -45,7 +46,7 @@ def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
 class Formulas:
     """The mathematics of a config as objects.
 
-    variance is the name of the default reverse variance of sampling and of the bound.
+    variance is the name of the default reverse variance of sampling and of the bound, spacing that of the time grid.
     """
 
     schedule: Schedule
@@ -54,6 +55,7 @@ class Formulas:
     time_sampling: UniformTimes
     decoder: Decoder
     variance: str
+    spacing: str
     needs_float32: bool
 
     @classmethod
@@ -75,7 +77,8 @@ class Formulas:
         if loss.func is losses.vlb and weight.func is not loss_weights.simple:
             raise UsageError("weight is not used by loss=vlb, whose terms have the weights of the bound; leave it out")
         needs_float32 = prediction.func in predictions.NEED_FLOAT32
-        formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, needs_float32)
+        spacing = config.sampler.get("spacing") or uniform.__name__
+        formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, spacing, needs_float32)
         formulas.refuse_what_cannot_work()
         return formulas
 

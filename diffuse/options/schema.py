@@ -171,7 +171,10 @@ class SamplerKeys:
     """The keys of every option of the group `sampler`; its other keys are arguments of its function."""
 
     steps: Annotated[int | None, key("steps from noise to image (null: every level)")]
-    spacing: Annotated[str, key("spacing of the times: uniform, to_zero, quadratic, log_snr or karras")]
+    spacing: Annotated[
+        str | None,
+        key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr or karras (null: the run's, or uniform)"),
+    ]
     clip: Annotated[bool | None, key("clip the predicted x0 to [-1, 1] (null: yes for images)")]
 
 

@@ -14,7 +14,7 @@ from diffuse.options.build import about, bind, checked_options
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
 from diffuse.options.schema import SamplerKeys
-from diffuse.system.errors import pick
+from diffuse.system.errors import UsageError, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
 DenoiserOf = Callable[[Callable[..., Tensor]], Denoiser]
@@ -40,10 +40,15 @@ class Sampler:
         keys = SamplerKeys(**checked_options(SamplerKeys, common, "sampler"))
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         with about("sampler"):
-            self.times = time_grid(formulas.schedule, keys.steps, pick(SPACINGS, "sampler.spacing", keys.spacing))
+            spacing = keys.spacing or formulas.spacing
+            self.times = time_grid(formulas.schedule, keys.steps, pick(SPACINGS, "sampler.spacing", spacing))
         self.name = self.walk.func.__name__
         self.clip = kind.bounded if keys.clip is None else keys.clip
-        self.record = {**node, "steps": len(self.times) - 1, "clip": self.clip}
+        self.record = {**node, "steps": len(self.times) - 1, "spacing": spacing, "clip": self.clip}
+        if node.get("predictor") == "reverse_diffusion" and node["variance"] is not None:
+            raise UsageError(
+                "sampler.variance is of sampler.predictor=ancestral; reverse_diffusion has that of the forward process"
+            )
         if "variance" in node:
             estimated = analytic and partial(analytic, self.times.tolist())
             variance = formulas.reverse_variance(node["variance"], "sampler.variance", estimated)

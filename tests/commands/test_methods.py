@@ -74,6 +74,30 @@ def test_langevin_samplers_count_their_evaluations(tiny_run, sampler):
     assert facts["network_evaluations"] == {"predictor_corrector": 4 * 2, "annealed_langevin": 4 * 5 + 1}[sampler]
 
 
+def test_the_grid_is_that_of_the_runs_method_unless_it_is_typed():
+    """method=edm trains and draws its grids on Karras et al.'s times, and so do sample and eval."""
+    run = trained("edm", "method=edm")
+    for name, words, spacing in (("its", [], "karras"), ("typed", ["sampler.spacing=to_zero"], "to_zero")):
+        sampled(run, f"name={name}", "sampler=ddim", *words)
+        made = json.loads((run / "samples" / name / "samples.json").read_text())
+        assert made["sampler"]["spacing"] == spacing
+    drawn = scored(run, "metrics=[is]", "features=classifier", "sampler.steps=2", "n=10")
+    assert drawn["sample_protocol"]["samples"]["sampler"]["spacing"] == "karras"
+
+
+def test_a_run_without_a_method_has_uniform_times(tiny_run):
+    sampled(tiny_run, "name=plain", "sampler=ddim")
+    made = json.loads((tiny_run / "samples" / "plain" / "samples.json").read_text())
+    assert made["sampler"]["spacing"] == "uniform"
+
+
+def test_reverse_diffusion_has_no_variance_to_choose(tiny_run):
+    words = ["sampler=predictor_corrector", "sampler.predictor=reverse_diffusion"]
+    assert sampled(tiny_run, "name=reverse", *words).dtype == np.uint8
+    with pytest.raises(UsageError, match=r"sampler\.variance is of sampler\.predictor=ancestral"):
+        sampled(tiny_run, "name=refused", *words, "sampler.variance=fixed_small")
+
+
 def test_langevin_dynamics_does_not_start_where_alpha_is_zero():
     run = trained("r", "method=flow")
     with pytest.raises(UsageError, match="sampler: schedule must have alpha > 0"):

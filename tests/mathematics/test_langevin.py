@@ -81,6 +81,38 @@ def test_predictor_corrector_on_levels_is_algorithm_5(corrector_steps: int):
         torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
 
 
+def test_reverse_diffusion_on_levels_is_algorithm_3():
+    """x_i from (2 - sqrt(1 - beta)) x + beta score + sqrt(beta) z, as in their ReverseDiffusionPredictor."""
+    schedule, r = linear(5, 0.05, 0.4), 0.3
+    x = x_T = normal64(5, 3, 2, 2, 2)
+    beta, noise = schedule.beta.tolist(), replayed(7)
+    options = {"predictor": "reverse_diffusion", "snr": r, "noise": replayed(7)}
+    found = predictor_corrector(Denoiser(Says(), schedule), x_T, torch.arange(5, -1, -1).double(), **options)
+    for i, ours in zip(range(5, 0, -1), found, strict=True):
+        left = math.prod(1 - b for b in beta[1 : i + 1])
+
+        def score(x: Tensor, left=left) -> Tensor:
+            return -says(x) / math.sqrt(1 - left)
+
+        x = corrected(x, score, noise(x), r, 1 - beta[i])
+        drift = math.sqrt(1 - beta[i]) * x - x
+        if i > 1:
+            x = x - (drift - beta[i] * score(x)) + math.sqrt(beta[i]) * noise(x)
+        else:  # the last step is to the predicted x0, whatever the predictor
+            x = (x + beta[i] * score(x)) / math.sqrt(1 - beta[i])
+        torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-9)
+
+
+def test_reverse_diffusion_is_the_ancestral_step_where_variance_explodes():
+    """There a = 1, and the mean is x + v score for both."""
+    x, grid = 100 * normal64(6, 3, 2, 2, 2), torch.tensor([1000, 700, 300, 20, 1, 0]).double()
+    both = [
+        list(predictor_corrector(Denoiser(Says(), VE()), x, grid, predictor=predictor, noise=replayed(8)))
+        for predictor in ("ancestral", "reverse_diffusion")
+    ]
+    torch.testing.assert_close(both[0], both[1], rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("corrector_steps", [1, 3])
 def test_predictor_corrector_where_variance_explodes_is_algorithm_4(corrector_steps: int):
     """By default with its own predictor, which adds all of sigma_t^2 - sigma_s^2, and signal-to-noise 0.16."""
@@ -191,6 +223,7 @@ def test_annealed_langevin_refuses_paths_that_end_in_pure_noise():
     [
         (predictor_corrector, {"corrector_steps": 0}, "^corrector_steps must be at least 1, not 0"),
         (predictor_corrector, {"snr": 0.0}, "^snr must be positive"),
+        (predictor_corrector, {"predictor": "euler"}, "^predictor must be one of ancestral, reverse_diffusion"),
         (predictor_corrector, {"snr": math.nan}, "^snr must be positive"),
         (annealed_langevin, {"langevin_steps": 0}, "^langevin_steps must be at least 1, not 0"),
         (annealed_langevin, {"step_size": -0.1}, "^step_size must be positive, not -0.1"),

@@ -11,8 +11,19 @@ from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.schedules import Schedule, TableSchedule
-from diffuse.mathematics.spacings import SPACINGS, karras, log_snr, quadratic, time_grid, to_zero, uniform
+from diffuse.mathematics.spacings import (
+    SPACINGS,
+    ddim_quadratic,
+    karras,
+    leading,
+    log_snr,
+    quadratic,
+    time_grid,
+    to_zero,
+    uniform,
+)
 from diffuse.mathematics.tables import cosine, linear, sigmoid
+from diffuse.system.errors import Refused
 
 ENDS = {"beta_start": 1e-4, "beta_end": 0.02}  # however few levels there are
 TABLES: dict[str, Callable[[int], TableSchedule]] = {
@@ -23,6 +34,7 @@ TABLES: dict[str, Callable[[int], TableSchedule]] = {
     "cosine to pure noise": partial(cosine, zero_terminal_snr=True),
 }
 PATHS: dict[str, Callable[[], Schedule]] = {"vp": VP, "ve": VE, "flow": Flow}
+BELOW_T = (leading, ddim_quadratic)  # the grids of DDIM's code do not begin at T
 
 
 def rho(schedule: Schedule, t: Tensor) -> np.ndarray:
@@ -55,21 +67,23 @@ def test_grids_fall_from_T_to_zero_over_whole_levels(spacing, name, levels):
         times = time_grid(schedule, steps, spacing)
         assert times.dtype == torch.float64
         assert len(times) == steps + 1
-        assert times[0] == levels
+        assert times[0] == levels or spacing in BELOW_T
         assert times[-1] == 0
         assert (times.diff() < 0).all()
         assert (times == times.round()).all()
 
 
-@pytest.mark.parametrize("spacing", SPACINGS.values(), ids=SPACINGS)
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    ("spacing", "name"),
+    [(spacing, name) for spacing, name in product(SPACINGS.values(), PATHS) if spacing not in BELOW_T or name == "vp"],
+)
 def test_grids_of_paths_fall_from_T_to_zero_where_networks_are_trained(spacing, name):
     schedule = PATHS[name]()
     for steps in (1, 2, 3, 10, 50, 999, 1000):
         times = time_grid(schedule, steps, spacing)
         assert times.dtype == torch.float64
         assert len(times) == steps + 1
-        assert times[0] == 1000
+        assert times[0] == 1000 or spacing in BELOW_T
         assert times[-1] == 0
         assert (times.diff() < 0).all()
         assert times[-2] >= schedule.t_min * (1 - 1e-12)
@@ -96,6 +110,31 @@ def test_spacings_in_time_are_what_they_are_called():
         assert time_grid(schedule, 5, quadratic).tolist() == [1000, 563, 251, 63, 1, 0]
         assert time_grid(schedule, 5, to_zero).tolist() == [1000, 800, 600, 400, 200, 0]
         assert time_grid(schedule, 3, to_zero).tolist() == [1000, 667, 333, 0]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10, 20, 50, 100, 1000])
+def test_the_grids_of_ddims_code(steps: int):
+    """`seq` of its runners/diffusion.py, whose indices count levels from 0."""
+    T = 1000
+    strided = list(range(0, T, T // steps))
+    squares = [int(s) for s in list(np.linspace(0, np.sqrt(T * 0.8), steps) ** 2)]
+    for schedule in (linear(), cosine(zero_terminal_snr=True)):
+        assert time_grid(schedule, steps, leading).tolist() == [*(1 + level for level in reversed(strided)), 0]
+        if len(set(squares)) == steps:  # with 100 steps its first ones are 0, 0, 0, 0, 1: they stay at one level
+            found = time_grid(schedule, steps, ddim_quadratic).tolist()
+            assert found == [*(1 + level for level in reversed(squares)), 0]
+
+
+def test_leading_has_as_many_steps_as_one_asks_for():
+    """DDIM's code makes 31 of 30, since 1000 is no multiple; its followers stop after 30."""
+    assert time_grid(linear(), 30, leading).tolist() == [*(1 + 33 * k for k in range(29, -1, -1)), 0]
+
+
+@pytest.mark.parametrize("spacing", BELOW_T)
+@pytest.mark.parametrize("schedule", [VE(), Flow()], ids=["ve", "flow"])
+def test_grids_that_begin_below_T_are_refused_where_variance_is_not_preserved(spacing, schedule):
+    with pytest.raises(Refused, match=f"^spacing must not be {spacing.__name__} on this schedule"):
+        time_grid(schedule, 10, spacing)
 
 
 @pytest.mark.parametrize("T", [1000, 4000])

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 
-from diffuse.networks.unet import Attention, CosSin, Fourier, ResidualBlock, SinCos, UNet
+from diffuse.networks.unet import Attention, CosSin, Fourier, ResidualBlock, SinCos, Stage, UNet
 
 # The published networks, in our options and in diffusers': Ho et al. 2020 on CIFAR-10 (google/ddpm-cifar10-32 on the
 # Hugging Face hub), and ADM, Dhariwal and Nichol 2021, on ImageNet at 64 x 64.
@@ -395,3 +395,11 @@ def test_residual_resampling_without_convolutions(scale_shift):
         torch.nn.init.zeros_(block.conv2.weight)
         torch.nn.init.zeros_(block.conv2.bias)
         torch.testing.assert_close(block(x, torch.randn(2, 16)), expected)
+
+
+def test_a_part_of_a_stage_is_a_stage():
+    """Features are read from inside a network by running its first modules only."""
+    middle = UNet(8, 1, channels=8, channel_mult=[1, 1], groups=4, attention=[4], blocks=1).middle
+    x, embedded = torch.randn(2, 8, 4, 4), torch.randn(2, 32)
+    assert isinstance(middle[:2], Stage)
+    torch.testing.assert_close(middle[2:](middle[:2](x, embedded), embedded), middle(x, embedded))

@@ -1,15 +1,40 @@
 """Samplers with Langevin dynamics: steps along the score, plus noise, at one noise level after the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser, Noise
+from diffuse.mathematics.denoiser import Denoiser, Noise, Prediction
 from diffuse.mathematics.samplers.sampler import sampler
-from diffuse.mathematics.variances import Variance, fixed_large, reverse_steps
-from diffuse.system.errors import Refused, check
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.variances import ReverseStep, Variance, fixed_large, reverse_steps
+from diffuse.system.errors import Refused, check, check_choice
+
+# Of a step, and x and the prediction at t: the mean and the variance of x_s.
+Predictor = Callable[[Schedule, ReverseStep, Tensor, Prediction, Variance], tuple[Tensor, Tensor]]
+
+
+def posterior_step(
+    schedule: Schedule, step: ReverseStep, x: Tensor, guess: Prediction, variance: Variance
+) -> tuple[Tensor, Tensor]:
+    """The step of `ancestral`: Song et al. 2021 (SDE), equation 4."""
+    return step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0, variance(step, guess)
+
+
+def reverse_diffusion_step(
+    schedule: Schedule, step: ReverseStep, x: Tensor, guess: Prediction, variance: Variance
+) -> tuple[Tensor, Tensor]:
+    """(2 - a) x + v score with noise of variance v: Song et al. 2021 (SDE), algorithms 2 and 3, appendix E.
+
+    a = alpha_t / alpha_s, and v is the variance of q(x_t given x_s): sqrt(1 - beta_t) and beta_t between neighbours.
+    """
+    kept = schedule.alpha_sigma(step.t)[0] / schedule.alpha_sigma(step.s)[0]
+    return (2 - kept) * x + step.large * guess.score, step.large
+
+
+PREDICTORS: dict[str, Predictor] = {"ancestral": posterior_step, "reverse_diffusion": reverse_diffusion_step}
 
 
 @sampler(order=None)
@@ -20,20 +45,24 @@ def predictor_corrector(
     y: Tensor | None = None,
     *,
     variance: Variance = fixed_large,
+    predictor: str = "ancestral",
     corrector_steps: int = 1,
     snr: float = 0.16,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """Langevin steps at each level, then the step of `ancestral`: Song et al. 2021 (SDE), algorithms 2 to 5.
+    """Langevin steps at each level, then the predictor's step: Song et al. 2021 (SDE), algorithms 2 to 5.
 
         corrector   x <- x + e score + sqrt(2 e) z,   e = 2 (alpha_t / alpha_s)^2 (snr ||z|| / ||score||)^2
 
-    The norms are those of each image (the paper's code takes their mean over the batch). Shapes as in `ancestral`.
+    The norms are those of each image (the paper's code takes their mean over the batch). The step to 0 lands on the
+    predicted x0, whatever the predictor. Shapes as in `ancestral`.
 
-    variance         of the predictor's steps, as in ddpm; null: the variance of the run
+    variance         of predictor=ancestral, as in ddpm; null: the variance of the run
+    predictor        ancestral, or reverse_diffusion, the default of the paper's code on VP
     corrector_steps  Langevin steps at each level
     snr              size of a Langevin step: the ratio of the norms of its score part and its noise part
     """
+    check_choice("predictor", predictor, PREDICTORS)
     check(corrector_steps >= 1, "corrector_steps", "at least 1", corrector_steps)
     check(snr > 0, "snr", "positive", snr)
     schedule = denoiser.schedule
@@ -44,9 +73,8 @@ def predictor_corrector(
             e = 2 * kept * (snr * _norm(z) / _norm(score)) ** 2
             x = x + e * score + (2 * e).sqrt() * z
         guess = denoiser(x, step.t, y)
-        x = step.posterior.of_x_t * x + step.posterior.of_x0 * guess.x0
-        if step.s > 0:
-            x = x + variance(step, guess).sqrt() * noise(x)
+        mean, added = PREDICTORS[predictor](schedule, step, x, guess, variance)
+        x = mean + added.sqrt() * noise(x) if step.s > 0 else guess.x0
         yield x
 
 
