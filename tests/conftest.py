@@ -8,6 +8,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from tensorboard.summary.writer import event_file_writer
 
 from diffuse.commands import train
 from diffuse.mathematics.oracles import Gaussian
@@ -18,6 +19,12 @@ from tests.support.commands import TINY, config, output
 from tests.support.gaussian import MEAN, STD, column
 
 keep_freed_memory()
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard reads the event files of one second by their number as text, in which 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ import torch
 from diffuse.mathematics import predictions
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term
 from diffuse.mathematics.schedules import Schedule, TableSchedule
+from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.tables import END_KEYS, ENDS, read_betas, usual_ends
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
 from diffuse.options.network import build_network, condition_of
-from diffuse.options.schema import TrainConfig, flat, plain
+from diffuse.options.schema import Optim, TrainConfig, flat, plain
 from diffuse.runs import checkpoint
 from diffuse.runs import folder as runs
 from diffuse.runs.drawing import Drawing
@@ -120,7 +121,7 @@ def build_training(config: TrainConfig) -> Training:
         partial(formulas.loss, formulas.denoiser(net, device)),
         data,
         formulas.time_sampling,
-        torch.optim.AdamW(net.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=True),
+        torch.optim.AdamW(net.parameters(), optim.lr, betas_of(optim), weight_decay=optim.weight_decay, fused=True),
         ema,
         batch_size=config.batch_size,
         seed=config.seed,
@@ -131,6 +132,13 @@ def build_training(config: TrainConfig) -> Training:
     )
     watcher = Watcher(config, data, drawing) if config.eval.every is not None else None
     return Training(config, trainer, drawing, watcher, choice_for(trainer), formulas.where(device))
+
+
+def betas_of(optim: Optim) -> tuple[float, float]:
+    """AdamW's two decay rates. Raises UsageError where there are more or fewer."""
+    if len(optim.betas) != 2:
+        raise UsageError(f"optim.betas must be two numbers, such as [0.9, 0.999], not {optim.betas}")
+    return optim.betas[0], optim.betas[1]
 
 
 def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
@@ -156,7 +164,7 @@ def refuse_large_targets(formulas: Formulas) -> None:
 def self_contained(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
 
-    The ends of a table of betas that are null get their numbers.
+    The ends of a table of betas that are null get their numbers, and the spacing of the times its name.
     """
 
     def absolute(node: Node, *keys: str) -> Node:
@@ -171,8 +179,12 @@ def self_contained(config: TrainConfig) -> TrainConfig:
         for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
             if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
                 schedule[key] = usual
+    sampler = config.sampler
+    if sampler.get("spacing", "") is None:
+        sampler = {**sampler, "spacing": uniform.__name__}
     return replace(
         config,
+        sampler=sampler,
         data_dir=str(data_folder(config.data_dir)),
         dataset=absolute(config.dataset, "path", "test_path"),
         schedule=schedule,

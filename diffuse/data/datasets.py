@@ -183,7 +183,7 @@ def npz(
     pad: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    """Images of an npz file: arr_0 uint8 [N, H, W, C], square, 1 or 3 channels, and optionally labels, arr_1 [N].
+    """Images of an npz file: arr_0 or images, uint8 [N, H, W, C], square, grey or RGB; labels [N], arr_1 or labels.
 
     path        the file
     test_path   a second file to test on

@@ -23,6 +23,8 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 # What zipfile, zlib and numpy raise where an npz file is damaged, encrypted or something else.
 DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TokenError, zipfile.BadZipFile, zlib.error)
 MOST_CLASSES = 100_000
+# The names of the arrays of images and labels in an npz file: those that numpy gives them, or their own.
+IMAGES_KEYS, LABELS_KEYS = ("arr_0", "images"), ("arr_1", "labels")
 MOST_NAMED = 5  # files in a message
 
 
@@ -122,7 +124,9 @@ def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
 
 
 class NpzImages:
-    """An npz file with arr_0, uint8 images [N, H, W, C] or [N, H, W], and optionally arr_1, labels [N].
+    """An npz file with uint8 images [N, H, W, C] or [N, H, W], and optionally labels [N].
+
+    They are called arr_0 and arr_1, or images and labels.
 
     Images are read in blocks, never as a whole, whether they are compressed or not. Raises UserError if the file holds
     anything else.
@@ -132,29 +136,32 @@ class NpzImages:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
-                if "arr_0.npy" not in archive.namelist():
-                    raise UserError(f"{path} has no arr_0 with images; it has {', '.join(archive.namelist()[:9])}")
-                with archive.open("arr_0.npy") as file:
+                names = archive.namelist()
+                self.key = next((key for key in IMAGES_KEYS if f"{key}.npy" in names), "")
+                if not self.key:
+                    raise UserError(f"{path} has no {' or '.join(IMAGES_KEYS)}; it has {', '.join(names[:9])}")
+                with archive.open(f"{self.key}.npy") as file:
                     shape, dtype = _header(file)
-                    held = archive.getinfo("arr_0.npy").file_size - file.tell()
+                    held = archive.getinfo(f"{self.key}.npy").file_size - file.tell()
+            called = next((key for key in LABELS_KEYS if f"{key}.npy" in names), "")
             with np.load(path, allow_pickle=False) as arrays:
-                labels = arrays.get("arr_1.npy")
+                labels = arrays[called] if called else None
         except DAMAGED as error:
-            raise UserError(f"{path} is not an npz file with images as arr_0: {error}") from error
+            raise UserError(f"{path} is not an npz file with images: {error}") from error
         self.count, self.size, width, self.channels = (*shape, 1)[:4] if len(shape) in (3, 4) else (0, 0, 0, 0)
         if dtype != np.uint8 or self.size != width or self.channels not in (1, 3) or self.count < 1:
             expected = "uint8 images [N, H, W, C], square, with 1 or 3 channels"
-            raise UserError(f"{path}: arr_0 must hold {expected}, not {dtype} {shape}")
+            raise UserError(f"{path}: {self.key} must hold {expected}, not {dtype} {shape}")
         if held < math.prod(shape):
             raise UserError(
-                f"{path} is damaged: arr_0 says that it has {self.count:,} images, and {held:,} bytes follow"
+                f"{path} is damaged: {self.key} says that it has {self.count:,} images, and {held:,} bytes follow"
             )
         if labels is not None and (labels.shape != (self.count,) or labels.dtype.kind not in "iu"):
             expected = f"a label, a whole number, for each of {self.count:,} images"
-            raise UserError(f"{path}: arr_1 must hold {expected}, not {labels.dtype} {labels.shape}")
+            raise UserError(f"{path}: {called} must hold {expected}, not {labels.dtype} {labels.shape}")
         if labels is not None and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
             found = f"from {labels.min()} to {labels.max()}"
-            raise UserError(f"{path}: arr_1 must hold labels from 0 to {MOST_CLASSES - 1}, and they are {found}")
+            raise UserError(f"{path}: {called} must hold labels from 0 to {MOST_CLASSES - 1}, and they are {found}")
         self.labels = None if labels is None else labels.astype(np.int64)
 
     def source(self, rows: np.ndarray) -> Source:
@@ -164,7 +171,7 @@ class NpzImages:
     def _blocks(self, rows: np.ndarray) -> Iterator[Block]:
         image_bytes = self.size**2 * self.channels
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as file:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
                 _header(file)
                 for at in range(0, self.count, BLOCK_IMAGES):
                     here = rows[at : at + BLOCK_IMAGES]

@@ -287,7 +287,8 @@ class CosSin(TimeFeatures):
 class Fourier(TimeFeatures):
     """[sin, cos] at 2 pi w with w from N(0, 1), drawn once and saved: Song et al. 2021, after Tancik et al. 2020.
 
-    The scale of w is `time_scale`, since only the product of w and time matters: 16 for log sigma, 0.016 for 0 ... 999.
+    The scale of w is `time_scale`, since only the product of w and time matters: 16 for the log(sigma) / 4 that
+    prediction=edm gives the network, as in Karras et al.'s code; 0.016 for the levels 0 ... 999 of the others.
     """
 
     def __init__(self, dim: int):

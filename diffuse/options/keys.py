@@ -85,9 +85,9 @@ def check_values(config: object) -> None:
             raise Refused(name, f"must be a list of {', '.join(about.choices)}, not empty")
         if value is None:
             continue
-        if about.interval:
+        for number in (value if isinstance(value, list) else [value]) if about.interval else ():
             or_null = " or null" if type(None) in get_args(kind) else ""
-            check(lies_in(about.interval, value), name, f"{interval_in_words(about.interval)}{or_null}", value)
+            check(lies_in(about.interval, number), name, f"{interval_in_words(about.interval)}{or_null}", number)
         for word in value if isinstance(value, list) else [value]:
             if about.choices:
                 check_choice(name, word, about.choices)

@@ -29,6 +29,9 @@ class Optim:
     decay: Annotated[str, key("how the learning rate falls over the whole run", choices=("none", "linear", "cosine"))]
     clip: Annotated[float, key("largest gradient norm (inf: no clipping)", "(0, inf]")]
     weight_decay: Annotated[float, key("weight decay of AdamW", "[0, inf)")]
+    betas: Annotated[
+        list[float], key("decay of AdamW's averages of the gradient and of its square", "[0, 1)", before=[0.9, 0.999])
+    ]
 
 
 @dataclass

@@ -27,7 +27,7 @@ from diffuse.system.progress import log
 FORMATS = (3, 4)
 CHECKPOINTS = "checkpoints"  # the folder in a run
 MILESTONE = ".milestone"
-BEST, AT_BEST = "best.pt", "@best"
+LAST, BEST, AT_BEST = "last.pt", "best.pt", "@best"
 NAME = re.compile(r"step_\d+(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
@@ -68,11 +68,11 @@ def is_milestone(step: int, milestone_every: int | None) -> bool:
 
 
 def point_to(newest: Path) -> None:
-    """Make last.pt a link to this checkpoint, where the file system has links. It is for people: no code reads it."""
-    link = newest.parent / "last.pt"
-    if not link.is_symlink() or link.readlink() != Path(newest.name):
+    """Make last.pt another name of this checkpoint, where the file system has links. It is for people."""
+    link = newest.parent / LAST
+    if not link.exists() or not link.samefile(newest):
         with suppress(OSError):
-            link_atomic(link, newest.name)
+            link_atomic(link, newest)
 
 
 def write(path: Path, step: int, content: Mapping[str, Any]) -> None:
@@ -162,7 +162,11 @@ def find(ckpt: str) -> Stored:
     if not path.exists() and ckpt.endswith(AT_BEST):
         path = run_path(ckpt.removesuffix(AT_BEST)) / CHECKPOINTS / BEST
     if path.is_file():
-        return load_checkpoint(path.resolve())
+        return load_checkpoint(numbered(path.resolve()))
+    if path.is_symlink():
+        raise UserError(
+            f"ckpt={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
+        )
     if not path.exists():
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     if found := newest(path / CHECKPOINTS) or newest(path):
@@ -170,6 +174,13 @@ def find(ckpt: str) -> Stored:
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
     raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
+
+
+def numbered(path: Path) -> Path:
+    """The name with the step of a checkpoint that is also called last.pt."""
+    if path.name != LAST:
+        return path
+    return next((other for other in all_in(path.parent) if other.samefile(path)), path)
 
 
 def load_checkpoint(path: Path) -> Stored:

@@ -106,13 +106,13 @@ def open_place(place: str, key: str) -> ImageSet:
     if path.is_file():
         return open_npz(path)
     raise UserError(
-        f"{key}={place} is neither a folder nor a file; give a folder of images, an npz file with arr_0, or "
+        f"{key}={place} is neither a folder nor a file; give a folder of images, an npz file of images, or "
         "DATASET:SPLIT, such as cifar10:train"
     )
 
 
 def open_npz(path: Path) -> ImageSet:
-    """arr_0 of an npz file: uint8 [N, H, W, C]."""
+    """The images of an npz file: uint8 [N, H, W, C]."""
     images = NpzImages(path)
 
     def batches(first: int) -> Iterator[np.ndarray]:

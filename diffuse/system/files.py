@@ -68,11 +68,18 @@ def _as_json(value: Any, indent: str) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def link_atomic(path: Path, target: str) -> None:
-    """Make `path` a symbolic link to `target`, a file beside it, replacing what was there in one step."""
-    with atomic_path(path) as beside:
+def link_atomic(path: Path, target: Path) -> None:
+    """Make `path` a second name of the file `target`, replacing what was there in one step.
+
+    Unlike a symbolic link it can be copied alone. Where the file system has no hard links it is a symbolic one.
+    """
+    with atomic_path(path, survives_power_cut=False) as beside:
         beside.unlink(missing_ok=True)  # left by a killed process that had our number
-        beside.symlink_to(target)
+        try:
+            beside.hardlink_to(target)
+        except OSError:
+            beside.symlink_to(target.name)
+    flush(path.parent)
 
 
 def make_folder(path: Path) -> None:

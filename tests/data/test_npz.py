@@ -162,7 +162,7 @@ def test_an_encrypted_npz_is_refused(tmp_path):
     for entry, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         content[content.index(entry) + flags] |= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="some.npz is not an npz file with images as arr_0: .* encrypted"):
+    with pytest.raises(UserError, match="some.npz is not an npz file with images: .* encrypted"):
         npz(tmp_path, str(path))
 
 
@@ -171,7 +171,7 @@ def test_what_is_no_npz_is_refused(tmp_path):
     np.save(tmp_path / "one.npy", STACK)
     np.savez(tmp_path / "named.npz", images=STACK)
     for name in ("text.npz", "one.npy"):
-        with pytest.raises(UserError, match=f"{name} is not an npz file with images as arr_0"):
+        with pytest.raises(UserError, match=f"{name} is not an npz file with images"):
             npz(tmp_path, str(tmp_path / name))
     with pytest.raises(UserError, match=r"named.npz has no arr_0 with images; it has images\.npy"):
         npz(tmp_path, str(tmp_path / "named.npz"))
@@ -180,3 +180,14 @@ def test_what_is_no_npz_is_refused(tmp_path):
 def test_an_npz_of_one_image_cannot_be_split(tmp_path):
     with pytest.raises(UserError, match="has 1 image; at least 2 are needed"):
         npz(tmp_path, npz_of(tmp_path / "one.npz", STACK[:1]))
+
+
+def test_arrays_may_be_called_images_and_labels(tmp_path):
+    np.savez(tmp_path / "named.npz", images=STACK, labels=KINDS)
+    assert held(npz(tmp_path, str(tmp_path / "named.npz"), holdout=0.2)).sum() == 10
+
+
+def test_other_names_are_listed(tmp_path):
+    np.savez(tmp_path / "strange.npz", pixels=STACK)
+    with pytest.raises(UserError, match=r"strange.npz has no arr_0 or images; it has pixels.npy"):
+        npz(tmp_path, str(tmp_path / "strange.npz"))

@@ -1,7 +1,11 @@
 """Checkpoints that are damaged, foreign or malicious are refused in words; nothing in them runs."""
 
+import errno
 import hashlib
+import os
 import pickle
+import shutil
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -110,7 +114,7 @@ def test_a_config_that_names_other_code_is_refused(newest, tmp_path, target):
     """A checkpoint from a stranger could name any function for us to call."""
     path = changed(newest, tmp_path, schedule={"_target_": target, "path": "x"})
     with pytest.raises(
-        UserError, match="not part of diffuse|not a class or function defined in diffuse.mathematics.schedules"
+        UserError, match="not part of diffuse|not a class or function defined in diffuse.mathematics.tables"
     ):
         load(str(path))
 
@@ -127,7 +131,7 @@ def test_what_does_not_fit_together_is_said(newest, tmp_path):
 
 
 def test_every_way_to_name_a_checkpoint_finds_it(tiny_run, newest):
-    expected = newest.resolve()
+    expected = (newest.parent / "step_00000030.pt").resolve()
     for way in (tiny_run, tiny_run / "checkpoints", newest, tiny_run / "checkpoints" / "step_00000030.pt"):
         assert find(str(way)).path == expected
 
@@ -137,6 +141,28 @@ def test_without_the_link_the_newest_is_found(tmp_path):
         save(tmp_path / "run" / "checkpoints", step, {"config": {}}, keep=9)
     (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
     assert find(str(tmp_path / "run")).path.name == "step_00000300.pt"
+
+
+def test_last_pt_can_be_copied_alone(tmp_path):
+    """With `cp -r`, which copies a symbolic link as a link."""
+    save(tmp_path / "run", 5, {"config": {}}, keep=1)
+    last = save(tmp_path / "run", 40, {"config": {}}, keep=1)
+    subprocess.run(["cp", "-r", tmp_path / "run" / "last.pt", tmp_path / "kept.pt"], check=True)
+    shutil.rmtree(tmp_path / "run")
+    assert find(str(tmp_path / "kept.pt")).content["step"] == 40
+    assert last.name == "step_00000040.pt"
+
+
+def test_where_there_are_no_hard_links_last_pt_is_a_symbolic_one(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT has it
+
+    monkeypatch.setattr(os, "link", refuse)
+    newest = save(tmp_path / "run", 40, {"config": {}}, keep=1)
+    assert (tmp_path / "run" / "last.pt").readlink() == Path(newest.name)
+    (tmp_path / "copy.pt").symlink_to("step_00000040.pt")
+    with pytest.raises(UserError, match="is a link to step_00000040.pt, which is not there: copy that file"):
+        find(str(tmp_path / "copy.pt"))
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
@@ -164,7 +190,7 @@ def test_milestones_stay_and_are_not_counted(tmp_path):
     for step in range(5, 65, 5):
         save(tmp_path, step, {"config": {}}, keep=2, milestone_every=20)
     assert [step_of(path) for path in all_in(tmp_path)] == [20, 40, 50, 55, 60]
-    assert (tmp_path / "last.pt").readlink() == Path("step_00000060.milestone.pt")
+    assert (tmp_path / "last.pt").samefile(tmp_path / "step_00000060.milestone.pt")
     for step in (65, 70, 75):
         save(tmp_path, step, {"config": {}}, keep=2)
     assert [step_of(path) for path in all_in(tmp_path)] == [20, 40, 60, 70, 75]

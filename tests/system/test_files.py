@@ -35,7 +35,7 @@ def test_nothing_is_visible_before_it_is_complete(tmp_path):
 def test_a_link_is_replaced_in_one_move(tmp_path):
     for target in ("one", "two"):
         (tmp_path / target).write_text(target)
-        link_atomic(tmp_path / "last", target)
+        link_atomic(tmp_path / "last", tmp_path / target)
         assert (tmp_path / "last").read_text() == target
     assert names(tmp_path) == ["last", "one", "two"]
 
