@@ -163,7 +163,7 @@ def find(ckpt: str) -> Stored:
         path = run_path(ckpt.removesuffix(AT_BEST)) / CHECKPOINTS / BEST
     if path.is_file():
         return load_checkpoint(numbered(path.resolve()))
-    if path.is_symlink():
+    if path.is_symlink() and not path.exists():
         raise UserError(
             f"ckpt={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
         )
