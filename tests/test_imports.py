@@ -10,7 +10,10 @@ import pytest
 
 from tests.support.places import PACKAGE
 
-TORCH_FREE = ("options.keys", "options.reference", "options.schema", "options.score_names", "options.trust")
+TORCH_FREE = (
+    *("options.differences", "options.keys", "options.reference", "options.schema", "options.score_names"),
+    "options.trust",
+)
 BELOW = ("mathematics", "networks", "data", "system")
 # What the modules of a room may import of this package, beside their own room: rooms, or single modules of a room.
 ALLOWED: dict[str, tuple[str, ...]] = {
@@ -21,7 +24,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "options": BELOW,
     "runs": (*BELOW, "options"),
     "scoring": (*BELOW, "options", "runs"),
-    "sweeps": ("runs.scalars", "options.score_names", "system"),
+    "sweeps": ("runs.scalars", "options.differences", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
     "commands": (*BELOW, "options", "runs", "scoring", "training"),
     "cli": ("system", "sweeps", *TORCH_FREE, "runs.output", "runs.folder"),

@@ -11,7 +11,15 @@ from pathlib import Path
 import hydra
 
 from diffuse.cli.messages import as_user_error, package_of_the_users
-from diffuse.cli.overrides import COMPLETION, PRINTING, overrides_first, resumed_config, sweep_folder, with_sweep_names
+from diffuse.cli.overrides import (
+    COMPLETION,
+    PRINTING,
+    overrides_first,
+    resumed_config,
+    sweep_folder,
+    with_runs,
+    with_sweep_names,
+)
 from diffuse.cli.task import Command, register
 from diffuse.sweeps.folder import MARKDOWN, PICTURE, Sweep
 from diffuse.sweeps.record import DONE, KILLED, closing_message
@@ -69,6 +77,8 @@ class CommandLine:
     def compose_and_run(self) -> None:
         """Let Hydra compose the config and call the task, once or for each job of a sweep."""
         words = overrides_first(self.task.typed)
+        if self.task.name != "train":
+            words = with_runs(words)
         if folder := sweep_folder(words):
             self.sweep = Sweep(folder.absolute())
             self.absent = [path for path in (self.sweep.folder, *self.sweep.folder.parents) if not path.exists()]

@@ -1,5 +1,6 @@
 """The words of a command line before Hydra gets them: their order, and the folder and the names of a sweep."""
 
+import glob
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,14 +9,14 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from omegaconf import OmegaConf
 
 from diffuse.options.schema import plain
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
-from diffuse.system.files import OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases, run_path
+from diffuse.system.files import AT_BEST, OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases, run_path
 
 MULTIRUN = ("-m", "--multirun")
 COMPLETION = ("-sc", "--shell-completion")
@@ -28,6 +29,7 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
 }
 # The flags with which Hydra prints something and runs nothing.
 PRINTING = (*COMPLETION, "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i")
+PLAIN_WORD = re.compile(r"[\w./@+-]+")  # a value that needs no quotes
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
@@ -60,6 +62,51 @@ def by_key(words: Sequence[str]) -> dict[str, Override]:
     """The overrides among the words; the last counts if a key is typed twice, as it does for Hydra."""
     overrides = OverridesParser.create().parse_overrides([word for word in words if OVERRIDE.match(word)])
     return {override.key_or_group: override for override in overrides}
+
+
+def with_runs(words: list[str]) -> list[str]:
+    """The words with every run in place of a sweep's folder or of a pattern in ckpt=: outputs/SWEEP, outputs/SWEEP/*.
+
+    Both may end in @best. Raises UsageError where a pattern matches nothing, or where -m is missing.
+    """
+    override = by_key(words).get("ckpt")
+    if override is None:
+        return words
+    given = override.value()
+    choices = given.list if isinstance(given, ChoiceSweep) else [given]
+    if not all(isinstance(choice, str | QuotedString) for choice in choices):
+        return words
+    texts = [choice.text if isinstance(choice, QuotedString) else str(choice) for choice in choices]
+    runs = [run for text in texts for run in runs_of(text)]
+    if runs == texts:
+        return words
+    if len(runs) > 1 and not {*MULTIRUN} & {*words}:
+        raise UsageError(f"ckpt={texts[0]} stands for {len(runs)} runs: add -m for all of them, or choose one")
+    typed = ",".join(run if PLAIN_WORD.fullmatch(run) else repr(run) for run in runs)
+    return [f"ckpt={typed}", *(word for word in words if not word.startswith("ckpt="))]
+
+
+def runs_of(ckpt: str) -> list[str]:
+    """The runs that ckpt= stands for: those of a sweep in the order of its jobs, those of a pattern, or itself."""
+    place, best, _ = ckpt.partition(AT_BEST)
+    path = run_path(place)
+    if not path.exists() and set(place) & set("*?["):
+        found = sorted(glob.glob(place) or glob.glob(str(OUTPUTS / place)), key=in_order)  # noqa: PTH207
+        found = [run for run in found if (Path(run) / RECORD).is_file() or run.endswith(".pt")]
+        if not found:
+            raise UsageError(f"ckpt={ckpt} matches no run and no checkpoint")
+    elif (path / SWEEP_RECORD).is_file():
+        found = sorted((str(record.parent) for record in path.glob(f"*/{RECORD}")), key=in_order)
+        if not found:
+            raise UsageError(f"ckpt={ckpt} is a sweep without runs")
+    else:
+        return [ckpt]
+    return [run + best for run in found]
+
+
+def in_order(name: str) -> list[tuple[int, str]]:
+    """A key that sorts names by the numbers in them: 2_x before 10_x."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def sweep_folder(words: Sequence[str]) -> Path | None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffuse.cli.help import help_page
 from diffuse.cli.messages import as_user_error
-from diffuse.options.schema import SCHEMAS, checked
+from diffuse.options.schema import SCHEMAS, checked, plain
 from diffuse.options.score_names import MORE_IS_BETTER
 from diffuse.sweeps.folder import MARKDOWN, Sweep
 from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
@@ -105,7 +105,7 @@ class Command:
 
     def run_in_sweep(self, cfg: DictConfig) -> float | None:
         """Run a job of a sweep and record how it ended. A failure is reported here and does not end the sweep."""
-        settings, job = HydraConfig.get(), self.record()
+        settings, job = HydraConfig.get(), self.record(cfg)
         sweep = Sweep(Path(settings.sweep.dir).absolute())
         with sweep.hold(job):
             try:
@@ -147,7 +147,7 @@ class Command:
             with handle_signals(lambda *_: None):  # a second signal must not lose the record
                 sweep.write(replace(ended, seconds=job.seconds + time.monotonic() - started))
 
-    def record(self) -> Record:
+    def record(self, cfg: DictConfig) -> Record:
         """The record of the job that Hydra is about to run."""
         settings = HydraConfig.get()
         fixed = settings.job.config.override_dirname.exclude_keys
@@ -160,6 +160,7 @@ class Command:
             overrides=list(settings.overrides.task),
             varied={key: value for key, _, value in typed if key not in fixed},
             given=self.given,
+            trained=config_of_run(cfg),
         )
 
     def prepare(self, cfg: DictConfig) -> Callable[[], Mapping[str, float]]:
@@ -178,6 +179,17 @@ class Command:
         run = importlib.import_module(f"diffuse.commands.{self.name}").run
         raise_pending()
         return partial(run, config, output)
+
+
+def config_of_run(cfg: DictConfig) -> dict[str, Any]:
+    """The config of the run that `ckpt` lies in, for the table of a sweep; empty where there is none."""
+    ckpt = OmegaConf.select(cfg, "ckpt", default=None)
+    if not isinstance(ckpt, str):
+        return {}
+    from diffuse.runs.folder import record_around  # imports torch
+
+    record = record_around(ckpt)
+    return plain(record) if record else {}
 
 
 def refuse_wrong_direction(score: str | None) -> None:

@@ -19,7 +19,7 @@ import torch
 
 import diffuse
 from diffuse.system.errors import UserError
-from diffuse.system.files import atomic_path, link_atomic, run_path, sha256
+from diffuse.system.files import AT_BEST, atomic_path, link_atomic, run_path, sha256
 from diffuse.system.progress import log
 
 # The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
@@ -27,7 +27,7 @@ from diffuse.system.progress import log
 FORMATS = (3, 4)
 CHECKPOINTS = "checkpoints"  # the folder in a run
 MILESTONE = ".milestone"
-LAST, BEST, AT_BEST = "last.pt", "best.pt", "@best"
+LAST, BEST = "last.pt", "best.pt"
 NAME = re.compile(r"step_\d+(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.

@@ -14,7 +14,7 @@ samples/  eval/              a folder for each call of `diffuse sample` and `dif
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from textwrap import indent
@@ -33,6 +33,7 @@ from diffuse.runs.pictures import save_png
 from diffuse.runs.scalars import METRICS_FILE, forget_after, read_metrics
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import (
+    AT_BEST,
     OUTPUTS,
     RECORD,
     SWEEP_RECORD,
@@ -40,6 +41,7 @@ from diffuse.system.files import (
     hold_lock,
     refuse_aliases,
     remove_leftovers,
+    run_path,
     write_atomic,
 )
 from diffuse.system.progress import log
@@ -175,6 +177,16 @@ def read_record(folder: Path) -> TrainConfig:
             f"{path} does not hold the config of a run: {reason}\n"
             "Restore it; every checkpoint of the run holds it too, under 'config'"
         ) from error
+
+
+def record_around(ckpt: str) -> TrainConfig | None:
+    """The config of the run that `ckpt` names or lies in; None where that cannot be read."""
+    path = run_path(ckpt.removesuffix(AT_BEST))
+    for folder in (path, *path.parents[:2]):
+        if (folder / RECORD).is_file():
+            with suppress(UserError):
+                return read_record(folder)
+    return None
 
 
 def as_yaml(config: TrainConfig) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.sweeps.record import DONE, Record
-from diffuse.sweeps.table import cut, finite_number, short, short_varied, varied_keys
+from diffuse.sweeps.rows import SEEDS, Row, over_seeds, varied_keys
+from diffuse.sweeps.table import cut, finite_number, short, short_varied, with_deviation
 from diffuse.system.files import atomic_path
 
 FIGURE_WIDTH = 11.0  # inches
@@ -98,25 +99,26 @@ def panels(part: SubFigure, count: int, columns: int) -> Sequence[Axes]:
 def draw_curves(
     part: SubFigure, curves: Mapping[str, Mapping[int, Curve]], jobs: Sequence[Record], columns: int
 ) -> None:
-    """A panel for each value, a line for each job, and one legend."""
-    keys, palette, lines = varied_keys(jobs), colours(len(jobs)), {}
+    """A panel for each value, a line for each job, and one legend. Jobs that differ in their seed have one colour."""
+    (rows, keys), lines = rows_and_keys(jobs), dict[int, Any]()
+    row_of = {job.folder: number for number, row in enumerate(rows) for job in row.jobs}
+    palette = colours(len(rows))
     for panel, (name, points) in zip(panels(part, len(curves), columns), curves.items(), strict=True):
         for place, curve in points.items():
-            marker = "." if len(curve) < 25 else None
+            marker, number = "." if len(curve) < 25 else None, row_of[jobs[place].folder]
             steps, values = zip(*curve, strict=True)
-            (lines[place],) = panel.plot(steps, values, color=palette[place], marker=marker, linewidth=1.3)
+            (lines[number],) = panel.plot(steps, values, color=palette[number], marker=marker, linewidth=1.3)
         panel.set(xlabel="step", title=name.removeprefix(SCORE_PREFIX))
         panel.set_yscale(axis_scale([value for curve in points.values() for _, value in curve]))
         panel.grid(alpha=0.3)
-    places = sorted(lines)
     part.legend(
-        [lines[place] for place in places],
-        [label(jobs[place], keys) for place in places],
+        [lines[number] for number in sorted(lines)],
+        [label(rows[number].jobs[0], keys) for number in sorted(lines)],
         title=cut(", ".join(keys), LABEL) or None,
         loc="outside right upper",
-        fontsize="small" if len(places) <= 16 else "x-small",
+        fontsize="small" if len(lines) <= 16 else "x-small",
         title_fontsize="small",
-        ncols=1 if len(places) <= 20 else 2,
+        ncols=1 if len(lines) <= 20 else 2,
     )
 
 
@@ -140,61 +142,80 @@ def wrap(text: str, room: int) -> str:
     return textwrap.fill(text, room, break_long_words=False, break_on_hyphens=False)
 
 
+def rows_and_keys(jobs: Sequence[Record]) -> tuple[list[Row], list[str]]:
+    """The rows that are drawn, and the keys that tell them apart: over seeds, unless nothing else varies."""
+    rows = over_seeds(jobs)
+    if len(rows) > 1:
+        return rows, [key for key in varied_keys(jobs) if key not in SEEDS]
+    return [Row([job]) for job in jobs], varied_keys(jobs)
+
+
 def numeric_keys(jobs: Sequence[Record]) -> list[str]:
-    """The varied keys whose values are all numbers: the one with the most values first, the seed last."""
-    keys = [key for key in varied_keys(jobs) if all(finite_number(job.varied.get(key, "")) is not None for job in jobs)]
-    return sorted(keys, key=lambda key: (key == "seed", -len({job.varied[key] for job in jobs})))
+    """The varied keys whose values are all numbers, the one with the most values first."""
+    _, keys = rows_and_keys(jobs)
+    numeric = [key for key in keys if all(finite_number(job.varied.get(key, "")) is not None for job in jobs)]
+    return sorted(numeric, key=lambda key: -len({job.varied[key] for job in jobs}))
 
 
 def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], columns: int) -> None:
-    """A panel for each score: lines against a number that was swept, or a bar for each job."""
+    """A panel for each score: lines against a number that was swept, or bars; with deviations over seeds."""
+    rows, all_keys = rows_and_keys(jobs)
     keys = numeric_keys(jobs)[:1]
-    others = [key for key in varied_keys(jobs) if key not in keys]
+    others = [key for key in all_keys if key not in keys]
     handles: dict[str, Any] = {}
     for panel, name in zip(panels(part, len(names), columns), names, strict=True):
-        scored = [(job, value) for job in jobs if (value := job.value(name)) is not None]
+        scored = [row for row in rows if row.mean(name) is not None]
         panel.set(title=name)
         if keys:
-            handles |= draw_lines(panel, scored, keys[0], others, jobs)
+            handles |= draw_lines(panel, scored, name, keys[0], others, rows)
         else:
-            draw_bars(panel, scored)
+            draw_bars(panel, scored, name, all_keys)
     if others and handles:
         title = cut(", ".join(others), LABEL)
         part.legend(handles.values(), handles.keys(), title=title, loc="outside right upper", fontsize="small")
 
 
 def draw_lines(
-    panel: Axes, scored: Sequence[tuple[Record, float]], key: str, others: Sequence[str], jobs: Sequence[Record]
+    panel: Axes, scored: Sequence[Row], name: str, key: str, others: Sequence[str], rows: Sequence[Row]
 ) -> dict[str, Any]:
     """A line for each combination of the other varied keys; returns them by their labels."""
 
-    def combination(job: Record) -> str:
-        return label(job, others) if others else ""
+    def combination(row: Row) -> str:
+        return label(row.jobs[0], others) if others else ""
 
-    combinations = list(dict.fromkeys(map(combination, jobs)))
+    combinations = list(dict.fromkeys(map(combination, rows)))
     handles = {}
-    for name, colour in zip(combinations, colours(len(combinations)), strict=True):
-        points = sorted((float(job.varied[key]), value) for job, value in scored if combination(job) == name)
-        if points:
-            x, y = zip(*points, strict=True)
-            (handles[name],) = panel.plot(x, y, marker="o", markersize=4, linewidth=1.3, color=colour)
-    places = sorted({float(job.varied[key]) for job, _ in scored})
+    for words, colour in zip(combinations, colours(len(combinations)), strict=True):
+        chosen = [row for row in scored if combination(row) == words]
+        if line := sorted((float(row.varied(key)), *mean_and_deviation(row, name)) for row in chosen):
+            x, y, deviations = zip(*line, strict=True)
+            bars = deviations if any(deviations) else None
+            handles[words] = panel.errorbar(x, y, bars, color=colour, marker="o", ms=4, linewidth=1.3, capsize=2)
+    places = sorted({float(row.varied(key)) for row in scored})
     panel.grid(alpha=0.3)
-    panel.set(xlabel=key, xscale=axis_scale(places), yscale=axis_scale([value for _, value in scored]))
+    values = [value for row in scored for value in row.values(name)]
+    panel.set(xlabel=key, xscale=axis_scale(places), yscale=axis_scale(values))
     if len(places) <= 8 and far_apart(places):
         panel.set_xticks(places, [short(place) for place in places], minor=False)
         panel.set_xticks([], minor=True)
     return handles
 
 
-def draw_bars(panel: Axes, scored: Sequence[tuple[Record, float]]) -> None:
-    """A bar for each job, from top to bottom, with its value at the end."""
-    keys, values = varied_keys(job for job, _ in scored), [value for _, value in scored]
-    bars = panel.barh(range(len(scored)), values, color="C0")
-    panel.bar_label(bars, [short(value) for value in values], padding=3, fontsize="small")
-    panel.set_yticks(range(len(scored)), [wrap(label(job, keys), 28) for job, _ in scored], fontsize="small")
+def draw_bars(panel: Axes, scored: Sequence[Row], name: str, keys: Sequence[str]) -> None:
+    """A bar for each row, from top to bottom, with its value at the end."""
+    values = [mean_and_deviation(row, name) for row in scored]
+    means, deviations = [mean for mean, _ in values], [deviation for _, deviation in values]
+    bars = panel.barh(range(len(scored)), means, color="C0", xerr=deviations if any(deviations) else None)
+    panel.bar_label(bars, [with_deviation(row, name) for row in scored], padding=3, fontsize="small")
+    labels = [wrap(label(row.jobs[0], keys), 28) for row in scored]
+    panel.set_yticks(range(len(scored)), labels, fontsize="small")
     panel.invert_yaxis()
     panel.margins(x=0.25)
+
+
+def mean_and_deviation(row: Row, name: str) -> tuple[float, float]:
+    """For a picture: 0 is the deviation of a single value."""
+    return row.mean(name) or 0.0, row.deviation(name) or 0.0
 
 
 def axis_scale(values: Sequence[float]) -> str:

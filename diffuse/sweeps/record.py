@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 DONE, FAILED, INTERRUPTED, RUNNING, KILLED = "done", "failed", "interrupted", "running", "killed"
 
@@ -19,6 +20,7 @@ class Record:
     varied   the keys that differ between jobs, with their values as typed
     given    identifies the call of the command line: a sweep may be continued by a later call
     values   the scores or the loss that it reported; None for one that is NaN or infinite
+    trained  the config of the run in whose folder ckpt= lies, if the job had one
     refused  why this call could not do the job, which an earlier call did with other options; those results are kept
     """
 
@@ -34,6 +36,7 @@ class Record:
     seconds: float = 0.0
     reason: str = ""
     refused: str = ""
+    trained: Mapping[str, Any] = field(default_factory=dict)
     process: int = field(default_factory=os.getpid)
     host: str = field(default_factory=platform.node)
     began: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))

@@ -3,36 +3,13 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from diffuse.options.score_names import LESS_IS_BETTER, MORE_IS_BETTER
 from diffuse.sweeps.record import Record
+from diffuse.sweeps.rows import SEEDS, Row, best, over_seeds, value_names, varied_keys
 from diffuse.system.progress import duration
 
 SHORTEST_REASON = 24
-# The loss of one option of these groups is another quantity than that of the next: the smaller is not the better one.
-LOSSES_DIFFER_BY = {"dataset", "schedule", "prediction", "loss", "weight", "times", "method"}
-
-
-def varied_keys(jobs: Iterable[Record]) -> list[str]:
-    """The keys that differ between jobs, in the order of the first job that has each."""
-    return list(dict.fromkeys(key for job in jobs for key in job.varied))
-
-
-def value_names(jobs: Iterable[Record]) -> list[str]:
-    """The names of the values that jobs reported, in the order of the first job that has each."""
-    return list(dict.fromkeys(name for job in jobs if not job.refused for name in job.values))
-
-
-def best(jobs: Sequence[Record], name: str) -> float | None:
-    """The best of the values of this name; None if there is no choice, or if less or more is not better."""
-    if name == "loss" and {key.partition(".")[0] for key in varied_keys(jobs)} & LOSSES_DIFFER_BY:
-        return None
-    values = [value for job in jobs if (value := job.value(name)) is not None]
-    kind = name.partition("_")[0]  # fid_classifier is a fid
-    if len(set(values)) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:
-        return None
-    return max(values) if kind in MORE_IS_BETTER else min(values)
 
 
 def short(value: float | None) -> str:
@@ -81,26 +58,43 @@ def as_csv(jobs: Sequence[Record]) -> str:
 
 
 def as_markdown(jobs: Sequence[Record], picture: str | None) -> str:
-    """The command line, the table with the best of each value in bold, and the picture if there is one."""
-    keys, names = varied_keys(jobs), value_names(jobs)
-    leading = {name: best(jobs, name) for name in names}
-
-    def cell(value: float | None, name: str) -> str:
-        return f"**{short(value)}**" if value is not None and value == leading[name] else short(value)
-
+    """The command line, the table with the best of each value in bold, the same over seeds, and the picture."""
+    keys, names, combined = varied_keys(jobs), value_names(jobs), over_seeds(jobs)
+    leading = {} if combined else {name: best([Row([job]) for job in jobs], name) for name in names}
     rows = [["job", *keys, *names, "time", "status", "reason"]]
     rows += [["--:", *["---"] * len(keys), *["--:"] * len(names), "--:", "---", "---"]]
     for job in jobs:
         varied = [escape(short_varied(job, key)) for key in keys]
+        values = [bold(short(job.value(name)), leading.get(name), job) for name in names]
         end = [duration(job.seconds), status(job), escape(failure_reason(job))]
-        rows.append(
-            [f"[{job.number}](<{job.folder}>)", *varied, *(cell(job.value(name), name) for name in names), *end]
-        )
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+        rows.append([f"[{job.number}](<{job.folder}>)", *varied, *values, *end])
     newest = max(jobs, key=lambda job: job.began, default=None)
     typed = ["    " + newest.typed, ""] if newest else []
     shown = ["", f"![{picture}]({picture})"] if picture else []
-    return "\n".join([*typed, *lines, *shown, ""])
+    return "\n".join([*typed, *map(line_of, rows), *over_seeds_as_markdown(combined, keys, names), *shown, ""])
+
+
+def over_seeds_as_markdown(rows: Sequence[Row], keys: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A table of means and standard deviations over seeds."""
+    if not rows:
+        return []
+    leading = {name: best(rows, name) for name in names}
+    titles = ["jobs", *keys, *names]
+    lines = [titles, ["--:", *["---"] * len(keys), *["--:"] * len(names)]]
+    for row in rows:
+        values = [bold(with_deviation(row, name), leading[name], row.jobs[0]) for name in names]
+        lines.append([numbers(row), *(escape(row.varied(key)) for key in keys), *values])
+    return ["", "Mean and standard deviation over seeds:", "", *map(line_of, lines)]
+
+
+def line_of(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def bold(text: str, leader: Row | None, job: Record) -> str:
+    """The text, in bold where the job is of the best row."""
+    return f"**{text}**" if leader and job in leader.jobs and text else text
 
 
 def escape(text: str) -> str:
@@ -113,16 +107,12 @@ def as_text(jobs: Sequence[Record], width: int) -> str:
 
     A reason stands at the end of its job's line, or below the table if there is no room.
     """
-    keys, names = varied_keys(jobs), value_names(jobs)
-    rows = [["job", *keys, *names, "time", "status"]]
+    keys, names, combined = varied_keys(jobs), value_names(jobs), over_seeds(jobs)
+    cells = [["job", *keys, *names, "time", "status"]]
     for job in jobs:
         varied, values = [short_varied(job, key) for key in keys], [short(job.value(name)) for name in names]
-        rows.append([str(job.number), *varied, *values, duration(job.seconds), status(job)])
-    widest = max(12, (width - 30 - 10 * len(names)) // max(1, len(keys)))
-    columns = [[cut(cell, widest) for cell in column] for column in zip(*rows, strict=True)]
-    sides = [">", *"<" * len(keys), *">" * len(names), ">", "<"]  # numbers to the right, words to the left
-    formats = [f"{side}{max(map(len, column))}" for side, column in zip(sides, columns, strict=True)]
-    lines = ["  ".join(map(format, row, formats)) for row in zip(*columns, strict=True)]
+        cells.append([str(job.number), *varied, *values, duration(job.seconds), status(job)])
+    lines = aligned(cells, len(keys), len(names), width)
     room = width - len(lines[0]) - 2
     below = []
     for place, job in enumerate(jobs, start=1):
@@ -130,15 +120,53 @@ def as_text(jobs: Sequence[Record], width: int) -> str:
             lines[place] += f"  {cut(reason, room)}"
         elif reason:
             below.append(cut(f"job {job.number}: {reason}", width))
-    return "\n".join([*(line.rstrip() for line in lines), *below, *best_values(jobs, names)])
+    rows = combined or [Row([job]) for job in jobs]
+    return "\n".join(
+        [*(line.rstrip() for line in lines), *below, *over_seeds_as_text(combined, width), *best_values(rows, names)]
+    )
 
 
-def best_values(jobs: Sequence[Record], names: Sequence[str]) -> list[str]:
-    """A line with the best of each value, if there is a choice, and its job."""
-    leading = {name: value for name in names if (value := best(jobs, name)) is not None}
-    numbers = {name: next(job.number for job in jobs if job.value(name) == leading[name]) for name in leading}
-    listed = [f"{name} {short(value)} (job {numbers[name]})" for name, value in leading.items()]
+def over_seeds_as_text(rows: Sequence[Row], width: int) -> list[str]:
+    """A table of means and standard deviations over seeds."""
+    if not rows:
+        return []
+    jobs = [job for row in rows for job in row.jobs]
+    keys, names = varied_keys(jobs), value_names(jobs)
+    cells = [["jobs", *keys, *names]]
+    for row in rows:
+        varied = [row.varied(key) if key in SEEDS else short_varied(row.jobs[0], key) for key in keys]
+        cells.append([numbers(row), *varied, *(with_deviation(row, name) for name in names)])
+    lines = aligned(cells, len(keys), len(names), width)
+    return ["", "mean +- standard deviation over seeds", *(line.rstrip() for line in lines)]
+
+
+def aligned(cells: Sequence[Sequence[str]], keys: int, names: int, width: int) -> list[str]:
+    """Lines of equal columns: a number, `keys` options, `names` values, and what follows; long options are cut."""
+    widest = max(12, (width - 30 - 10 * names) // max(1, keys))
+    columns = [[cut(cell, widest) for cell in column] for column in zip(*cells, strict=True)]
+    after = len(columns) - 1 - keys - names
+    sides = [">", *"<" * keys, *">" * names, *"><"[:after]]  # numbers to the right, words to the left
+    formats = [f"{side}{max(map(len, column))}" for side, column in zip(sides, columns, strict=True)]
+    return ["  ".join(map(format, row, formats)) for row in zip(*columns, strict=True)]
+
+
+def best_values(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
+    """A line with the best of each value, if there is a choice, and its jobs."""
+    leading = {name: row for name in names if (row := best(rows, name)) is not None}
+    listed = [f"{name} {with_deviation(row, name)} ({numbers(row, 'job')})" for name, row in leading.items()]
     return ["", f"best: {', '.join(listed)}"] if listed else []
+
+
+def numbers(row: Row, word: str = "") -> str:
+    """The numbers of a row's jobs: "0, 2"; with a word "job 0" or "jobs 0, 2"."""
+    listed = ", ".join(str(job.number) for job in row.jobs)
+    return f"{word}{'s' if len(row.jobs) > 1 else ''} {listed}" if word else listed
+
+
+def with_deviation(row: Row, name: str) -> str:
+    """A mean and its standard deviation; a single value alone."""
+    deviation = row.deviation(name)
+    return short(row.mean(name)) + ("" if deviation is None else f" +- {deviation:.2g}")
 
 
 def cut(text: str, room: int) -> str:

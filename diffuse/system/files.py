@@ -20,6 +20,7 @@ from diffuse.system.progress import log
 CONFIGS = next(path for up in Path(__file__).resolve().parents[1:3] if (path := up / "configs").is_dir())
 OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
+AT_BEST = "@best"  # RUN@best, the checkpoint of a run with the best score
 LONGEST_SLUG = 120
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk

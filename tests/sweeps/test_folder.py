@@ -180,7 +180,7 @@ def test_a_best_value_is_marked_where_one_is_better():
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [("optim.lr", True), ("seed", True), ("schedule", False), ("loss.omega", False)]
+    ("key", "told"), [("optim.lr", True), ("unet.dropout", True), ("schedule", False), ("loss.omega", False)]
 )
 def test_losses_that_are_different_quantities_have_no_best(key, told):
     jobs = [job(n, varied={key: str(n)}, values={"loss": 1.0 - n / 2}) for n in range(2)]

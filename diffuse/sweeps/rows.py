@@ -1,0 +1,105 @@
+"""The rows of a sweep's table: jobs told apart by what differs between them, and their mean over seeds."""
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from diffuse.options.differences import differences
+from diffuse.options.score_names import LESS_IS_BETTER, MORE_IS_BETTER
+from diffuse.sweeps.record import Record
+
+CHECKPOINT = "ckpt"
+SEEDS = ("seed", "trained.seed")
+# The loss of one option of these groups is another quantity than that of the next: the smaller is not the better one.
+LOSSES_DIFFER_BY = {"dataset", "schedule", "prediction", "loss", "weight", "times", "method"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a job, or the jobs that differ in their seed alone."""
+
+    jobs: Sequence[Record]
+
+    def values(self, name: str) -> list[float]:
+        """The values of this name that the jobs reported."""
+        return [value for job in self.jobs if (value := job.value(name)) is not None]
+
+    def mean(self, name: str) -> float | None:
+        """The mean over seeds; a single job's own value."""
+        return statistics.fmean(self.values(name)) if self.values(name) else None
+
+    def deviation(self, name: str) -> float | None:
+        """The standard deviation over seeds (n - 1); None for fewer than two values."""
+        return statistics.stdev(self.values(name)) if len(self.values(name)) > 1 else None
+
+    def varied(self, key: str) -> str:
+        """The value of a key that varies; of the seed, all its values."""
+        return ", ".join(dict.fromkeys(job.varied.get(key, "") for job in self.jobs))
+
+
+def varied_keys(jobs: Iterable[Record]) -> list[str]:
+    """The keys that differ between jobs, in the order of the first job that has each."""
+    return list(dict.fromkeys(key for job in jobs for key in job.varied))
+
+
+def value_names(jobs: Iterable[Record]) -> list[str]:
+    """The names of the values that jobs reported, in the order of the first job that has each."""
+    return list(dict.fromkeys(name for job in jobs if not job.refused for name in job.values))
+
+
+def by_configs(jobs: Sequence[Record]) -> list[Record]:
+    """The jobs with, in place of varied checkpoints, the options that differ between the configs of their runs.
+
+    Where checkpoints of one run are compared, the ends of their paths stay.
+    """
+    if not all(CHECKPOINT in job.varied and job.trained for job in jobs) or not jobs:
+        return list(jobs)
+    found = differences([job.trained for job in jobs])
+    taken = set(varied_keys(jobs))
+    in_order = sorted(found, key=lambda key: key in SEEDS)  # the seed last
+    columns = {f"trained.{key}" if key in taken else key: found[key] for key in in_order}
+    paths = [job.varied[CHECKPOINT] for job in jobs]
+    described = {path: tuple(values[place] for values in columns.values()) for place, path in enumerate(paths)}
+    if len(set(described.values())) < len(described):  # paths that no option tells apart
+        shared = os.path.commonpath([Path(path).parent for path in paths])
+        columns = {CHECKPOINT: [os.path.relpath(path, shared) if shared else path for path in paths], **columns}
+    return [
+        replace(
+            job,
+            varied={
+                **{key: values[place] for key, values in columns.items()},
+                **{key: value for key, value in job.varied.items() if key != CHECKPOINT},
+            },
+        )
+        for place, job in enumerate(jobs)
+    ]
+
+
+def over_seeds(jobs: Sequence[Record]) -> list[Row]:
+    """A row for all seeds of the same options; none where no seed varies."""
+    groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
+    for job in jobs:
+        others = tuple((key, value) for key, value in job.varied.items() if key not in SEEDS)
+        groups.setdefault(others, []).append(job)
+    rows = [Row(group) for group in groups.values()]
+    return rows if any(len(row.jobs) > 1 for row in rows) else []
+
+
+def best(rows: Sequence[Row], name: str) -> Row | None:
+    """The row with the best of the values of this name; None where there is no choice.
+
+    None too where less or more is not better, and where the two best means over seeds are closer than the standard
+    deviation of their difference.
+    """
+    keys = varied_keys(job for row in rows for job in row.jobs)
+    if name == "loss" and {key.partition(".")[0] for key in keys} & LOSSES_DIFFER_BY:
+        return None
+    kind = name.partition("_")[0]  # fid_classifier is a fid
+    found = [(mean, row) for row in rows if (mean := row.mean(name)) is not None]
+    if len({mean for mean, _ in found}) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:
+        return None
+    (first, leader), (second, follower), *_ = sorted(found, key=lambda each: each[0], reverse=kind in MORE_IS_BETTER)
+    spread = sum((row.deviation(name) or 0.0) ** 2 for row in (leader, follower)) ** 0.5
+    return leader if abs(first - second) > spread or spread == 0 else None

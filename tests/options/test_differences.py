@@ -1,0 +1,49 @@
+"""What differs between configs, in the words in which it is typed."""
+
+import pytest
+
+from diffuse.options.differences import as_typed, differences, option_name
+from diffuse.options.schema import plain
+from tests.support.commands import config
+
+
+def stored(*words: str) -> dict:
+    return plain(config("train", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([[], ["schedule=cosine"]], {"schedule": ["linear", "cosine"]}),
+        ([["unet=tiny"], ["unet=small"], ["unet=base"]], {"unet": ["tiny", "small", "base"]}),
+        ([["unet=small", "unet.dropout=0.3"], ["unet=small"]], {"unet.dropout": ["0.3", "0.1"]}),
+        ([["optim.lr=1e-3"], ["optim.lr=2e-3"], ["optim.lr=1e-3"]], {"optim.lr": ["0.001", "0.002", "0.001"]}),
+        (
+            [["schedule.levels=100"], ["schedule=cosine"]],
+            {"schedule": ["linear", "cosine"], "schedule.levels": ["100", "1000"]},
+        ),
+        ([["schedule=sigmoid", "schedule.width=3.0"], []], {"schedule": ["sigmoid", "linear"]}),
+        ([["class_conditional=true"], []], {"class_conditional": ["true", "false"]}),
+        ([["eval.metrics=[fid,kid]"], []], {"eval.metrics": ["[fid,kid]", "[fid]"]}),
+        ([["name=a", "max_hours=1", "data_dir=/d", "trust=[mine]"], ["name=b"]], {}),
+        ([[], []], {}),
+    ],
+)
+def test_differences_are_said_as_they_are_typed(words, expected):
+    assert differences([stored(*typed) for typed in words]) == expected
+
+
+def test_a_key_that_one_config_lacks_is_a_dash():
+    assert differences([{"seed": 0, "unet": {"depth": 3}}, {"seed": 0, "unet": {}}]) == {"unet.depth": ["3", "-"]}
+
+
+def test_an_option_is_known_by_all_its_values():
+    node = stored("unet=small")["unet"]
+    assert option_name("unet", node) == "small"
+    assert option_name("unet", {**node, "dropout": 0.25}) is None
+    assert option_name("schedule", {**stored()["schedule"], "beta_start": 1e-4}) == "linear"  # null stands for any
+
+
+def test_values_are_short():
+    assert as_typed([True, None, 0.5]) == "[true,null,0.5]"
+    assert len(as_typed(list(range(1000)))) <= 63
