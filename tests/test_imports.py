@@ -27,10 +27,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sweeps": ("runs.scalars", "options.differences", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
     "commands": (*BELOW, "options", "runs", "scoring", "training"),
-    "cli": ("system", "sweeps", *TORCH_FREE, "runs.output", "runs.folder"),
+    "cli": ("system", "sweeps", *TORCH_FREE, "runs.output", "runs.record"),
 }
 KNOW_HYDRA = ("cli",)
-KNOW_OMEGACONF = ("cli", "options", "runs.folder")
+KNOW_OMEGACONF = ("cli", "options", "runs.record")
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.rglob("*.py"))
 
 

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from omegaconf import OmegaConf
 
 from diffuse.options.schema import plain
+from diffuse.runs.record import read_record
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
@@ -180,8 +181,6 @@ def resumed_config(typed: list[str]) -> str:
     folders = [word.partition("=")[2] for word in typed if word.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return "train"
-    from diffuse.runs.folder import read_record  # imports torch
-
     record = plain(read_record(run_path(folders[-1])))
     record["trust"] = []  # what is trusted is said on the command line: the folder may come from a stranger
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})

@@ -24,6 +24,7 @@ from diffuse.cli.help import help_page
 from diffuse.cli.messages import as_user_error
 from diffuse.options.schema import SCHEMAS, checked, plain
 from diffuse.options.score_names import MORE_IS_BETTER
+from diffuse.runs.record import record_around
 from diffuse.sweeps.folder import MARKDOWN, Sweep
 from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
 from diffuse.system.errors import Terminated, UsageError
@@ -186,8 +187,6 @@ def config_of_run(cfg: DictConfig) -> dict[str, Any]:
     ckpt = OmegaConf.select(cfg, "ckpt", default=None)
     if not isinstance(ckpt, str):
         return {}
-    from diffuse.runs.folder import record_around  # imports torch
-
     record = record_around(ckpt)
     return plain(record) if record else {}
 

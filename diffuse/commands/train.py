@@ -21,9 +21,11 @@ from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import Optim, TrainConfig, flat, plain
 from diffuse.runs import checkpoint
 from diffuse.runs import folder as runs
+from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, all_in, step_of
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.hparams import write_hparams
 from diffuse.runs.output import Output, timestamp
+from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import last_values
 from diffuse.system.device import Device
@@ -53,7 +55,7 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
         return resume(requested, run_path(config.resume), output, deadline)
     folder = output.folder(OUTPUTS, config.name)
     if folder and runs.is_run(folder):  # it may have been renamed since it began
-        return resume(replace(requested, name=runs.read_record(folder).name), folder, output, deadline)
+        return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
     if folder and not output.sweep_folder:
         runs.refuse_inside_others(folder)
     return begin(requested, folder, output, deadline)
@@ -67,17 +69,17 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
     with runs.hold_run(folder):
         if runs.is_run(folder):
             raise UserError(f"{short_path(folder)} was just begun by another process; give the command again")
-        runs.write_record(folder, config)
+        write_record(folder, config)
         with output.log_into(folder, "train.log"):
             return train(training, folder, deadline)
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
     """Continue the run in this folder from its newest checkpoint, or from its beginning if it has none yet."""
-    record = runs.read_record(folder)
-    runs.refuse_changes(record, config, folder)
+    record = read_record(folder)
+    refuse_changes(record, config, folder)
     with runs.hold_run(folder):
-        saved = checkpoint.newest(folder / checkpoint.CHECKPOINTS)
+        saved = checkpoint.newest(folder / CHECKPOINTS)
         step = saved.content["step"] if saved else 0
         if saved:
             set_damaged_aside(saved.path)
@@ -93,7 +95,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
         refuse_small_disk(training, folder)
         with output.log_into(folder, "train.log"):
             if config.steps != record.steps:
-                runs.write_record(folder, replace(record, steps=config.steps))
+                write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
             return train(training, folder, deadline, saved.content.get("threads") if saved else None)
@@ -194,8 +196,8 @@ def self_contained(config: TrainConfig) -> TrainConfig:
 
 def set_damaged_aside(newest: Path) -> None:
     """Rename the damaged checkpoints after the newest readable one, so that they are not taken for newer ones."""
-    for path in checkpoint.all_in(newest.parent):
-        if checkpoint.step_of(path) > checkpoint.step_of(newest):
+    for path in all_in(newest.parent):
+        if step_of(path) > step_of(newest):
             path.rename(path.with_suffix(".damaged"))
     checkpoint.point_to(newest)
 
@@ -211,8 +213,8 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
-        saved = checkpoint.all_in(folder / checkpoint.CHECKPOINTS)
-        at = f"step {checkpoint.step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
+        saved = all_in(folder / CHECKPOINTS)
+        at = f"step {step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
         log.info(f"stopped, {at}; continue with: {again}")
         raise
     values = last_values(folder)
@@ -221,7 +223,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
         return values
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
     log.info(f"done, {summary}; samples: {short_path(runs.grid_path(folder, trainer.step))}")
-    if (best := folder / checkpoint.CHECKPOINTS / checkpoint.BEST).exists() and config.eval.every:
+    if (best := folder / CHECKPOINTS / BEST).exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
     ckpt = f"ckpt={short_path(folder)}{trusted}"

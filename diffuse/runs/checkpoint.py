@@ -7,7 +7,6 @@ bytes before it. A damaged file is recognised by it wherever the file was copied
 import hashlib
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 import diffuse
+from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, LAST, MILESTONE, all_in, is_milestone, numbered
 from diffuse.system.errors import UserError
 from diffuse.system.files import AT_BEST, atomic_path, link_atomic, run_path, sha256
 from diffuse.system.progress import log
@@ -25,10 +25,6 @@ from diffuse.system.progress import log
 # The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
 # always a config.
 FORMATS = (3, 4)
-CHECKPOINTS = "checkpoints"  # the folder in a run
-MILESTONE = ".milestone"
-LAST, BEST = "last.pt", "best.pt"
-NAME = re.compile(r"step_\d+(\.milestone)?\.pt")
 SEAL_LENGTH = 64
 # How a zip file ends: "PK\5\6", 16 bytes, and the length of the comment that follows, in two bytes.
 ZIP_END = b"PK\x05\x06"
@@ -60,11 +56,6 @@ def save(folder: Path, step: int, content: Mapping[str, Any], keep: int, milesto
     for old in [old for old in all_in(folder) if MILESTONE not in old.name][:-keep]:
         old.unlink()
     return path
-
-
-def is_milestone(step: int, milestone_every: int | None) -> bool:
-    """Whether the checkpoint of this step is never removed."""
-    return milestone_every is not None and step % milestone_every == 0
 
 
 def point_to(newest: Path) -> None:
@@ -120,17 +111,6 @@ def verify(path: Path) -> str:
     return digest.hexdigest()
 
 
-def all_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    found = [path for path in folder.glob("step_*.pt") if NAME.fullmatch(path.name) and path.is_file()]
-    return sorted(found, key=lambda path: (step_of(path), path.name))
-
-
-def step_of(path: Path) -> int:
-    """The step that a checkpoint was written at, from its name."""
-    return int(path.name[5:].partition(".")[0])
-
-
 def newest(folder: Path) -> Stored | None:
     """The newest checkpoint in a folder that can be read; None where the folder has none.
 
@@ -174,13 +154,6 @@ def find(ckpt: str) -> Stored:
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
     raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
-
-
-def numbered(path: Path) -> Path:
-    """The name with the step of a checkpoint that is also called last.pt."""
-    if path.name != LAST:
-        return path
-    return next((other for other in all_in(path.parent) if other.samefile(path)), path)
 
 
 def load_checkpoint(path: Path) -> Stored:

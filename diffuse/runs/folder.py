@@ -13,41 +13,34 @@ samples/  eval/              a folder for each call of `diffuse sample` and `dif
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from diffuse.options.build import with_defaults
-from diffuse.options.schema import TrainConfig, flat, groups, may_change, plain, stored_config
 from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import CHECKPOINTS
 from diffuse.runs.pictures import save_png
 from diffuse.runs.scalars import METRICS_FILE, forget_after, read_metrics
-from diffuse.system.errors import UsageError, UserError
+from diffuse.system.errors import UserError
 from diffuse.system.files import (
-    AT_BEST,
     OUTPUTS,
     RECORD,
     SWEEP_RECORD,
     flush,
     hold_lock,
-    refuse_aliases,
     remove_leftovers,
-    run_path,
-    write_atomic,
 )
 from diffuse.system.progress import log
 
 IMAGES = "images"  # the folder in a run
-LISTED_KEYS, VALUE_LENGTH = 8, 60  # in a message
 
 
 class RunFolder:
@@ -55,7 +48,7 @@ class RunFolder:
 
     def __init__(self, path: Path, step: int = 0):
         self.path = path
-        self.checkpoints = path / checkpoint.CHECKPOINTS
+        self.checkpoints = path / CHECKPOINTS
         self._metrics, self._events = path / METRICS_FILE, path / "tensorboard"
         if self._metrics.exists():
             forget_after(path, step)
@@ -98,9 +91,9 @@ class RunFolder:
         save_png(self.path / IMAGES / file_name, picture, survives_power_cut=True)
         self._tensorboard.add_image(name, picture, step)
 
-    def show_config(self, config: TrainConfig) -> None:
-        """Show the config in TensorBoard; indented, Markdown leaves it as it is."""
-        self._tensorboard.add_text("config", indent(as_yaml(config), "    "), 0)
+    def show_config(self, config: str) -> None:
+        """Show a config as YAML in TensorBoard; indented, Markdown leaves it as it is."""
+        self._tensorboard.add_text("config", indent(config, "    "), 0)
 
     def save_checkpoint(self, step: int, content: Mapping[str, Any], keep: int, milestone_every: int | None) -> None:
         """Save a checkpoint, after everything up to its step is on the disk."""
@@ -120,7 +113,7 @@ def hold_run(folder: Path) -> Iterator[None]:
     """Make a run folder if need be, and hold its lock. Raises UserError at once if another process holds it."""
     in_use = f"{folder} is in use: another process is training there (its train.log says which).\n"
     with hold_lock(folder / ".lock", f"{in_use}Wait until it ends, or stop it; a killed process holds no lock"):
-        for place in (folder, folder / IMAGES, folder / checkpoint.CHECKPOINTS, folder / ".hydra"):
+        for place in (folder, folder / IMAGES, folder / CHECKPOINTS, folder / ".hydra"):
             remove_leftovers(place)
         yield
 
@@ -131,7 +124,7 @@ def is_run(folder: Path) -> bool:
         return True
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
         kind = "is not a run of this program"
-        if (folder / checkpoint.CHECKPOINTS).exists():
+        if (folder / CHECKPOINTS).exists():
             kind = f"is a run that has lost its {RECORD}"
         elif (folder / SWEEP_RECORD).exists():
             kind = "holds a sweep"
@@ -152,81 +145,5 @@ def refuse_lost_checkpoints(folder: Path, most_steps_between: int) -> None:
     if reached > most_steps_between:
         raise UserError(
             f"{folder} has reached step {reached}, and its checkpoints are gone from "
-            f"{folder / checkpoint.CHECKPOINTS}.\nPut them back to continue, or choose another name= to begin again"
-        )
-
-
-def write_record(folder: Path, config: TrainConfig) -> None:
-    """Write config.yaml: every value, in the order of the keys in the schema."""
-    write_atomic(folder / RECORD, lambda file: file.write(as_yaml(config)))
-
-
-def read_record(folder: Path) -> TrainConfig:
-    """The config that the run in this folder began with."""
-    path = folder / RECORD
-    if not folder.is_dir():
-        raise UserError(f"resume={folder} is not a folder; give the folder of a run")
-    if not path.is_file():
-        raise UserError(f"resume={folder} is not the folder of a run: it has no {RECORD}")
-    try:
-        refuse_aliases(path)
-        return stored_config(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
-    except Exception as error:  # a damaged file raises errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} does not hold the config of a run: {reason}\n"
-            "Restore it; every checkpoint of the run holds it too, under 'config'"
-        ) from error
-
-
-def record_around(ckpt: str) -> TrainConfig | None:
-    """The config of the run that `ckpt` names or lies in; None where that cannot be read."""
-    path = run_path(ckpt.removesuffix(AT_BEST))
-    for folder in (path, *path.parents[:2]):
-        if (folder / RECORD).is_file():
-            with suppress(UserError):
-                return read_record(folder)
-    return None
-
-
-def as_yaml(config: TrainConfig) -> str:
-    """The config as YAML, in the order of its keys."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
-
-
-def shorten(value: Any) -> str:
-    """The text of a value of a config, or its beginning: it may be a table of betas."""
-    text = str(value)
-    return text if len(text) <= VALUE_LENGTH else f"{text[:VALUE_LENGTH]} ..."
-
-
-def flat_with_defaults(config: TrainConfig, trust: Sequence[str]) -> dict[str, Any]:
-    """Every value by its dotted key, with the defaults of options that the config does not mention."""
-    values = plain(config)
-    nodes = {name: with_defaults(values[name], name, trust) for name in groups("train") if name in values}
-    return flat({**values, **nodes})
-
-
-def refuse_changes(record: TrainConfig, config: TrainConfig, folder: Path) -> None:
-    """Raise UsageError where a key has changed since the run began that changes what it computes."""
-    then, now = (flat_with_defaults(either, config.trust) for either in (record, config))
-    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key) and not may_change(key)]
-    if changed == ["name"]:
-        raise UsageError(f"resume={folder} continues that run under its own name; leave name={config.name} out")
-    if changed:
-        changes = [f"{key} (was {shorten(then.get(key))}, now {shorten(now.get(key))})" for key in changed]
-        more = f" and {len(changed) - LISTED_KEYS} more" if changed[LISTED_KEYS:] else ""
-        raise UsageError(
-            f"{folder} was begun with another config and cannot continue with this one: "
-            f"{', '.join(changes[:LISTED_KEYS])}{more}.\nLeave these keys as they were, or choose another name="
-        )
-    if config.steps != record.steps and record.optim.decay != "none":
-        raise UsageError(
-            f"steps cannot change from {record.steps} to {config.steps}: with optim.decay={record.optim.decay} the "
-            "learning rate of every step depends on it; choose another name= for a new run"
-        )
-    if config.steps < record.steps:
-        raise UsageError(
-            f"steps can grow from {record.steps} when a run is continued, not shrink to {config.steps}; choose "
-            "another name="
+            f"{folder / CHECKPOINTS}.\nPut them back to continue, or choose another name= to begin again"
         )

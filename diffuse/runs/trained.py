@@ -17,7 +17,8 @@ from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_config
-from diffuse.runs.checkpoint import CHECKPOINTS, Stored, find, refuse_mismatch
+from diffuse.runs.checkpoint import Stored, find, refuse_mismatch
+from diffuse.runs.checkpoint_files import CHECKPOINTS
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import OUTPUTS, data_folder, may_write

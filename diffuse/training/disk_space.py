@@ -4,7 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
-from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UserError
 from diffuse.system.files import format_bytes
 from diffuse.training.loop import Training
@@ -29,7 +29,7 @@ def free_space(folder: Path) -> int:
 def refuse_small_disk(training: Training, folder: Path) -> None:
     """Raise UserError where the disk has no room for the checkpoints that are still to come."""
     most, size = most_checkpoints(training), training.trainer.checkpoint_bytes
-    present = sum(path.stat().st_size for path in checkpoint.all_in(folder / checkpoint.CHECKPOINTS))
+    present = sum(path.stat().st_size for path in all_in(folder / CHECKPOINTS))
     needed, free = max(0, size * most - present), free_space(folder.absolute())
     if needed > free:
         fewer = ", raise checkpoint.milestone_every" if training.config.checkpoint.milestone_every else ""

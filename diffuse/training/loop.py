@@ -12,10 +12,11 @@ from torch import Tensor
 
 from diffuse.data.images import to_float
 from diffuse.options.schema import TrainConfig, plain
-from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import is_milestone
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.folder import RunFolder, grid_path
 from diffuse.runs.pictures import forward_process, image_grid
+from diffuse.runs.record import as_yaml
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise
@@ -76,7 +77,7 @@ class Training:
         """Show a new run's config and forward process; draw and score what a stopped run had no time for."""
         trainer, start = self.trainer, self.trainer.step
         if start == 0:
-            run.show_config(self.config)
+            run.show_config(as_yaml(self.config))
             x0 = to_float(torch.from_numpy(trainer.data.train.images[:8]))
             noise = ImageNoise(trainer.seed, "forward", range(len(x0)))(x0)
             picture = forward_process(self.drawing.denoiser.schedule, x0, noise)
@@ -107,7 +108,7 @@ class Training:
                 trainer.refuse_failure()
                 self.score(run, stop)
             time_is_up = time.monotonic() >= deadline
-            due = self.is_due(options.every) or checkpoint.is_milestone(step, options.milestone_every)
+            due = self.is_due(options.every) or is_milestone(step, options.milestone_every)
             if not (due or time_is_up or stop.signal is not None or self.threads.wants_checkpoint):
                 return False
             trainer.refuse_failure()

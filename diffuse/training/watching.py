@@ -13,6 +13,7 @@ from diffuse.options.build import build_with
 from diffuse.options.schema import TrainConfig
 from diffuse.options.score_names import LESS_IS_BETTER
 from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.folder import RunFolder
 from diffuse.runs.scalars import SCORE_PREFIX, score_by_step
@@ -69,7 +70,7 @@ class Watcher:
         sign = 1 if self.options.metrics[0] in LESS_IS_BETTER else -1
         best = all(sign * value <= sign * score for score in before)
         summary = ", ".join(f"{key} {found:.4g}" for key, found in values.items())
-        kept = f", the best so far: {checkpoint.CHECKPOINTS}/{checkpoint.BEST}" if best else ""
+        kept = f", the best so far: {CHECKPOINTS}/{BEST}" if best else ""
         log.info(f"step {step:,}: {summary}{kept}")
         if best:
-            checkpoint.write(run.checkpoints / checkpoint.BEST, step, state())
+            checkpoint.write(run.checkpoints / BEST, step, state())

@@ -73,7 +73,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("-m name=../oops seed=1,2", "name must be made of letters"),
         ("unet=3", "takes the name of an option"),
         ("unet=[tiny", "'unet=[tiny' cannot be read"),
-        ("optim=adam", "optim is not a value but a group of keys, such as optim.clip"),
+        ("optim=adam", "optim is not a value but a group of keys, such as optim.betas"),
         ("trust=mine", "trust is a list: write trust=[mine]"),
         ("steps", "'steps' does not have the form key=value"),
         ("schedule=linear,cosine", "has several values: add -m"),

@@ -16,7 +16,7 @@ from diffuse.cli.app import run_command
 from diffuse.commands import train
 from diffuse.options.schema import SCHEMAS, flat, groups, plain, stored_config
 from diffuse.runs.checkpoint import write
-from diffuse.runs.folder import write_record
+from diffuse.runs.record import write_record
 from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 from tests.support.commands import TINY, config, output

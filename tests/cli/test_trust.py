@@ -8,7 +8,7 @@ import torch
 
 from diffuse.options.build import locate
 from diffuse.options.trust import foundations
-from diffuse.runs.folder import read_record
+from diffuse.runs.record import read_record
 from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 from tests.support.commands import TINY, diffuse

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuse.runs.checkpoint import all_in, step_of
+from diffuse.runs.checkpoint_files import all_in, step_of
 from tests.support.commands import TINY, diffuse
 from tests.support.comparing import assert_runs_are_the_same, newest, read
 from tests.support.processes import started, started_alone, until, until_it_says

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffuse.runs.folder import read_record
+from diffuse.runs.record import read_record
 from tests.support.running import trained
 
 

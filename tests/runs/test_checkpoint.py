@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import Damaged, all_in, find, save, step_of, verify, write
+from diffuse.runs.checkpoint import Damaged, find, save, verify, write
+from diffuse.runs.checkpoint_files import all_in, step_of
 from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 from tests.support.comparing import read

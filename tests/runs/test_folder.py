@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from diffuse.commands import train
-from diffuse.runs.folder import hold_run, read_record, write_record
+from diffuse.runs.folder import hold_run
 from diffuse.runs.output import Output
+from diffuse.runs.record import read_record, write_record
 from diffuse.system.errors import UsageError, UserError
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import assert_runs_are_the_same, metrics, newest

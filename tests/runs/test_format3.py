@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from diffuse.commands import train
 from diffuse.mathematics.time_sampling import ImportanceTimes
-from diffuse.runs.folder import read_record
+from diffuse.runs.record import read_record
 from diffuse.runs.trained import load
 from tests.support.commands import config, output
 from tests.support.comparing import metrics, read

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import all_in, write
+from diffuse.runs.checkpoint import write
+from diffuse.runs.checkpoint_files import all_in
 from diffuse.runs.drawing import refuse_not_finite
 from diffuse.runs.trained import load
 from diffuse.scoring.feature_rows import Rows, read_statistics

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffuse.runs.checkpoint import all_in, load_checkpoint
+from diffuse.runs.checkpoint import load_checkpoint
+from diffuse.runs.checkpoint_files import all_in
 
 
 def read(path: Path) -> dict:

@@ -8,7 +8,7 @@ import numpy as np
 from diffuse.commands import eval as evaluation
 from diffuse.commands import sample, train
 from diffuse.options.schema import TrainConfig
-from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import all_in, step_of
 from diffuse.training.trainer import Trainer
 from tests.support.commands import FAST, TINY, config, output
 
@@ -31,8 +31,8 @@ def as_it_is(folder: Path) -> dict[Path, int]:
 
 def forget_from(folder: Path, step: int) -> None:
     """Leave the run as a crash would that came before this step was saved."""
-    for path in checkpoint.all_in(folder / "checkpoints"):
-        if checkpoint.step_of(path) >= step:
+    for path in all_in(folder / "checkpoints"):
+        if step_of(path) >= step:
             path.unlink()
     (folder / "checkpoints" / "last.pt").unlink()
 

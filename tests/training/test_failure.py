@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffuse.commands import train
 from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import all_in
 from diffuse.runs.folder import RunFolder
 from diffuse.runs.trained import load
 from diffuse.system.device import Device
@@ -45,7 +46,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_set_aside(caplog):
 
 def test_where_every_checkpoint_is_damaged_it_does_not_begin_again():
     folder = trained("exp")
-    for path in checkpoint.all_in(folder / "checkpoints"):
+    for path in all_in(folder / "checkpoints"):
         path.write_bytes(path.read_bytes()[:-1])
     before = as_it_is(folder)
     with pytest.raises(UserError, match="none of the 2 checkpoints in outputs/exp/checkpoints can be read"):
@@ -55,7 +56,7 @@ def test_where_every_checkpoint_is_damaged_it_does_not_begin_again():
 
 def test_a_checkpoint_of_a_newer_version_is_named():
     folder = trained("exp")
-    path = checkpoint.all_in(folder / "checkpoints")[-1]
+    path = all_in(folder / "checkpoints")[-1]
     checkpoint.write(path, 6, {**read(path), "format": 9, "program": "diffuse 9.9"})
     with pytest.raises(
         UserError, match=r"has format 9, and diffuse .* reads formats 3 and 4; it was written by diffuse 9\.9"

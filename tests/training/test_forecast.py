@@ -9,6 +9,7 @@ import pytest
 
 from diffuse.commands import train
 from diffuse.runs import checkpoint
+from diffuse.runs.checkpoint_files import all_in
 from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
 from diffuse.training.disk_space import most_checkpoints
@@ -46,7 +47,7 @@ def test_what_it_costs_is_said_and_true(caplog):
     assert "images/s: " in said
     assert "15 more steps will take about" in said
     assert "peak memory" in said
-    size = next(iter(checkpoint.all_in(folder / "checkpoints"))).stat().st_size
+    size = next(iter(all_in(folder / "checkpoints"))).stat().st_size
     assert trainer.checkpoint_bytes == pytest.approx(size, rel=0.1)
 
 
@@ -59,7 +60,7 @@ def test_no_more_checkpoints_than_foretold_are_ever_there(tmp_path, steps, every
     most = 0
     for step in range(1, steps + 1):
         if step % every == 0 or step == steps or (milestone_every and step % milestone_every == 0):
-            most = max(most, len(checkpoint.all_in(tmp_path)) + 1)
+            most = max(most, len(all_in(tmp_path)) + 1)
             checkpoint.save(tmp_path, step, {"config": {}}, keep, milestone_every)
     assert most <= most_checkpoints(train.build_training(config("train", *TINY, *options))) <= most + 1
 
@@ -82,7 +83,7 @@ def test_a_warm_up_longer_than_the_run_is_noticed(caplog):
 
 def test_milestones_are_saved_between_other_checkpoints():
     folder = trained("exp", "checkpoint.every=4", "checkpoint.milestone_every=5", "checkpoint.keep=1")
-    kept = [path.name for path in checkpoint.all_in(folder / "checkpoints")]
+    kept = [path.name for path in all_in(folder / "checkpoints")]
     assert kept == ["step_00000005.milestone.pt", "step_00000006.pt"]
 
 

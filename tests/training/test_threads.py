@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffuse.runs.checkpoint import all_in
+from diffuse.runs.checkpoint_files import all_in
 from diffuse.training import threads as module
 from diffuse.training.threads import ThreadChoice, candidates, fastest
 from tests.support.comparing import assert_same, metrics, read

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffuse.commands import train
 from diffuse.data.datasets import digits
-from diffuse.runs.folder import read_record
+from diffuse.runs.record import read_record
 from diffuse.system.errors import Refused, UserError
 from diffuse.system.randomness import reseed
 from diffuse.training.trainer import Trainer, batch_rows, learning_rate
