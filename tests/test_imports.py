@@ -130,6 +130,15 @@ def test_a_process_that_decodes_images_does_not_import_torch():
     assert not {"torch", "hydra"} & set(done.stdout.split())
 
 
+@pytest.mark.parametrize("words", [["ls"], ["diff", "a", "b"]])
+def test_listing_and_comparing_runs_does_not_import_torch(words, tmp_path, tiny_run, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "outputs" / name).symlink_to(tiny_run)
+    assert "torch" not in loaded_by(*words)
+
+
 def test_showing_a_config_does_not_import_torch():
     loaded = loaded_by("train", "--cfg", "job")
     assert "hydra" in loaded

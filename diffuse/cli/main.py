@@ -1,12 +1,13 @@
 """The first word of the command line. Standard library only, so that `diffuse --help` is instant."""
 
 import glob
+import importlib
 import os
 import sys
 from pathlib import Path
 
 from diffuse import __version__
-from diffuse.system.errors import did_you_mean
+from diffuse.system.errors import UserError, did_you_mean
 
 COMMANDS = {
     "train": "fit a diffusion model to a data set, into a run folder",
@@ -14,6 +15,11 @@ COMMANDS = {
     "eval": "score a trained run, by likelihood and by its samples: bits per dimension, FID, KID, ...",
 }
 
+# Commands without a config: their words are names of folders.
+PLAIN = {
+    "ls": "list the runs here: state, steps, loss, score, age and size",
+    "diff": "show what differs between the configs of runs",
+}
 SHELLS = ("bash", "zsh", "fish")
 FLAGS = ("--help", "--multirun", "--cfg", "--info", "--config-dir", "--hydra-help")
 # Keys whose values are paths, for completion.
@@ -24,9 +30,9 @@ PATHS = (
 
 HELP = f"""diffuse {__version__}: train, sample and score diffusion models
 
-usage: diffuse COMMAND [key=value ...] [-m]
+usage: diffuse COMMAND [key=value ...] [-m]   or   diffuse ls [FOLDER ...]   or   diffuse diff RUN OTHER
 
-{chr(10).join(f"  {name:8}{purpose}" for name, purpose in COMMANDS.items())}
+{chr(10).join(f"  {name:8}{purpose}" for name, purpose in {**COMMANDS, **PLAIN}.items())}
 
   diffuse train                                     digits that ship with the package, 3 minutes
   diffuse train dataset=digits schedule=cosine      pick an option of a group
@@ -53,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command in ("-sc", "--shell-completion", "--shell_completion"):
         return complete(rest)
-    if command not in COMMANDS:
-        hint = did_you_mean(command, COMMANDS) or f" Commands: {', '.join(COMMANDS)}."
+    if command not in {**COMMANDS, **PLAIN}:
+        hint = did_you_mean(command, {**COMMANDS, **PLAIN}) or f" Commands: {', '.join({**COMMANDS, **PLAIN})}."
         print(f"error: unknown command {command!r}.{hint}", file=sys.stderr)
         return 2
     try:
@@ -63,12 +69,32 @@ def main(argv: list[str] | None = None) -> int:
         print("error: the current folder was removed: change to one that exists", file=sys.stderr)
         return 1
     try:
+        if command in PLAIN:
+            return run_plain(command, rest)
         from diffuse.cli.app import run_command  # takes a second, in which the user may press Ctrl-C
 
         return run_command(command, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def run_plain(command: str, words: list[str]) -> int:
+    """Run a command whose words are names of folders. Returns the exit code."""
+    module = importlib.import_module(f"diffuse.commands.{command}")
+    if {"-h", "--help"} & {*words}:
+        print(module.USAGE, end="")
+        return 0
+    try:
+        module.run(words)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the program that reads our output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
 
 
 def complete(rest: list[str]) -> int:
@@ -80,7 +106,7 @@ def complete(rest: list[str]) -> int:
     typed = line.partition(" ")[2]
     command, space, _ = typed.lstrip().partition(" ")
     if rest and rest[0].startswith("query=") and not space:
-        print(*(name for name in COMMANDS if name.startswith(command)))
+        print(*(name for name in {**COMMANDS, **PLAIN} if name.startswith(command)))
         return 0
     last = typed.rpartition(" ")[2]
     if last.startswith(PATHS):

@@ -16,8 +16,9 @@ from PIL import Image
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.sweeps.record import DONE, Record
 from diffuse.sweeps.rows import SEEDS, Row, over_seeds, varied_keys
-from diffuse.sweeps.table import cut, finite_number, short, short_varied, with_deviation
+from diffuse.sweeps.table import finite_number, short, short_varied, with_deviation
 from diffuse.system.files import atomic_path
+from diffuse.system.text_table import cut
 
 FIGURE_WIDTH = 11.0  # inches
 MOST_GRIDS = 40  # in a montage; more would be too small to see anything

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from diffuse.sweeps.record import Record
 from diffuse.sweeps.rows import SEEDS, Row, best, over_seeds, value_names, varied_keys
 from diffuse.system.progress import duration
+from diffuse.system.text_table import aligned, cut
 
 SHORTEST_REASON = 24
 
@@ -112,7 +113,7 @@ def as_text(jobs: Sequence[Record], width: int) -> str:
     for job in jobs:
         varied, values = [short_varied(job, key) for key in keys], [short(job.value(name)) for name in names]
         cells.append([str(job.number), *varied, *values, duration(job.seconds), status(job)])
-    lines = aligned(cells, len(keys), len(names), width)
+    lines = lines_of(cells, len(keys), len(names), width)
     room = width - len(lines[0]) - 2
     below = []
     for place, job in enumerate(jobs, start=1):
@@ -136,18 +137,16 @@ def over_seeds_as_text(rows: Sequence[Row], width: int) -> list[str]:
     for row in rows:
         varied = [row.varied(key) if key in SEEDS else short_varied(row.jobs[0], key) for key in keys]
         cells.append([numbers(row), *varied, *(with_deviation(row, name) for name in names)])
-    lines = aligned(cells, len(keys), len(names), width)
+    lines = lines_of(cells, len(keys), len(names), width)
     return ["", "mean +- standard deviation over seeds", *(line.rstrip() for line in lines)]
 
 
-def aligned(cells: Sequence[Sequence[str]], keys: int, names: int, width: int) -> list[str]:
+def lines_of(cells: Sequence[Sequence[str]], keys: int, names: int, width: int) -> list[str]:
     """Lines of equal columns: a number, `keys` options, `names` values, and what follows; long options are cut."""
+    after = len(cells[0]) - 1 - keys - names
     widest = max(12, (width - 30 - 10 * names) // max(1, keys))
-    columns = [[cut(cell, widest) for cell in column] for column in zip(*cells, strict=True)]
-    after = len(columns) - 1 - keys - names
-    sides = [">", *"<" * keys, *">" * names, *"><"[:after]]  # numbers to the right, words to the left
-    formats = [f"{side}{max(map(len, column))}" for side, column in zip(sides, columns, strict=True)]
-    return ["  ".join(map(format, row, formats)) for row in zip(*columns, strict=True)]
+    sides = f">{'<' * keys}{'>' * names}{'><'[:after]}"  # numbers to the right, words to the left
+    return aligned(cells, sides, [widest] * len(sides))
 
 
 def best_values(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
@@ -167,9 +166,3 @@ def with_deviation(row: Row, name: str) -> str:
     """A mean and its standard deviation; a single value alone."""
     deviation = row.deviation(name)
     return short(row.mean(name)) + ("" if deviation is None else f" +- {deviation:.2g}")
-
-
-def cut(text: str, room: int) -> str:
-    """The text on one line, at most `room` characters long."""
-    text = " ".join(text.split())
-    return text if len(text) <= room else f"{text[: room - 3]}..."

@@ -22,6 +22,7 @@ OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 AT_BEST = "@best"  # RUN@best, the checkpoint of a run with the best score
 LONGEST_SLUG = 120
+PATIENCE = 0.2  # seconds to wait for a lock: `diffuse ls` holds it for a moment to see whether it is free
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that a shell, or another system, may read differently
@@ -187,7 +188,7 @@ def hold_lock(path: Path, refusal: str = "", waiting: str = "") -> Iterator[None
     """
     make_folder(path.parent)
     try:
-        held = lock_now(path)
+        held = lock_now(path, PATIENCE if refusal else 0.0)
     except Timeout:
         if refusal:
             raise UserError(refusal) from None
@@ -198,13 +199,13 @@ def hold_lock(path: Path, refusal: str = "", waiting: str = "") -> Iterator[None
         yield
 
 
-def lock_now(path: Path) -> AbstractContextManager[object]:
-    """Take a lock, until the end of a context. Raises Timeout if another process has it.
+def lock_now(path: Path, seconds: float = 0.0) -> AbstractContextManager[object]:
+    """Take a lock, until the end of a context. Raises Timeout if another process still has it after these seconds.
 
     Some network file systems have no locks. There nothing is held, with a warning.
     """
     try:
-        return FileLock(path).acquire(timeout=0)
+        return FileLock(path).acquire(timeout=seconds, poll_interval=0.02)
     except OSError as error:  # Timeout is one too, without a number
         if error.errno not in NO_LOCKS:
             raise

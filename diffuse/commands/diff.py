@@ -1,0 +1,34 @@
+"""`diffuse diff`: what differs between the configs of runs."""
+
+from pathlib import Path
+
+from diffuse.options.differences import differences
+from diffuse.options.schema import plain
+from diffuse.runs.record import record_around
+from diffuse.system.errors import UsageError, UserError
+from diffuse.system.files import run_path, short_path
+from diffuse.system.text_table import aligned
+
+USAGE = """usage: diffuse diff RUN OTHER [MORE ...]
+
+Prints every key in which the configs of these runs differ, a column for each run: run folders, or checkpoints in them.
+"""
+
+
+def run(words: list[str]) -> None:
+    """Print the table. Raises UserError where a run cannot be read."""
+    if len(words) < 2:
+        raise UsageError("diffuse diff compares two runs or more: diffuse diff outputs/A outputs/B")
+    configs = []
+    for word in words:
+        record = record_around(word)
+        if record is None:
+            raise UserError(f"{word} is not a run, or its config.yaml cannot be read; diffuse ls lists the runs here")
+        configs.append(plain(record))
+    found = differences(configs)
+    if not found:
+        print("no difference in what they compute")
+        return
+    titles = ["key", *(short_path(Path(run_path(word))) for word in words)]
+    for line in aligned([titles, *([key, *values] for key, values in found.items())], "<" * len(titles)):
+        print(line)
