@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 import traceback
@@ -17,6 +18,7 @@ from diffuse.cli.overrides import (
     overrides_first,
     resumed_config,
     sweep_folder,
+    with_name,
     with_runs,
     with_sweep_names,
 )
@@ -54,6 +56,8 @@ class CommandLine:
         except (KeyboardInterrupt, Terminated) as stop:
             with suppress(OSError):  # the terminal may be gone
                 self.show_table()
+                if again := self.again():
+                    print(f"\ncontinue with: {again}")
                 print("terminated" if isinstance(stop, Terminated) else "interrupted", file=sys.stderr)
             return stop.exit_code if isinstance(stop, Terminated) else 130
         except BrokenPipeError:  # the program that reads our output, `head` perhaps, has closed it
@@ -109,10 +113,16 @@ class CommandLine:
         self.sweep.remove_without_results(self.absent)
         if not jobs and error is None and not {*PRINTING} & {*self.task.typed}:
             return UsageError("this sweep has no jobs: one of its keys has no value (glob() is for options of groups)")
-        message = closing_message(jobs)
+        message = closing_message(jobs, self.again())
         if error and any(job.status == DONE for job in jobs) and not any(job.status == KILLED for job in jobs):
             return None  # jobs work, so the error comes from the launcher or the sweeper
         return UserError(message) if message else None
+
+    def again(self) -> str:
+        """The command line that goes on with the sweep; empty where this is none, or left nothing."""
+        if self.sweep is None or not self.sweep.jobs.is_dir():
+            return ""
+        return shlex.join(["diffuse", self.task.name, *with_name(self.task.typed, self.sweep.folder)])
 
     def show_table(self) -> None:
         """Print the table of the sweep, if this is one with jobs, and the path of the table."""

@@ -140,6 +140,13 @@ def with_sweep_names(words: list[str], folder: Path, command: str) -> list[str]:
     return [names, *([] if "hydra.sweep.dir" in typed else [f"hydra.sweep.dir={folder}"]), *words]
 
 
+def with_name(typed: Sequence[str], folder: Path) -> list[str]:
+    """The words of a sweep with a name= that continues it in its folder."""
+    if "hydra.sweep.dir" in (known := by_key(typed)) or "name" in known:
+        return list(typed)
+    return [*typed, f"name={folder.name}"]
+
+
 def varied_and_fixed(overrides: Mapping[str, Override]) -> tuple[list[str], dict[str, str]]:
     """The keys that a sweep varies, and the words of those that are the same for all its jobs."""
     varied = sorted(key for key, override in overrides.items() if override.is_sweep_override())
@@ -163,7 +170,7 @@ def refuse_other_sweep(folder: Path, typed: Mapping[str, Override], command: str
         return  # a run folder itself refuses the options that may not change
     for key in sorted({*was, *wanted}):
         old, new = (words.get(key, f"without {key}") for words in (was, wanted))
-        if old != new and not key.startswith("hydra"):
+        if old != new and key != "name" and not key.startswith("hydra"):
             raise UsageError(f"{folder} was made with {old}, and this line has {new}: choose another name=")
 
 

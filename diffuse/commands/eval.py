@@ -43,9 +43,9 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
             for part in parts:
                 part.score(report)
         except (KeyboardInterrupt, Terminated):
-            has_name = config.name or output.sweep_folder
-            advice = "give the same command again to continue" if has_name else "with name= it could be continued"
-            log.info(f"stopped; the scores so far are in {short_path(folder)}: {advice}")
+            again = output.command if config.name else f"{output.command} name={folder.name}"
+            advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
+            log.info(f"stopped, the scores so far are in {short_path(folder)}{advice}")
             raise
         report.close(plain(network.config) if network else {})
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]

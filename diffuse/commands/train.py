@@ -1,6 +1,7 @@
 """`diffuse train`: fit a denoiser to a data set, in a new run folder or in one whose training has stopped."""
 
 import math
+import shlex
 import time
 from dataclasses import replace
 from functools import partial
@@ -205,8 +206,8 @@ def set_damaged_aside(newest: Path) -> None:
 def train(training: Training, folder: Path, deadline: float, threads: int | None = None) -> dict[str, float]:
     """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
     config, trainer = training.config, training.trainer
-    trusted = f" trust=[{','.join(config.trust)}]" if config.trust else ""
-    again = f"diffuse train resume={short_path(folder)}{trusted}"
+    trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
+    again = shlex.join(["diffuse", "train", f"resume={short_path(folder)}", *trusted])
     log_setup(training, folder)
     try:
         training.run(folder, deadline, threads)
@@ -226,7 +227,7 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
     if (best := folder / CHECKPOINTS / BEST).exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     write_hparams(folder, flat(plain(config)), values)
-    ckpt = f"ckpt={short_path(folder)}{trusted}"
+    ckpt = shlex.join([f"ckpt={short_path(folder)}", *trusted])
     log.info(f"next: diffuse sample {ckpt} sampler=ddim   or   diffuse eval {ckpt}")
     return values
 

@@ -66,7 +66,9 @@ class Sweep:
         before = self.read(job.folder)
         if before is None or before.status != DONE:
             return None
-        then, now = sorted({*before.overrides} - {*job.overrides}), sorted({*job.overrides} - {*before.overrides})
+        # The name of the sweep is that of its folder, whether it was typed or found by the time.
+        old, new = ({word for word in each.overrides if not word.startswith("name=")} for each in (before, job))
+        then, now = sorted(old - new), sorted(new - old)
         if then != now:
             was, wanted = (" ".join(words) or "without it" for words in (then, now))
             reason = f"it was done with {was}, and now has {wanted}: choose another name="

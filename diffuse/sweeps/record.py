@@ -51,16 +51,24 @@ class Record:
         return next(iter(self.values.values()), None)
 
 
-def closing_message(jobs: Sequence[Record]) -> str | None:
-    """A message about the jobs that are not done at the end of a sweep; None if all are done."""
+def closing_message(jobs: Sequence[Record], again: str) -> str | None:
+    """A message about the jobs that are not done at the end of a sweep; None if all are done.
+
+    again: the command line that goes on with them.
+    """
     failed = [str(job.number) for job in jobs if job.status == FAILED or job.refused]
-    lost = [str(job.number) for job in jobs if job.status in (KILLED, RUNNING, INTERRUPTED)]
+    lost = [str(job.number) for job in jobs if did_not_end(job)]
     sentences = []
     if failed:
         sentences.append(f"{len(failed)} of the sweep's jobs failed: {', '.join(failed)}")
     if lost:
-        sentences.append(f"{len(lost)} did not end: {', '.join(lost)}; the same command with its name= continues them")
-    return ". ".join(sentences) or None
+        sentences.append(f"{len(lost)} did not end: {', '.join(lost)}; continue with: {again}")
+    return ".\n".join(sentences) or None
+
+
+def did_not_end(job: Record) -> bool:
+    """Whether a job was interrupted or killed, so that the same command would go on with it."""
+    return job.status in (KILLED, RUNNING, INTERRUPTED)
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -204,10 +204,10 @@ def test_what_is_refused_is_failed_and_what_it_did_before_stands(tmp_path):
     same, other = job(0, overrides=["seed=0", "n=4"], given="later"), job(0, overrides=["n=5", "seed=0"], given="later")
     with pytest.raises(UsageError, match="it was done with n=4, and now has n=5"):
         sweep.done_before(other)
-    assert closing_message(sweep.jobs_of("later")) == "1 of the sweep's jobs failed: 0"
+    assert closing_message(sweep.jobs_of("later"), "again") == "1 of the sweep's jobs failed: 0"
     assert [row["status"] for row in table(tmp_path)] == ["failed"]
     assert sweep.done_before(same).values == {"bound": 4.0}
-    assert closing_message(sweep.jobs_of("later")) is None
+    assert closing_message(sweep.jobs_of("later"), "again") is None
     assert [row["bound"] for row in table(tmp_path)] == ["4.0"]
 
 
@@ -217,7 +217,7 @@ def test_a_job_is_running_while_its_process_lives(tmp_path):
         sweep.begin(running)
         assert [row.status for row in sweep.rows()] == ["running"]
     assert [row.status for row in sweep.rows()] == ["killed"]
-    assert "1 did not end: 0" in closing_message(sweep.rows())
+    assert closing_message(sweep.rows(), "diffuse x") == "1 did not end: 0; continue with: diffuse x"
 
 
 def test_seconds_are_of_all_the_times_that_ended_in_order(tmp_path):
