@@ -1,6 +1,7 @@
 """`diffuse eval`: the likelihood of the test split under a trained network, and its samples against real images."""
 
 import time
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from diffuse.options.schema import EvalConfig, plain
 from diffuse.options.score_names import LIKELIHOODS, SAMPLE_SCORES
 from diffuse.runs.drawing import drawing_of
+from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
@@ -36,6 +38,8 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         return is_continued(folder, config, provenance.get("checkpoint_sha256"))
 
     with output.new_folder(home / "eval", config.name, "eval.log", continued) as folder:
+        if network:
+            add_to_history(home, output.command, folder, network.device, config.trust)
         report = Report(folder, config, provenance, begun)
         if report.facts["values"]:
             log.info(f"scored before: {', '.join(report.facts['values'])}")
@@ -47,6 +51,8 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
             advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
             log.info(f"stopped, the scores so far are in {short_path(folder)}{advice}")
             raise
+        sources = [network.sources] if network else []
+        report.note("made_from", dict(ChainMap(*(part.sources() for part in parts), *sources)))
         report.close(plain(network.config) if network else {})
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
         beside = f", {' and '.join(names)} beside it" if names else ""

@@ -14,6 +14,7 @@ from torch import Tensor
 from diffuse.data.images import to_uint8
 from diffuse.options.schema import SampleConfig, flat
 from diffuse.runs.drawing import drawing_of
+from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import image_grid, save_png
 from diffuse.runs.trained import load_for
@@ -23,7 +24,7 @@ from diffuse.system.progress import duration, log
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
-MAY_DIFFER = ("device", "seconds", "checkpoint")  # where and how long; of the checkpoint, its hash counts
+MAY_DIFFER = ("device", "seconds", "checkpoint", "made_from")  # where, how long; of the checkpoint its hash counts
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 
@@ -32,11 +33,12 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
     """Draw n images from a checkpoint into a new folder of its run. Returns no values."""
     network = load_for(config)
     drawing, kind = drawing_of(network, config), network.kind
-    facts = {"n": config.n, **drawing.record, **network.provenance}
+    facts = {"n": config.n, **drawing.record, **network.provenance, "made_from": network.sources}
     if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
         log.info(f"{short_path(named)} is finished: {config.n:,} images are drawn, {short_path(named / 'grid.png')}")
         return {}
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
+        add_to_history(network.home, output.command, folder, network.device, config.trust)
         shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, if it was stopped
         what = f"{config.n:,} images of {kind.name} (step {network.step:,})"
         method = output.choices.get("sampler", drawing.sampler.name)

@@ -24,6 +24,7 @@ from diffuse.runs import checkpoint
 from diffuse.runs import folder as runs
 from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, all_in, step_of
 from diffuse.runs.drawing import Drawing
+from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.record import read_record, refuse_changes, write_record
@@ -72,6 +73,7 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
             raise UserError(f"{short_path(folder)} was just begun by another process; give the command again")
         write_record(folder, config)
         with output.log_into(folder, "train.log"):
+            add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
             return train(training, folder, deadline)
 
 
@@ -95,6 +97,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
             training.trainer.restore(saved)
         refuse_small_disk(training, folder)
         with output.log_into(folder, "train.log"):
+            add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
             if config.steps != record.steps:
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"

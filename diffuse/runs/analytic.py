@@ -12,7 +12,7 @@ from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.variances import Analytic
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UserError
-from diffuse.system.files import write_json
+from diffuse.system.files import sha256, write_json
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise, generator
 from diffuse.system.signals import raise_pending
@@ -38,6 +38,7 @@ def analytic(network: TrainedNetwork, times: Iterable[float]) -> Analytic:
         for t, value in estimates(network, train, count, missing):
             known[t] = value  # written one by one, so that a killed process loses one level at most
             write_json(path, {**protocol, "eps_squared": {str(t): known[t] for t in sorted(known)}})
+    network.sources[str(path)] = sha256(path)
     return Analytic(network.schedule, known, 1.0 if network.kind.bounded else float("inf"))
 
 

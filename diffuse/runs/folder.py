@@ -2,6 +2,7 @@
 
 config.yaml                  the config that the run began with; resuming reads it and not the YAML files of today
 train.log  .hydra/           every command line and its messages; the last command line
+history.jsonl                every command on the run, in order, with the code and the machine that it ran on
 metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for people
 images/                      the forward process, and grids from the EMA weights, the same noise each time
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest; best.pt, by the first of eval.metrics

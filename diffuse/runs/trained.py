@@ -32,6 +32,7 @@ class TrainedNetwork:
     rows        the number of images in one network call
     batch_size  the number of images drawn or scored at a time, rounded up to a multiple of rows
     data_dir, place  where the data are now, if not where they were in training
+    sources     every file that something drawn or scored with it comes from, with its SHA-256
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class TrainedNetwork:
             net = build_network(self.config, self.kind, trust)
             net.load_state_dict(content[weights])
             self.data_sha256 = dict(content["data_sha256"])
+        self.sources = {str(stored.path): stored.sha256}
         refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
         self.rows = device.rows(self.kind.side, batch_size)

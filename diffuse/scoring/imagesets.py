@@ -3,9 +3,10 @@
 All are read in order and in batches, so that memory does not grow with the number of images.
 """
 
+import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ class ImageSet:
     size         the height and width of every image
     fingerprint  changes whenever an image does
     batches      batches(k) yields the images in order from number k on, uint8 [b, C, H, W] with 1 or 3 channels
+    sources      what the images come from, a path or DATASET:SPLIT, with the SHA-256 of its content
     facts        further entries of the protocol
     """
 
@@ -44,6 +46,7 @@ class ImageSet:
     size: int
     fingerprint: str
     batches: Callable[[int], Iterator[np.ndarray]]
+    sources: Callable[[], dict[str, str]] = dict
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def limited(self, count: int | None) -> "ImageSet":
@@ -93,7 +96,9 @@ def open_split(kind: ImageKind, name: str, split: Split) -> ImageSet:
     def batches(first: int) -> Iterator[np.ndarray]:
         return (split.images[at : at + BATCH_IMAGES] for at in range(first, len(split.images), BATCH_IMAGES))
 
-    return with_progress(ImageSet(f"{kind.name}:{name}", len(split.images), kind.size, split.sha256, batches))
+    called = f"{kind.name}:{name}"
+    images = ImageSet(called, len(split.images), kind.size, split.sha256, batches, lambda: {called: split.sha256})
+    return with_progress(images)
 
 
 def open_place(place: str, key: str) -> ImageSet:
@@ -113,12 +118,13 @@ def open_place(place: str, key: str) -> ImageSet:
 
 def open_npz(path: Path) -> ImageSet:
     """The images of an npz file: uint8 [N, H, W, C]."""
-    images = NpzImages(path)
+    images, content = NpzImages(path), sha256(path)
 
     def batches(first: int) -> Iterator[np.ndarray]:
         return (block for block, _ in images.source(np.arange(images.count) >= first).blocks if len(block))
 
-    return with_progress(ImageSet(short_name(path), images.count, images.size, sha256(path), batches))
+    sources = {str(path): content}
+    return with_progress(ImageSet(short_name(path), images.count, images.size, content, batches, lambda: sources))
 
 
 def open_folder(path: Path, key: str) -> ImageSet:
@@ -142,7 +148,16 @@ def open_folder(path: Path, key: str) -> ImageSet:
                 raise UserError(f"images in {path} cannot be scored: {'; '.join(source.unreadable[:MOST_NAMED])}")
             yield images
 
-    return with_progress(ImageSet(short_name(path), len(names), size, fingerprint(path, names), batches))
+    def sources() -> dict[str, str]:
+        return {str(path): sha256_of_folder(path, names)}
+
+    return with_progress(ImageSet(short_name(path), len(names), size, fingerprint(path, names), batches, sources))
+
+
+def sha256_of_folder(path: Path, names: Sequence[str]) -> str:
+    """The SHA-256 of what `sha256sum` prints for these files: a line for each, with its own hash and its name."""
+    lines = (f"{sha256(path / name)}  {name}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def require_size(size: int, width: int, height: int) -> Box:

@@ -75,6 +75,10 @@ class LikelihoodPart:
         by = self.scores[name].summary(score) if name in self.scores else "the density that the data were drawn from"
         return f"{name:5} {score['total']:.4f} +- {score['standard_error']:.4f} bits/dim  ({by})"
 
+    def sources(self) -> dict[str, str]:
+        """What the values come from beside the network, with the SHA-256 of each."""
+        return {f"{self.network.kind.name}:test": self.data.sha256["test"]}
+
     def protocol(self, n: int) -> dict[str, Any]:
         """What the values depend on."""
         kind = self.network.kind

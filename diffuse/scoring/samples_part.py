@@ -137,6 +137,11 @@ class SamplesPart:
             spaces[split] = {"features": side.vectors["features"], "pixels": pixels}
         return memorisation(**spaces, kind=kind, folder=folder, name=self.features.score_name(name))
 
+    def sources(self) -> dict[str, str]:
+        """What the values come from beside the network, with the SHA-256 of each."""
+        real = self.real.sources() if isinstance(self.real, ImageSet) else {self.reference: str(self.real.fingerprint)}
+        return {**self.images.sources(), **real, f"features={self.features.name}": self.features.sha256}
+
     def protocol(self) -> dict[str, Any]:
         """What the values depend on."""
         images = {"name": self.images.name, "n": self.images.count, "fingerprint": self.images.fingerprint}
@@ -182,7 +187,7 @@ def drawn_images(network: TrainedNetwork, drawing: Drawing, n: int) -> ImageSet:
         return (to_uint8(x).numpy() for _, x in drawing.batches(n, network.batch_size, first))
 
     name = f"{drawing.kind.name} drawn at step {network.step:,}"
-    return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts)
+    return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts=facts)
 
 
 def score_summary(name: str, facts: Facts) -> str:

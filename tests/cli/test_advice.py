@@ -14,7 +14,7 @@ from tests.support.forked import Forked
 from tests.support.processes import until
 from tests.support.sweeps import column
 
-LONG = ["steps=120", "checkpoint.every=1000", "images.every=1000", "log.every=20"]
+LONG = ["steps=50", "checkpoint.every=1000", "images.every=1000", "log.every=10"]
 
 
 def advised(text: str, before: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_a_training_that_was_stopped_is_continued_by_the_line_it_prints(tmp_path
     said = interrupted(["train", *TINY, *LONG, "name=a"], tmp_path, "metrics.jsonl")
     done = run(advised(said, "continue with: "), tmp_path)
     assert "resumed from step" in done
-    assert "outputs/a/images/step_00000120.png" in done
+    assert "outputs/a/images/step_00000050.png" in done
 
 
 def test_what_comes_next_after_a_training(tmp_path):
