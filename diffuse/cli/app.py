@@ -18,6 +18,7 @@ from diffuse.cli.overrides import (
     overrides_first,
     resumed_config,
     sweep_folder,
+    with_full_keys,
     with_name,
     with_runs,
     with_sweep_names,
@@ -80,7 +81,7 @@ class CommandLine:
 
     def compose_and_run(self) -> None:
         """Let Hydra compose the config and call the task, once or for each job of a sweep."""
-        words = overrides_first(self.task.typed)
+        words = with_full_keys(overrides_first(self.task.typed), self.task.name)
         if self.task.name != "train":
             words = with_runs(words)
         if folder := sweep_folder(words):

@@ -1,6 +1,5 @@
 """The first word of the command line. Standard library only, so that `diffuse --help` is instant."""
 
-import glob
 import importlib
 import os
 import sys
@@ -21,13 +20,6 @@ PLAIN = {
     "diff": "show what differs between the configs of runs",
 }
 SHELLS = ("bash", "zsh", "fish")
-FLAGS = ("--help", "--multirun", "--cfg", "--info", "--config-dir", "--hydra-help")
-# Keys whose values are paths, for completion.
-PATHS = (
-    *("ckpt=", "resume=", "data_dir=", "dataset.path=", "dataset.test_path="),
-    *("samples=", "reference=", "features.weights=", "features.path="),
-)
-
 HELP = f"""diffuse {__version__}: train, sample and score diffusion models
 
 usage: diffuse COMMAND [key=value ...] [-m]   or   diffuse ls [FOLDER ...]   or   diffuse diff RUN OTHER
@@ -98,32 +90,22 @@ def run_plain(command: str, words: list[str]) -> int:
 
 
 def complete(rest: list[str]) -> int:
-    """Tab completion: of the first word and of paths here, of everything else by Hydra for that command.
-
-    Hydra's shell function gives the line in COMP_LINE; without our first word Hydra understands it.
-    """
+    """Tab completion. Hydra's shell function asks for it, with the line in COMP_LINE."""
     line = os.environ.get("COMP_LINE", "")
-    typed = line.partition(" ")[2]
-    command, space, _ = typed.lstrip().partition(" ")
-    if rest and rest[0].startswith("query=") and not space:
-        print(*(name for name in {**COMMANDS, **PLAIN} if name.startswith(command)))
-        return 0
-    last = typed.rpartition(" ")[2]
-    if last.startswith(PATHS):
-        key, _, begun = last.partition("=")
-        found = sorted(glob.glob(glob.escape(begun) + "*"))  # noqa: PTH207  (pathlib would shorten what was typed)
-        print(*(f"{key}={path}{'/' if Path(path).is_dir() else ''}" for path in found))
-        return 0
-    if space and last.startswith("-"):
-        print(*(flag for flag in FLAGS if flag.startswith(last)))
-        return 0
-    if rest and rest[0].partition("=")[2] not in SHELLS:
+    action, _, shell = rest[0].partition("=") if rest else ("", "", "")
+    if rest and shell not in SHELLS:
         print(f"error: {rest[0]}: completion knows {', '.join(SHELLS)}", file=sys.stderr)
         return 2
-    if space and command in COMMANDS:
-        os.environ["COMP_LINE"] = line.replace(f"{command} ", "", 1)
-    else:
-        command = "train"
-    from diffuse.cli.app import run_command
+    if action != "query":
+        from diffuse.cli.app import run_command
 
-    return run_command(command, ["-sc", *rest])
+        return run_command("train", ["-sc", *rest])
+    _, *words, last = line.split(" ") if " " in line else ("", "")
+    command, *before = [word for word in words if word] or [""]
+    if not command:
+        print(*(name for name in {**COMMANDS, **PLAIN} if name.startswith(last)))
+    elif command in {**COMMANDS, **PLAIN}:
+        from diffuse.cli.completion import completions
+
+        print(*completions(command, before, last))
+    return 0

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from diffuse.options.keys import all_keys
-from diffuse.options.reference import options
-from diffuse.options.schema import PRESETS, SCHEMAS, groups, keys_that_may_change
+from diffuse.options.reference import keys_of_options, known_keys, options
+from diffuse.options.schema import groups, keys_that_may_change
 from diffuse.options.trust import foundations
 from diffuse.system.errors import UsageError, UserError, did_you_mean
 from diffuse.system.files import FULL
@@ -94,6 +93,12 @@ def _reason(cause: BaseException, command: str) -> str:
         return f"{key} is required: diffuse {command} {key}=..."
     if isinstance(cause, OverrideParseException):
         return f"{cause.override!r} cannot be read; put quotes around a value with spaces or quotes"
+    if re.match(r"You must specify 'recipe'", text):
+        return (
+            "the data set names no recipe (steps, batch size, learning rate, network): add to its YAML file, as "
+            "configs/dataset/digits.yaml has it,\ndefaults: [override /recipe: NAME], or type recipe=NAME, one of "
+            f"{', '.join(option.name for option in options('recipe'))}"
+        )
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
         return f"{match[1]} has several values: add -m for a sweep, or write [a,b] for a list"
     if match := re.match(r"Could not override '(.*?)'", text):
@@ -141,19 +146,3 @@ def _unknown_key(key: str, command: str) -> str:
         return f"{key} is a key of {' and '.join(f'{group}={option}' for option in of_options[key])} only"
     hint = did_you_mean(key, {*known, *of_options})
     return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")
-
-
-def known_keys(command: str) -> set[str]:
-    """The keys and groups that every config of a command has, as they are typed."""
-    keys = {name for name, _, _ in all_keys(SCHEMAS[command])}
-    return {*groups(command), *keys, *(name.partition(".")[0] for name in keys)}
-
-
-def keys_of_options(command: str) -> dict[str, list[str]]:
-    """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
-    keys: dict[str, list[str]] = {}
-    for group in groups(command).keys() - PRESETS.keys():
-        for option in options(group):
-            for key in option.values:
-                keys.setdefault(f"{group}.{key}", []).append(option.name)
-    return keys

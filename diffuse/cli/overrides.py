@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from omegaconf import OmegaConf
 
+from diffuse.options.reference import keys_of_options, known_keys
 from diffuse.options.schema import plain
 from diffuse.runs.record import read_record
 from diffuse.sweeps.folder import Sweep
@@ -63,6 +64,25 @@ def by_key(words: Sequence[str]) -> dict[str, Override]:
     """The overrides among the words; the last counts if a key is typed twice, as it does for Hydra."""
     overrides = OverridesParser.create().parse_overrides([word for word in words if OVERRIDE.match(word)])
     return {override.key_or_group: override for override in overrides}
+
+
+def with_full_keys(words: list[str], command: str) -> list[str]:
+    """The words with keys in full: `lr=` is optim.lr= where no other key of the command ends so.
+
+    Raises UsageError where several do.
+    """
+    known = known_keys(command) | keys_of_options(command).keys()
+
+    def in_full(word: str) -> str:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier() or key in known:
+            return word
+        found = sorted(name for name in known if name.endswith(f".{key}"))
+        if len(found) > 1:
+            raise UsageError(f"{key} is short for {', '.join(found)}: write one of them in full")
+        return f"{found[0]}={value}" if found else word
+
+    return [in_full(word) for word in words]
 
 
 def with_runs(words: list[str]) -> list[str]:

@@ -176,6 +176,7 @@ class Command:
             overrides=list(settings.overrides.task),
             choices={str(group): str(choice) for group, choice in settings.runtime.choices.items()},
             sweep_folder=Path(settings.runtime.output_dir) if settings.mode == RunMode.MULTIRUN else None,
+            varied=list(self.record(cfg).varied) if settings.mode == RunMode.MULTIRUN else (),
         )
         run = importlib.import_module(f"diffuse.commands.{self.name}").run
         raise_pending()

@@ -53,7 +53,7 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
             raise
         sources = [network.sources] if network else []
         report.note("made_from", dict(ChainMap(*(part.sources() for part in parts), *sources)))
-        report.close(plain(network.config) if network else {})
+        report.close(plain(network.config) if network else {}, output.typed_keys)
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
         beside = f", {' and '.join(names)} beside it" if names else ""
         log.info(f"written: {short_path(folder / EVAL_JSON)}{beside}")

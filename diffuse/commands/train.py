@@ -3,6 +3,7 @@
 import math
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,11 @@ from diffuse.runs import folder as runs
 from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, all_in, step_of
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.history import add_to_history
-from diffuse.runs.hparams import write_hparams
+from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
-from diffuse.runs.scalars import last_values
+from diffuse.runs.scalars import SCORE_PREFIX, last_values
 from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, check_name, data_folder, make_new_folder, run_path, short_path
@@ -42,6 +43,7 @@ from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 from diffuse.training.watching import Watcher
 
+LISTED_CLASSES = 100
 MOST_LEFT = 0.1  # of the image at the last level, beside noise of 1, that needs no warning
 
 
@@ -74,7 +76,7 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
         write_record(folder, config)
         with output.log_into(folder, "train.log"):
             add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
-            return train(training, folder, deadline)
+            return train(training, folder, output, deadline)
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
@@ -102,7 +104,7 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return train(training, folder, deadline, saved.content.get("threads") if saved else None)
+            return train(training, folder, output, deadline, saved.content.get("threads") if saved else None)
 
 
 def build_training(config: TrainConfig) -> Training:
@@ -206,7 +208,9 @@ def set_damaged_aside(newest: Path) -> None:
     checkpoint.point_to(newest)
 
 
-def train(training: Training, folder: Path, deadline: float, threads: int | None = None) -> dict[str, float]:
+def train(
+    training: Training, folder: Path, output: Output, deadline: float, threads: int | None = None
+) -> dict[str, float]:
     """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
     config, trainer = training.config, training.trainer
     trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
@@ -229,7 +233,9 @@ def train(training: Training, folder: Path, deadline: float, threads: int | None
     log.info(f"done, {summary}; samples: {short_path(runs.grid_path(folder, trainer.step))}")
     if (best := folder / CHECKPOINTS / BEST).exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
-    write_hparams(folder, flat(plain(config)), values)
+    chosen = {key: output.choices[key] for key in output.typed_keys if key in output.choices}
+    scores = [tag(SCORE_PREFIX + name) for name in values if name != "loss"]
+    write_hparams(folder / EVENTS, {**flat(plain(config)), **chosen}, output.typed_keys, ["loss", *scores])
     ckpt = shlex.join([f"ckpt={short_path(folder)}", *trusted])
     log.info(f"next: diffuse sample {ckpt} sampler=ddim   or   diffuse eval {ckpt}")
     return values
@@ -243,11 +249,19 @@ def log_setup(training: Training, folder: Path) -> None:
     border = f" (with a border of {kind.pad})" if kind.pad else ""
     log.info(f"run folder: {short_path(folder)}")
     log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}")
+    if config.class_conditional:
+        log.info(f"classes in their order, from 0: {in_order(kind.classes)}")
     log.info(cost_on_disk(training, folder))
     warn_of_schedule(trainer.time_sampling.schedule)
     if config.optim.warmup > config.steps:
         warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
         log.warning(f"{warmup}: the learning rate never reaches optim.lr")
+
+
+def in_order(names: Sequence[str]) -> str:
+    """The names of classes in a line, the first and the last where there are many."""
+    shown = list(names) if len(names) <= LISTED_CLASSES else [*names[: LISTED_CLASSES - 1], "...", names[-1]]
+    return ", ".join(shown)
 
 
 def warn_of_schedule(schedule: Schedule) -> None:

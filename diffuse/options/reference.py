@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from diffuse.options.keys import all_keys
-from diffuse.options.schema import DatasetKeys, SamplerKeys
+from diffuse.options.schema import PRESETS, SCHEMAS, DatasetKeys, SamplerKeys, groups
 from diffuse.options.targets import ROOT, homes, own_name
 from diffuse.system.files import CONFIGS
 
@@ -85,3 +85,19 @@ def arguments(text: str) -> dict[str, str]:
         else:
             names = []
     return found
+
+
+def known_keys(command: str) -> set[str]:
+    """The keys and groups that every config of a command has, as they are typed."""
+    keys = {name for name, _, _ in all_keys(SCHEMAS[command])}
+    return {*groups(command), *keys, *(name.partition(".")[0] for name in keys)}
+
+
+def keys_of_options(command: str) -> dict[str, list[str]]:
+    """{"sampler.eta": ["ddim"], ...}: the keys of groups, and the options that have them."""
+    keys: dict[str, list[str]] = {}
+    for group in groups(command).keys() - PRESETS.keys():
+        for option in options(group):
+            for key in option.values:
+                keys.setdefault(f"{group}.{key}", []).append(option.name)
+    return keys

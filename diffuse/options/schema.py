@@ -84,7 +84,7 @@ class TrainConfig:
     device: Annotated[Node, group("where the network runs, in which precision", may_change=True)]
     sampler: Annotated[Node, group("method that draws the sample grids")]
     class_conditional: Annotated[bool, key("train on class labels as well")]
-    steps: Annotated[int, key("steps of training; may grow later if optim.decay=none", AT_LEAST_1, may_change=True)]
+    steps: Annotated[int, key("steps of training; may grow later where optim.decay=none", AT_LEAST_1, may_change=True)]
     batch_size: Annotated[int, key("images in a step", AT_LEAST_1)]
     optim: Optim
     ema: Ema

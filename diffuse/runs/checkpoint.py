@@ -7,6 +7,7 @@ bytes before it. A damaged file is recognised by it wherever the file was copied
 import hashlib
 import os
 import pickle
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,8 +19,10 @@ import torch
 
 import diffuse
 from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, LAST, MILESTONE, all_in, is_milestone, numbered
+from diffuse.runs.listing import RUNNING, facts_of
+from diffuse.runs.record import record_around
 from diffuse.system.errors import UserError
-from diffuse.system.files import AT_BEST, atomic_path, link_atomic, run_path, sha256
+from diffuse.system.files import AT_BEST, RECORD, atomic_path, link_atomic, run_path, sha256, short_path
 from diffuse.system.progress import log
 
 # The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
@@ -151,9 +154,21 @@ def find(ckpt: str) -> Stored:
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     if found := newest(path / CHECKPOINTS) or newest(path):
         return found
+    if (path / RECORD).is_file():
+        raise UserError(why_without_checkpoint(path))
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
     raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
+
+
+def why_without_checkpoint(run: Path) -> str:
+    """Why a run has no checkpoint yet, and what brings one."""
+    facts, record = facts_of(run), record_around(str(run))
+    first = f"the first comes at step {min(record.checkpoint.every, record.steps):,}" if record else "it has none yet"
+    if facts.state == RUNNING:
+        return f"{short_path(run)} is training and is at step {facts.step:,}: {first} (checkpoint.every)"
+    again = shlex.join(["diffuse", "train", f"resume={short_path(run)}"])
+    return f"{short_path(run)} was stopped before its first checkpoint; continue with: {again}"
 
 
 def load_checkpoint(path: Path) -> Stored:

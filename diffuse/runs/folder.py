@@ -3,10 +3,9 @@
 config.yaml                  the config that the run began with; resuming reads it and not the YAML files of today
 train.log  .hydra/           every command line and its messages; the last command line
 history.jsonl                every command on the run, in order, with the code and the machine that it ran on
-metrics.jsonl  tensorboard/  every scalar, twice: for scripts and for people
+metrics.jsonl  tensorboard/  every scalar, twice: for scripts, and for people with options and pictures
 images/                      the forward process, and grids from the EMA weights, the same noise each time
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest; best.pt, by the first of eval.metrics
-hparams/                     for TensorBoard: the options and the final values
 failure.pt                   the step at which training stopped with a NaN or infinite loss, to compute it again
 .lock                        held by the process that trains here
 samples/  eval/              a folder for each call of `diffuse sample` and `diffuse eval`
@@ -28,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffuse.runs import checkpoint
 from diffuse.runs.checkpoint_files import CHECKPOINTS
+from diffuse.runs.hparams import EVENTS, tag
 from diffuse.runs.pictures import save_png
 from diffuse.runs.scalars import METRICS_FILE, forget_after, read_metrics
 from diffuse.system.errors import UserError
@@ -50,7 +50,7 @@ class RunFolder:
     def __init__(self, path: Path, step: int = 0):
         self.path = path
         self.checkpoints = path / CHECKPOINTS
-        self._metrics, self._events = path / METRICS_FILE, path / "tensorboard"
+        self._metrics, self._events = path / METRICS_FILE, path / EVENTS
         if self._metrics.exists():
             forget_after(path, step)
         if step == 0:
@@ -84,7 +84,7 @@ class RunFolder:
 
     def _show_scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.add_scalar(tag(name), value, step)
         self._tensorboard.flush()
 
     def picture(self, name: str, picture: Tensor, step: int, file_name: str) -> None:

@@ -26,6 +26,7 @@ class Output:
     command       the command line
     overrides     its words
     choices       the option that was chosen in each group
+    varied        the keys that a sweep varies
     sweep_folder  the folder that a sweep made for this job
     """
 
@@ -33,6 +34,13 @@ class Output:
     overrides: Sequence[str]
     choices: Mapping[str, str]
     sweep_folder: Path | None = None
+    varied: Sequence[str] = ()
+
+    @property
+    def typed_keys(self) -> list[str]:
+        """The groups and keys of the command line, those that a sweep varies first."""
+        typed = [word.lstrip("+~").partition("=")[0] for word in self.overrides]
+        return list(dict.fromkeys([*self.varied, *typed]))
 
     @property
     def filed_under(self) -> str:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from diffuse.options.build import with_defaults
 from diffuse.options.schema import TrainConfig, flat, groups, may_change, plain, stored_config
+from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import AT_BEST, RECORD, refuse_aliases, run_path, write_atomic
 
@@ -79,12 +80,15 @@ def refuse_changes(record: TrainConfig, config: TrainConfig, folder: Path) -> No
             f"{folder} was begun with another config and cannot continue with this one: "
             f"{', '.join(changes[:LISTED_KEYS])}{more}.\nLeave these keys as they were, or choose another name="
         )
-    if config.steps != record.steps and record.optim.decay != "none":
+    begun = any(all_in(folder / CHECKPOINTS))
+    if config.steps != record.steps and record.optim.decay != "none" and begun:
+        decay = record.optim.decay
         raise UsageError(
-            f"steps cannot change from {record.steps} to {config.steps}: with optim.decay={record.optim.decay} the "
-            "learning rate of every step depends on it; choose another name= for a new run"
+            f"steps cannot change from {record.steps} to {config.steps}: with optim.decay={decay} the learning rate of "
+            f"every step depends on it, and falls to 0 at step {record.steps}.\nTrain a new run of that length (another"
+            f" name=, steps={config.steps}); one with optim.decay=none can always go on"
         )
-    if config.steps < record.steps:
+    if config.steps < record.steps and begun:
         raise UsageError(
             f"steps can grow from {record.steps} when a run is continued, not shrink to {config.steps}; choose "
             "another name="

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import diffuse
 from diffuse.options.keys import all_keys
 from diffuse.options.schema import EvalConfig, flat, plain
 from diffuse.options.score_names import SYNONYMS
-from diffuse.runs.hparams import write_hparams
+from diffuse.runs.hparams import EVENTS, SCORES, write_hparams
 from diffuse.system.errors import UserError
 from diffuse.system.files import atomic_path, json_round_trip, write_json
 from diffuse.system.progress import log
@@ -94,12 +95,23 @@ class Report:
             for warning in facts.get("warnings", []):
                 self.warnings.setdefault(warning, []).append(key)
 
-    def close(self, trained: Facts) -> None:
-        """Mark the evaluation as complete; log the warnings; write config and values for TensorBoard."""
+    def close(self, trained: Facts, first: Sequence[str] = ()) -> None:
+        """Mark the evaluation as complete; log the warnings; write config and values for TensorBoard.
+
+        first: the keys of the command line, which TensorBoard shows first
+        """
         for warning, names in self.warnings.items():
             log.warning(f"{', '.join(names)}: {warning}")
         self.note("complete", True)
-        write_hparams(self.folder, {**flat(trained), **flat({"eval": self.facts["asked"]})}, self.values)
+        from torch.utils.tensorboard import SummaryWriter
+
+        events, values = self.folder / EVENTS, {SCORES + name: value for name, value in self.values.items()}
+        shutil.rmtree(events, ignore_errors=True)
+        with SummaryWriter(str(events)) as writer:
+            for name, value in values.items():
+                writer.add_scalar(name, value, self.facts.get("step", 0))
+        options = {**flat(trained), **flat({"eval": self.facts["asked"]})}
+        write_hparams(events, options, [f"eval.{key}" for key in first], values)
 
 
 def values_only(found: Values) -> dict[str, float]:

@@ -81,7 +81,7 @@ class Training:
             x0 = to_float(torch.from_numpy(trainer.data.train.images[:8]))
             noise = ImageNoise(trainer.seed, "forward", range(len(x0)))(x0)
             picture = forward_process(self.drawing.denoiser.schedule, x0, noise)
-            run.picture("forward_process", picture, 0, "forward_process.png")
+            run.picture("schedule/forward_process", picture, 0, "forward_process.png")  # after the samples
             return
         if self.is_due(self.config.images.every) and not grid_path(run.path, start).exists():
             self.draw_grid(run, stop)

@@ -127,12 +127,6 @@ def test_aliases_that_explode(tmp_path):
     assert "it has aliases" in error_of("train", "-m", "name=s", "seed=1,2", cwd=tmp_path)
 
 
-def test_completion_of_flags(tmp_path):
-    done = diffuse("-sc", "query=bash", cwd=tmp_path, COMP_LINE="diffuse train --", COMP_POINT="abc")
-    assert {"--help", "--multirun", "--cfg"} <= set(done.stdout.split())
-    assert not any(word.endswith("=") for word in done.stdout.split())
-
-
 def test_a_mistake_in_a_package_of_the_users_is_theirs(tmp_path):
     (tmp_path / "mine.py").write_text("def boom(levels: int = 1000):\n    raise RuntimeError('inside')\n")
     (tmp_path / "own/schedule").mkdir(parents=True)

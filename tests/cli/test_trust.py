@@ -1,6 +1,7 @@
 """Whose code is run: this package's own, and that of packages which the user trusts on this command line."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,8 @@ def test_what_is_trusted_here_is_run_and_named_in_every_advice(tmp_path):
     assert done.returncode == 0, done.stderr
     advice = re.search(r"continue with: diffuse (.*)", done.stdout)
     assert advice, done.stdout
-    done = diffuse(*advice[1].split(), "max_hours=null", cwd=tmp_path, PYTHONPATH=".")
-    assert "next: diffuse sample ckpt=outputs/a trust=[mine] " in done.stdout, done.stderr
+    done = diffuse(*shlex.split(advice[1]), "max_hours=null", cwd=tmp_path, PYTHONPATH=".")
+    assert "next: diffuse sample ckpt=outputs/a 'trust=[mine]' " in done.stdout, done.stderr
 
 
 def test_a_checkpoint_that_trusts_itself_is_not_trusted(tiny_run, tmp_path):

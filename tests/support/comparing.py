@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffuse.runs.checkpoint import load_checkpoint
 from diffuse.runs.checkpoint_files import all_in
+from diffuse.runs.hparams import tag
 
 
 def read(path: Path) -> dict:
@@ -68,11 +69,11 @@ def assert_tensorboard_has_every_step_once(folder: Path) -> None:
     lines = metrics(folder)
     for name in {name for line in lines for name in line if name != "step"}:
         expected = {line["step"]: line[name] for line in lines if name in line}
-        found = [(event.step, event.value) for event in events.Scalars(name)]
+        found = [(event.step, event.value) for event in events.Scalars(tag(name))]
         assert [step for step, _ in found] == sorted(expected), name
         for step, value in found:
             assert abs(value - expected[step]) <= 1e-5 * abs(expected[step]), (name, step)
     drawn = [int(path.stem.removeprefix("step_")) for path in (folder / "images").glob("step_*.png")]
     assert [event.step for event in events.Images("samples")] == sorted(drawn)
-    assert [event.step for event in events.Images("forward_process")] == [0]
+    assert [event.step for event in events.Images("schedule/forward_process")] == [0]
     assert [event.step for event in events.Tensors("config/text_summary")] == [0]

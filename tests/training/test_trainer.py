@@ -43,7 +43,7 @@ def trained(*overrides: str) -> Path:
 def test_a_run_explains_itself():
     folder = trained("name=exp")
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".hydra", ".lock", "checkpoints", "config.yaml", "hparams", "images", "metrics.jsonl", "tensorboard",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "history.jsonl", "images", "metrics.jsonl", "tensorboard",
         "train.log",
     ]  # fmt: skip
     assert [line["step"] for line in metrics(folder)] == [2, 4, 6]
@@ -60,7 +60,7 @@ def test_tensorboard_and_metrics_agree():
     folder = trained("name=exp")
     assert_tensorboard_has_every_step_once(folder)
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert {"forward_process", "samples"} <= set(events.Tags()["images"])
+    assert set(events.Tags()["images"]) == {"samples", "schedule/forward_process"}
     assert events.Tags()["tensors"] == ["config/text_summary"]
 
 

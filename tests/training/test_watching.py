@@ -177,8 +177,8 @@ def test_the_hyperparameters_are_shown_with_the_final_values():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = trained("a")
-    events = EventAccumulator(str(run / "hparams")).Reload()
-    (final,) = events.Scalars("final/fid_corners")
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    final = events.Scalars("scores/fid_corners")[-1]
     assert final.value == pytest.approx(scores(run, "fid_corners")[8], rel=1e-6)
     chosen = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"optim.lr" in chosen
