@@ -20,7 +20,7 @@ from diffuse.runs.pictures import image_grid, save_png
 from diffuse.runs.trained import load_for
 from diffuse.system.errors import UserError
 from diffuse.system.files import json_round_trip, short_path, write_atomic, write_json
-from diffuse.system.progress import duration, log
+from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
@@ -46,6 +46,7 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
         if drawing.sampler.evaluations > MANY:
             log.info(f"an image takes {drawing.sampler.evaluations:,} network calls; sampler=ddim takes 50")
+        log_cost({"drawing": config.n * drawing.sampler.evaluations / network.images_per_second()})
         started = time.monotonic()
         parts = []
         for numbers, x in drawing.batches(config.n, network.batch_size):

@@ -51,10 +51,7 @@ class Rows:
 
     def count(self, name: str) -> int:
         """The number of whole rows of an output."""
-        try:
-            return len(self[name])
-        except (OSError, ValueError):  # no file, or a process was killed before it wrote the header
-            return 0
+        return kept_rows(self.folder, name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The rows [count, D] of an output, memory-mapped."""
@@ -114,6 +111,14 @@ class Rows:
     def _seal(self, path: Path) -> None:
         self.derived[path.name] = sha256(path)
         self._write_json()
+
+
+def kept_rows(folder: Path, name: str) -> int:
+    """The number of rows of an output in a folder of features, unchecked; 0 where there are none."""
+    try:
+        return len(whole_rows(folder / f"{name}.npy"))
+    except (OSError, ValueError):
+        return 0
 
 
 def read_statistics(path: Path) -> Statistics:

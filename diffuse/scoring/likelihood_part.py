@@ -1,12 +1,9 @@
 """The likelihood part of `diffuse eval`: how well a trained network models the test split."""
 
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from diffuse.mathematics.likelihood import bits_per_dim
@@ -36,19 +33,6 @@ class LikelihoodPart:
         self.scores = {name: make(network, config) for name, make in LIKELIHOOD_SCORES.items() if name in self.names}
         self.evaluations = sum(score.evaluations for score in self.scores.values())  # about, for one image
 
-    def images_per_second(self) -> float:
-        """The speed of the network, measured on the second of two full calls: the first one warms up."""
-        images = ScoredImages(self.network, self.size, self.seed)
-        x, y = images.batch(np.arange(self.network.rows) % self.size)
-        denoiser, t = self.network.denoiser(clip=False), torch.ones((), dtype=torch.float64)
-        for _ in range(2):
-            self.network.device.synchronize()
-            started = time.monotonic()
-            with torch.no_grad():
-                denoiser(x, t, y)
-            self.network.device.synchronize()
-        return self.network.rows / (time.monotonic() - started)
-
     def choose_n(self, images_per_second: float) -> int:
         """n, or by default what takes about three minutes: at least one network call, at most the test split."""
         rows = self.network.rows
@@ -57,7 +41,7 @@ class LikelihoodPart:
 
     def score(self, report: Report) -> None:
         """Add each score to the report as soon as it is known: an interruption of the next one loses nothing."""
-        images_per_second = self.images_per_second()
+        images_per_second = self.network.images_per_second()
         n = report.facts.get("protocol", {}).get("n") or self.choose_n(images_per_second)  # as before, when continued
         images, rows = ScoredImages(self.network, n, self.seed), self.network.rows
         seconds = -(-n // rows) * rows * self.evaluations / images_per_second

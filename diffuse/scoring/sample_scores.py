@@ -4,13 +4,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffuse.options.dataset import default_data_dir
 from diffuse.scoring import distances
 from diffuse.scoring.distances import Statistics, frechet_distance
-from diffuse.scoring.feature_rows import Rows, Vectors
+from diffuse.scoring.feature_rows import Rows, Vectors, kept_rows
 from diffuse.scoring.features import FEATURE_BATCH, Features, features_folder, key_of
 from diffuse.scoring.imagesets import ImageSet
 from diffuse.scoring.report import Values
@@ -21,6 +22,7 @@ from diffuse.system.progress import log
 PRECISION_K, DENSITY_K = 3, 5
 FEW = 10_000
 FEATURES_VERSION = "features 1"  # of cached features; to be raised with any change of how they are computed
+FEW_TO_COMPUTE = 256  # images whose features need no forecast
 MISSING_OUTPUT = {
     "logits": "it has no class logits (some copies of Inception's weights lack the last layer)",
     "spatial": "only features=inception gives maps of an inner layer",
@@ -144,21 +146,35 @@ def regroup(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
+def cache_of(images: ImageSet, features: Features, data_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder in which the features of real images are kept, and what they are made from."""
+    made_on = {"device": features.device.torch.type, "torch-fidelity": version("torch-fidelity")}
+    made_from = {"images": images.fingerprint, **features.protocol, **made_on, "version": FEATURES_VERSION}
+    key = key_of(*map(str, made_from.values()))
+    return features_folder(data_dir) / f"{slug(images.name)}-{slug(features.name)}-{key}", made_from
+
+
+def cost_of_real(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> dict[str, float]:
+    """About how many seconds the features of real images take that are not kept yet, for `log_cost`."""
+    folder, _ = cache_of(images, features, data_dir)
+    left = images.count - min((kept_rows(folder, output) for output in outputs), default=images.count)
+    if left <= FEW_TO_COMPUTE:
+        return {}
+    what = f"features of {left:,} images of {images.name} (kept afterwards)"
+    return {what: left / features.images_per_second(images.size)}
+
+
 def cached_features(images: ImageSet, features: Features, outputs: Collection[str], data_dir: Path) -> Side:
     """The side of real images, whose features are kept under data_dir for the next evaluation.
 
     Where data_dir is another's, and may only be read, new ones are kept under one's own.
     """
-    made_on = {"device": features.device.torch.type, "torch-fidelity": version("torch-fidelity")}
-    made_from = {"images": images.fingerprint, **features.protocol, **made_on, "version": FEATURES_VERSION}
-    key = key_of(*map(str, made_from.values()))
-    name = f"{slug(images.name)}-{slug(features.name)}-{key}"
-    folder = features_folder(data_dir) / name
+    folder, made_from = cache_of(images, features, data_dir)
     if not may_write(folder):
         rows = Rows(folder, made_from)
         if all(rows.count(output) >= images.count for output in outputs):
             return Side(images.name, images.count, rows)
-        folder = features_folder(data_folder(default_data_dir())) / name
+        folder = features_folder(data_folder(default_data_dir())) / folder.name
         log.info(f"{data_dir} may only be read: the features of {images.name} are kept in {folder}")
     waiting = f"waiting for another process, which is computing the features of {images.name}"
     with hold_lock(folder.with_name(f".{folder.name}.lock"), waiting=waiting):

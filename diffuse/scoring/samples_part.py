@@ -24,10 +24,19 @@ from diffuse.scoring.features import Features, key_of
 from diffuse.scoring.imagesets import ImageSet, holds_statistics, open_place, open_split, require_pictures
 from diffuse.scoring.memorisation import memorisation, pixels_like
 from diffuse.scoring.report import Facts, Report, Values, expand_metrics, refuse_changed
-from diffuse.scoring.sample_scores import SCORES, Side, cached_features, compute_score, extract_features, needed_outputs
+from diffuse.scoring.sample_scores import (
+    FEW_TO_COMPUTE,
+    SCORES,
+    Side,
+    cached_features,
+    compute_score,
+    cost_of_real,
+    extract_features,
+    needed_outputs,
+)
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS, data_folder, json_round_trip, sha256
-from diffuse.system.progress import log
+from diffuse.system.progress import log, log_cost
 
 SAMPLE_SECTION = "sample_scores"  # of eval.json
 DEFAULT_N = 10_000
@@ -40,7 +49,7 @@ class SamplesPart:
     """
 
     def __init__(self, config: EvalConfig, network: TrainedNetwork | None, drawing: Drawing | None):
-        self.network, self.reference = network, config.reference
+        self.network, self.drawing, self.reference = network, drawing, config.reference
         self.names = [name for name in expand_metrics(config.metrics) if name in SAMPLE_SCORES]
         self.device = network.device if network else build(config.device, "device", config.trust)
         self.data_dir = data_folder(config.data_dir or (network.config.data_dir if network else default_data_dir()))
@@ -104,6 +113,7 @@ class SamplesPart:
         if known := min(map(rows.count, self.outputs)):
             log.info(f"continuing after {known:,} of {self.images.count:,} images")
         if not report.facts["values"].keys() >= {*self.names}:
+            self.log_cost(known)
             with report.timed("samples"):
                 drawn = extract_features(self.images, self.features, self.outputs, rows)
             if "features" in self.outputs:
@@ -113,15 +123,31 @@ class SamplesPart:
             report.score(SAMPLE_SECTION, name, partial(self.values, name, drawn, report.folder), score_summary)
         shutil.rmtree(report.folder / "features", ignore_errors=True)  # large, and the same seed makes them again
 
+    def log_cost(self, known: int) -> None:
+        """Say how long drawing and features will take, where that is long; the features of `known` images are there."""
+        left, costs = self.images.count - known, dict[str, float]()
+        if left > FEW_TO_COMPUTE:
+            if self.drawing and self.network:
+                calls = left * self.drawing.sampler.evaluations
+                costs[f"drawing {left:,} images"] = calls / self.network.images_per_second()
+            costs["their features"] = left / self.features.images_per_second(self.images.size)
+        if isinstance(self.real, ImageSet):
+            costs |= cost_of_real(self.real, self.features, self.real_outputs, self.data_dir)
+        log_cost(costs)
+
+    @property
+    def real_outputs(self) -> set[str]:
+        """The outputs of the feature network that scores need of the real images."""
+        return {SCORES[name].output for name in self.names if name in SCORES and SCORES[name].real != "nothing"}
+
     @cached_property
     def real_side(self) -> Side:
         """The real images with the features that some score needs."""
         if isinstance(self.real, Side):
             return self.real
-        outputs = {SCORES[name].output for name in self.names if name in SCORES and SCORES[name].real != "nothing"}
-        if not outputs:
+        if not self.real_outputs:
             return Side(self.real.name, self.real.count)
-        return cached_features(self.real, self.features, outputs, self.data_dir)
+        return cached_features(self.real, self.features, self.real_outputs, self.data_dir)
 
     def values(self, name: str, drawn: Side, folder: Path) -> Values:
         """The values of a score; memorisation also writes a page that shows the nearest training images."""

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 log = logging.getLogger("diffuse")
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
+WORTH_SAYING = 60.0  # seconds
 
 
 class _Console(logging.Handler):
@@ -130,6 +131,14 @@ class Progress:
             yield
         finally:
             self.pauses += time.monotonic() - began
+
+
+def log_cost(costs: Mapping[str, float]) -> None:
+    """Say before it begins what will take long: {"drawing 10,000 images": seconds, ...}; nothing below a minute."""
+    total = sum(costs.values())
+    if total >= WORTH_SAYING:
+        parts = [f"{what} {duration(seconds)}" for what, seconds in costs.items() if seconds >= 1]
+        log.info(f"about {duration(total)} from here" + (f": {', '.join(parts)}" if len(parts) > 1 else ""))
 
 
 def duration(seconds: float) -> str:

@@ -30,6 +30,7 @@ class Workers:
     """`count` threads, each of which computes alone: results do not depend on their number."""
 
     def __init__(self, count: int):
+        self.count = count
         self._here = threading.local()
         self._pool = ThreadPoolExecutor(count, "diffuse", self._begin)
 

@@ -9,13 +9,17 @@ from diffuse.training.trainer import Trainer
 # The speed is measured after the warm-up, up to one of these steps; after these times if that is earlier.
 WARMUP_STEPS, MEASURED_STEPS = 5, 25
 WARMUP_SECONDS, MEASURED_SECONDS = 5.0, 20.0
+LONG_ON_CPU = 3 * 3600.0  # seconds
 
 
 class Forecast:
-    """Measures the first steps, and logs once how fast training is, how long it will take and its peak memory."""
+    """Measures the first steps, and logs once how fast training is, how long it will take and its peak memory.
 
-    def __init__(self, trainer: Trainer, steps: int, progress: Progress):
-        self.trainer, self.progress, self.steps = trainer, progress, steps
+    smaller: a command line that trains in less time, for a CPU on which this training would take hours, or ""
+    """
+
+    def __init__(self, trainer: Trainer, steps: int, progress: Progress, smaller: str):
+        self.trainer, self.progress, self.steps, self.smaller = trainer, progress, steps, smaller
         self.first, self.began = trainer.step, time.monotonic()
         self.is_warm = self.is_logged = False
 
@@ -34,4 +38,6 @@ class Forecast:
             rate, memory = self.progress.per_second(), format_bytes(device.peak_memory())
             time_left = f"{left:,} more steps will take about {duration(left / rate)}" if left else "all steps are done"
             log.info(f"{rate * self.trainer.batch_size:,.0f} images/s: {time_left}; peak memory {memory}")
+            if self.smaller and device.torch.type == "cpu" and left / rate > LONG_ON_CPU:
+                log.info(f"on a CPU a smaller network gives a first answer sooner: {self.smaller}")
             self.is_logged = True

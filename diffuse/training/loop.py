@@ -45,10 +45,11 @@ class Training:
     threads: ThreadChoice
     where: str
 
-    def run(self, folder: Path, deadline: float, recorded_threads: int | None = None) -> None:
+    def run(self, folder: Path, deadline: float, recorded_threads: int | None = None, smaller: str = "") -> None:
         """Train into the folder until all steps are done, time is up, or a signal asks to stop.
 
-        recorded_threads: the number of threads in the checkpoint that training continues from.
+        recorded_threads: the number of threads in the checkpoint that training continues from; smaller: a command line
+        that trains in less time, for a CPU on which this training would take hours.
 
         The checkpoint of a step is saved after everything else of that step. Resuming does again what came after it.
         """
@@ -62,7 +63,7 @@ class Training:
             stop.obey()
             with progress.paused():
                 self.threads.begin(recorded_threads)
-            forecast = Forecast(trainer, config.steps, progress)
+            forecast = Forecast(trainer, config.steps, progress, smaller)
             while trainer.step < config.steps:
                 started = time.monotonic()
                 trainer.advance()

@@ -21,9 +21,9 @@ from diffuse.scoring.feature_rows import Rows
 from diffuse.scoring.features import Features
 from diffuse.scoring.imagesets import ImageSet, open_split
 from diffuse.scoring.report import values_only
-from diffuse.scoring.sample_scores import cached_features, compute_score, extract_features, needed_outputs
+from diffuse.scoring.sample_scores import cached_features, compute_score, cost_of_real, extract_features, needed_outputs
 from diffuse.system.files import data_folder
-from diffuse.system.progress import log
+from diffuse.system.progress import log, log_cost
 
 SCORED_TOGETHER = 256  # the most images drawn at a time, if the training itself holds as many
 
@@ -43,6 +43,7 @@ class Watcher:
         self.features: Features = build_with(config.features, "features", config.trust, **offered)
         self.outputs = needed_outputs(self.options.metrics, self.features, self.options.n, train.count)
         self.features.width(train.size)
+        log_cost(cost_of_real(train, self.features, self.outputs, data_dir))
         self.real = cached_features(train, self.features, self.outputs, data_dir)
 
     def scores(self, step: int, each_step: Callable[[Tensor], object]) -> dict[str, float]:
