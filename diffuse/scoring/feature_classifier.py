@@ -5,6 +5,7 @@ compare models on the same data; they are not FIDs, and `Features.score_name` pu
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,10 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.data.images import Dataset, to_float
-from diffuse.scoring.features import Features, Outputs, as_rgb, features_folder, key_of, load_safely, require_file
+from diffuse.scoring.features import (
+    Features,
+    Outputs,
+    as_rgb,
+    features_folder,
+    key_of,
+    load_safely,
+    own_features_folder,
+    require_file,
+)
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import hold_lock, sha256, slug, write_atomic
+from diffuse.system.files import hold_lock, may_write, sha256, slug, write_atomic
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import generator, reseed
 from diffuse.system.signals import raise_pending
@@ -88,6 +98,12 @@ def find_or_train(data: Dataset | None, data_dir: Path, device: Device) -> Path:
         )
     key = key_of(data.train.sha256, f"classifier {CLASSIFIER_VERSION}")
     path = features_folder(data_dir) / f"classifier-{slug(data.kind.name)}-{key}.pt"
+    if not may_write(path):
+        with suppress(OSError, UserError):
+            load_safely(path)
+            return path
+        path = own_features_folder() / path.name
+        log.info(f"{data_dir} may only be read: the classifier of {data.kind.name} is kept in {path.parent}")
     waiting = f"waiting for another process, which is training a classifier of {data.kind.name}"
     with hold_lock(path.with_suffix(".lock"), waiting=waiting):
         try:

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffuse.options.dataset import default_data_dir
 from diffuse.system.device import Device
 from diffuse.system.errors import UserError, check
-from diffuse.system.files import sha256, slug
+from diffuse.system.files import data_folder, sha256, slug
 from diffuse.system.progress import log
 
 FEATURE_BATCH, FEATURE_BATCH_ON_CPU = 64, 16  # images in a call of a feature network
@@ -225,3 +226,8 @@ def key_of(*parts: str) -> str:
 def features_folder(data_dir: Path) -> Path:
     """Where classifiers, and the features and statistics of data sets, are kept."""
     return data_dir / "features"
+
+
+def own_features_folder() -> Path:
+    """The same in one's own data_dir, for where another's may only be read."""
+    return features_folder(data_folder(default_data_dir()))

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from diffuse.options.dataset import default_data_dir
 from diffuse.scoring import distances
 from diffuse.scoring.distances import Statistics, frechet_distance
 from diffuse.scoring.feature_rows import Rows, Vectors, kept_rows
-from diffuse.scoring.features import FEATURE_BATCH, Features, features_folder, key_of
+from diffuse.scoring.features import FEATURE_BATCH, Features, features_folder, key_of, own_features_folder
 from diffuse.scoring.imagesets import ImageSet
 from diffuse.scoring.report import Values
 from diffuse.system.errors import UsageError
-from diffuse.system.files import data_folder, hold_lock, may_write, slug
+from diffuse.system.files import hold_lock, may_write, slug
 from diffuse.system.progress import log
 
 PRECISION_K, DENSITY_K = 3, 5
@@ -174,7 +173,7 @@ def cached_features(images: ImageSet, features: Features, outputs: Collection[st
         rows = Rows(folder, made_from)
         if all(rows.count(output) >= images.count for output in outputs):
             return Side(images.name, images.count, rows)
-        folder = features_folder(data_folder(default_data_dir())) / folder.name
+        folder = own_features_folder() / folder.name
         log.info(f"{data_dir} may only be read: the features of {images.name} are kept in {folder}")
     waiting = f"waiting for another process, which is computing the features of {images.name}"
     with hold_lock(folder.with_name(f".{folder.name}.lock"), waiting=waiting):
