@@ -174,7 +174,7 @@ def test_a_checkpoint_whose_content_is_wrong_never_ends_in_a_traceback(tiny_run,
     typed.optim.decay = "none"
     write_record(Path("outputs/x"), replace(typed, steps=30, resume=None))
     path = Path("outputs/x/checkpoints/step_00000030.pt")
-    for _ in range(50):
+    for _ in range(30):
         place = everywhere[int(random.integers(len(everywhere)))]
         value = [None, 0, -1, "x", [], {}, torch.zeros(2), float("nan"), 10**12, [["a"]]][int(random.integers(10))]
         write(path, 30, replaced(content, place, value))

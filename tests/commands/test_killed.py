@@ -188,10 +188,10 @@ def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(tmp_path):
 
 def test_a_sweep_that_was_killed_is_given_again(tmp_path):
     """What is finished is passed over, what was half done continues, what failed runs again."""
-    words = [*OPTIONS, "-m", "name=sweep", "optim.lr=0.001,0.002,1e30", "steps=90", "optim.clip=1e30"]
+    words = [*OPTIONS, "-m", "name=sweep", "optim.lr=0.001,0.002,1e30", "steps=45", "optim.clip=1e30"]
     sweep = tmp_path / "outputs" / "sweep"
     with started(tmp_path, *words) as process:
-        while saved_step(sweep / "1_optim.lr-0.002") < 22:
+        while saved_step(sweep / "1_optim.lr-0.002") < 11:
             assert not until(process, 0.005), process.communicate()
         process.kill()
     first = (sweep / "0_optim.lr-0.001" / "metrics.jsonl").stat().st_mtime_ns
@@ -199,14 +199,14 @@ def test_a_sweep_that_was_killed_is_given_again(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "is NaN or infinite" in done.stderr
-    assert "0_optim.lr-0.001 is finished: 90 of 90 steps are done" in done.stdout
+    assert "0_optim.lr-0.001 is finished: 45 of 45 steps are done" in done.stdout
     assert (sweep / "0_optim.lr-0.001" / "metrics.jsonl").stat().st_mtime_ns == first
-    assert resumed_steps(sweep / "1_optim.lr-0.002")[0] >= 22
-    alone = diffuse("train", *OPTIONS, "name=alone", "optim.lr=0.002", "steps=90", "optim.clip=1e30", cwd=tmp_path)
+    assert resumed_steps(sweep / "1_optim.lr-0.002")[0] >= 11
+    alone = diffuse("train", *OPTIONS, "name=alone", "optim.lr=0.002", "steps=45", "optim.clip=1e30", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     assert_runs_are_the_same(tmp_path / "outputs/alone", sweep / "1_optim.lr-0.002")
     done = diffuse("train", *words, cwd=tmp_path)
-    assert done.stdout.count("is finished: 90 of 90 steps are done") == 2
+    assert done.stdout.count("is finished: 45 of 45 steps are done") == 2
     assert done.stderr.count("is NaN or infinite") >= 1
 
 

@@ -25,12 +25,12 @@ def test_six_jobs_of_which_one_fails_and_one_is_killed_end_in_one_complete_table
     sweep = tmp_path / "outputs" / "s"
     words = [
         *TINY,
-        "images.every=60",
+        "images.every=24",
         "-m",
         "name=s",
         "optim.lr=1e-3,2e-3,1e30,4e-3,5e-3,6e-3",
         "optim.clip=1e30",
-        "steps=60",
+        "steps=24",
     ]
     with started(tmp_path, *words) as process:
         while not (sweep / "3_optim.lr-0.004" / "checkpoints" / "step_00000003.pt").exists():
@@ -44,7 +44,7 @@ def test_six_jobs_of_which_one_fails_and_one_is_killed_end_in_one_complete_table
     assert "Traceback" not in done.stderr
     assert "Error executing job" not in done.stderr
     assert done.stderr.splitlines()[-1] == "error: 1 of the sweep's jobs failed: 2"
-    assert "0_optim.lr-0.001 is finished: 60 of 60 steps are done" in done.stdout
+    assert "0_optim.lr-0.001 is finished: 24 of 24 steps are done" in done.stdout
     assert "resumed from step" in done.stdout
     rows = table(sweep)
     assert [row["job"] for row in rows] == list("012345")
