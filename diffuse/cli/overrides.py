@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from diffuse.options.reference import keys_of_options, known_keys
 from diffuse.options.schema import plain
@@ -18,7 +19,16 @@ from diffuse.runs.record import read_record
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
-from diffuse.system.files import AT_BEST, OUTPUTS, RECORD, SWEEP_RECORD, check_name, refuse_aliases, run_path
+from diffuse.system.files import (
+    AT_BEST,
+    OUTPUTS,
+    RECORD,
+    SWEEP_RECORD,
+    check_name,
+    refuse_aliases,
+    refuse_explosions,
+    run_path,
+)
 
 MULTIRUN = ("-m", "--multirun")
 COMPLETION = ("-sc", "--shell-completion")
@@ -51,6 +61,8 @@ def overrides_first(typed: list[str]) -> list[str]:
             allowed = FLAGS_WITH_VALUE[flag]
             if value is None or (allowed and value not in allowed):
                 raise UsageError(f"{flag} needs {'one of ' + ', '.join(allowed) if allowed else 'a value'}")
+            if flag in ("--config-dir", "-cd"):
+                refuse_unreadable_options(Path(value))
             relative = flag in ("-cp", "--config-path")  # to us, not to a module of ours
             flags += [flag, str(Path(value).absolute()) if relative else value]
         elif word in BARE_FLAGS:
@@ -58,6 +70,17 @@ def overrides_first(typed: list[str]) -> list[str]:
         else:
             raise UsageError(f"there is no flag {word!r}.{did_you_mean(word, (*BARE_FLAGS, *FLAGS_WITH_VALUE))}")
     return [*overrides, *flags]
+
+
+def refuse_unreadable_options(folder: Path) -> None:
+    """Raise UsageError where a YAML file in the folder of -cd would fill the memory."""
+    for path in [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]:
+        try:
+            refuse_explosions(path)
+        except ValueError as error:
+            raise UsageError(f"{path} cannot be read: {error}") from error
+        except (OSError, YAMLError):
+            continue  # Hydra says what is wrong with it, if it is chosen
 
 
 def by_key(words: Sequence[str]) -> dict[str, Override]:

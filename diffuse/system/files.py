@@ -22,6 +22,7 @@ OUTPUTS = Path("outputs")
 RECORD, SWEEP_RECORD = "config.yaml", "multirun.yaml"
 AT_BEST = "@best"  # RUN@best, the checkpoint of a run with the best score
 LONGEST_SLUG = 120
+MOST_NODES = 1_000_000  # values in a YAML file
 PATIENCE = 0.2  # seconds to wait for a lock: `diffuse ls` holds it for a moment to see whether it is free
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk
@@ -162,6 +163,29 @@ def remove_leftovers(folder: Path, *names: str) -> None:
     for name in names or ("*",):
         for left_over in folder.glob(f".{name}.*.tmp"):
             left_over.unlink(missing_ok=True)
+
+
+def refuse_explosions(path: Path) -> None:
+    """Raise ValueError where the aliases of a YAML file stand for more than MOST_NODES values together."""
+    sizes, open_nodes = dict[str, int](), list[list[Any]]()  # of anchors; [anchor, size] of what is not closed yet
+    with open(path, encoding="utf-8") as file:
+        for event in yaml.parse(file):
+            size, name = 1, getattr(event, "anchor", None)
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append([name, 1])
+                continue
+            if isinstance(event, yaml.AliasEvent):
+                size = sizes.get(event.anchor, 1)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                name, size = open_nodes.pop()
+            elif not isinstance(event, yaml.ScalarEvent):
+                continue
+            if name and not isinstance(event, yaml.AliasEvent):
+                sizes[name] = size
+            if open_nodes:
+                open_nodes[-1][1] += size
+            if size > MOST_NODES:
+                raise ValueError(f"its aliases (*name) stand for more than {MOST_NODES:,} values")
 
 
 def refuse_aliases(path: Path) -> None:

@@ -127,6 +127,18 @@ def test_aliases_that_explode(tmp_path):
     assert "it has aliases" in error_of("train", "-m", "name=s", "seed=1,2", cwd=tmp_path)
 
 
+def test_aliases_that_explode_among_options_of_ones_own(tmp_path):
+    (tmp_path / "own/schedule").mkdir(parents=True)
+    (tmp_path / "own/schedule/bomb.yaml").write_text(BOMB)
+    assert "its aliases (*name) stand for more than 1,000,000 values" in error_of(
+        "train", "-cd", "own", "schedule=bomb", cwd=tmp_path
+    )
+    (tmp_path / "own/schedule/bomb.yaml").write_text("_target_: cosine\nlevels: &n 100\ns: 0.008\nmax_beta: 0.999\n")
+    (tmp_path / "own/schedule/other.yaml").write_text("a: &a [1, 2]\nb: [*a, *a]\n")
+    done = diffuse("train", "-cd", "own", "schedule=bomb", "--cfg", "job", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_mistake_in_a_package_of_the_users_is_theirs(tmp_path):
     (tmp_path / "mine.py").write_text("def boom(levels: int = 1000):\n    raise RuntimeError('inside')\n")
     (tmp_path / "own/schedule").mkdir(parents=True)
