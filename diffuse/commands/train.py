@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from diffuse.mathematics import predictions
+from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term
 from diffuse.mathematics.schedules import Schedule, TableSchedule
 from diffuse.mathematics.spacings import uniform
-from diffuse.mathematics.tables import END_KEYS, ENDS, read_betas, usual_ends
+from diffuse.mathematics.tables import read_betas
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas

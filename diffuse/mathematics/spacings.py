@@ -38,17 +38,20 @@ def quadratic(schedule: Schedule, steps: int) -> Tensor:
 
 
 def leading(schedule: Schedule, steps: int) -> Tensor:
-    """DDIM's own stride: 1, 1 + c, 1 + 2 c, ... with c = T / steps, rounded down: Song et al. 2021, appendix D.2.
+    """DDIM's own stride: 1, 1 + c, 1 + 2 c, ... with c = T / steps: Song et al. 2021, appendix D.2, in their code.
 
-    The first time is about T - c, and pure noise is taken for x at that time.
+    The first time is T - c + 1, and pure noise is taken for x at that time. steps must divide T: where it does not,
+    their code takes more steps, and its followers begin far below T.
     """
+    check(schedule.T % steps == 0, "steps", f"a divisor of {schedule.T} for spacing=leading", steps)
     return _grid(schedule, 1 + schedule.T // steps * torch.arange(steps, dtype=torch.float64))
 
 
 def ddim_quadratic(schedule: Schedule, steps: int) -> Tensor:
     """DDIM's quadratic grid: 1 + (sqrt(0.8 T) u)^2, rounded down, for evenly spaced u: their code for CIFAR-10.
 
-    The first time is 1 + 0.8 T, and pure noise is taken for x at that time.
+    The first time is 1 + 0.8 T, and pure noise is taken for x at that time. Where rounding makes levels equal, as it
+    does from 50 steps on, they are moved apart; their code stays at one level for several steps.
     """
     squares = torch.linspace(0, (0.8 * schedule.T) ** 0.5, steps, dtype=torch.float64) ** 2
     return _grid(schedule, 1 + (squares.floor() if schedule.discrete else squares))
@@ -80,6 +83,7 @@ def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform)
     check(1 <= steps <= schedule.T, "steps", f"between 1 and {most}", steps)
     times = spacing(schedule, steps)
     alpha, sigma = schedule.alpha_sigma(times[0])
+    check(float(times[0]) > schedule.T / 2, "steps", f"more than {steps} for spacing={spacing.__name__}", steps)
     if times[0] < schedule.T and not torch.isclose(alpha**2 + sigma**2, torch.ones_like(alpha)):
         raise Refused("spacing", f"must not be {spacing.__name__} on this schedule: it begins below T, with x as at T")
     return times

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.mathematics.beta_ends import END_KEYS, usual_ends
 from diffuse.mathematics.schedules import TableSchedule
 from diffuse.system.errors import Refused, check
 
-DDPM = (1e-4, 0.02)  # beta_1 and beta_T of Ho et al. 2020, for 1,000 levels
 MOST_LEVELS = 1_000_000
-END_KEYS = ("beta_start", "beta_end")
-ENDS = {"linear": DDPM, "quad": DDPM, "scaled_linear": (0.00085, 0.012), "sigmoid": DDPM}
 
 
 def linear(
@@ -104,12 +102,6 @@ def ends_for(schedule: str, levels: int, start: float | None, end: float | None)
         check(given is None or 0 < given < 1, name, "between 0 and 1", given)
     start, end = (given or usual for given, usual in zip((start, end), usual_ends(schedule, levels), strict=True))
     return start, end
-
-
-def usual_ends(schedule: str, levels: int) -> tuple[float, float]:
-    """beta_1 and beta_T for 1,000 levels times 1000 / levels: as little of the image is left at T for any number."""
-    start, end = ENDS[schedule]
-    return start * 1000 / levels, end * 1000 / levels
 
 
 def cosine(

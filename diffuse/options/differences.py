@@ -4,13 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
 from diffuse.options.reference import Option, options
 from diffuse.options.schema import flat, groups
 from diffuse.options.targets import own_name
 
 # Keys of a run that say where it lies, how long it may take and whom it trusts: nothing of what it computes.
 NOT_COMPARED = ("name", "resume", "data_dir", "max_hours", "trust")
-LONGEST = 60  # characters of a value: it may be a table of betas
+UNIFORM = "uniform"  # what a null spacing of a training means
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
@@ -35,7 +36,10 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def option_name(group: str, node: Mapping[str, Any]) -> str | None:
-    """The option whose YAML file has these values (null there stands for any); None where no file has."""
+    """The option whose YAML file has these values; None where no file has.
+
+    A null there is null, or what a run fills in for it.
+    """
     for option in options(group):
         if _has_values_of(option, group, node):
             return option.name
@@ -47,15 +51,23 @@ def _has_values_of(option: Option, group: str, node: Mapping[str, Any]) -> bool:
         return False
     if node.keys() - {"_target_"} != option.values.keys():
         return False
-    return all(_may_stand_for(own, node[key]) for key, own in option.values.items())
+    return all(own == "???" or _same(own, node[key], _filled_in(key, node)) for key, own in option.values.items())
 
 
-def _may_stand_for(own: Any, value: Any) -> bool:
+def _same(own: Any, value: Any, filled: Any) -> bool:
     """Whether a value of a YAML file is this one. PyYAML takes 1e-6 for text."""
     if isinstance(own, str) and isinstance(value, float):
         with suppress(ValueError):
             return float(own) == value
-    return own is None or own == "???" or own == value
+    return bool(own == value or (own is None and value == filled))
+
+
+def _filled_in(key: str, node: Mapping[str, Any]) -> Any:
+    """What `diffuse train` writes into config.yaml for a null, as far as it does."""
+    name, levels = str(node.get("_target_")).rpartition(".")[2], node.get("levels")
+    if key in END_KEYS and name in ENDS and isinstance(levels, int) and levels > 0:
+        return usual_ends(name, levels)[END_KEYS.index(key)]
+    return UNIFORM if key == "spacing" else None
 
 
 def as_typed(value: Any) -> str:
@@ -64,7 +76,7 @@ def as_typed(value: Any) -> str:
         text = f"[{','.join(map(as_typed, value))}]"
     else:
         text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text
 
 
 def _differences_of_group(group: str, nodes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
@@ -74,12 +86,24 @@ def _differences_of_group(group: str, nodes: Sequence[dict[str, Any]]) -> Iterat
     if None not in names and len({str(node) for node in nodes}) == len(set(names)):
         yield group, [str(name) for name in names]
         return
-    targets = [own_name(group, str(node.get("_target_"))) or node["_target_"] for node in nodes]
+    written = [str(node.get("_target_", "-")) for node in nodes]
+    targets = [own_name(group, target) or target for target in written]
     if _differ(targets):
         yield group, [name or target for name, target in zip(names, targets, strict=True)]
-    shared = [key for key in nodes[0] if key != "_target_" and all(key in node for node in nodes)]
+    # Keys that one target has and the other has not say nothing new, unless runs with the same target differ in them.
     of_any = list(dict.fromkeys(key for node in nodes for key in node if key != "_target_"))
-    yield from _differing_keys(group, nodes, shared if _differ(targets) else of_any)
+    yield from _differing_keys(group, nodes, [key for key in of_any if _is_telling(key, nodes, targets)])
+
+
+def _is_telling(key: str, nodes: Sequence[Mapping[str, Any]], targets: Sequence[str]) -> bool:
+    """Whether all nodes have the key, or those of one target differ in it."""
+    if all(key in node for node in nodes):
+        return True
+    by_target = [
+        [node.get(key, ...) for node, own in zip(nodes, targets, strict=True) if own == target]
+        for target in set(targets)
+    ]
+    return any(_differ(values) for values in by_target)
 
 
 def _differing_keys(

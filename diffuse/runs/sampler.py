@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.samplers.langevin import REVERSE_DIFFUSION
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import Variance
 from diffuse.options.build import about, bind, checked_options
@@ -45,11 +46,12 @@ class Sampler:
         self.name = self.walk.func.__name__
         self.clip = kind.bounded if keys.clip is None else keys.clip
         self.record = {**node, "steps": len(self.times) - 1, "spacing": spacing, "clip": self.clip}
-        if node.get("predictor") == "reverse_diffusion" and node["variance"] is not None:
-            raise UsageError(
-                "sampler.variance is of sampler.predictor=ancestral; reverse_diffusion has that of the forward process"
-            )
-        if "variance" in node:
+        if node.get("predictor") == REVERSE_DIFFUSION:
+            if node.get("variance") is not None:
+                raise UsageError(
+                    f"sampler.variance is of sampler.predictor=ancestral; {REVERSE_DIFFUSION} has the forward process's"
+                )
+        elif "variance" in node:
             estimated = analytic and partial(analytic, self.times.tolist())
             variance = formulas.reverse_variance(node["variance"], "sampler.variance", estimated)
             self.walk = partial(self.walk, variance=variance)

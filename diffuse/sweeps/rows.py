@@ -63,8 +63,9 @@ def by_configs(jobs: Sequence[Record]) -> list[Record]:
     paths = [job.varied[CHECKPOINT] for job in jobs]
     described = {path: tuple(values[place] for values in columns.values()) for place, path in enumerate(paths)}
     if len(set(described.values())) < len(described):  # paths that no option tells apart
-        shared = os.path.commonpath([Path(path).parent for path in paths])
-        columns = {CHECKPOINT: [os.path.relpath(path, shared) if shared else path for path in paths], **columns}
+        whole = [str(Path(path).absolute()) for path in paths]
+        shared = os.path.commonpath([Path(path).parent for path in whole])
+        columns = {CHECKPOINT: [os.path.relpath(path, shared) for path in whole], **columns}
     return [
         replace(
             job,
@@ -78,20 +79,23 @@ def by_configs(jobs: Sequence[Record]) -> list[Record]:
 
 
 def over_seeds(jobs: Sequence[Record]) -> list[Row]:
-    """A row for all seeds of the same options; none where no seed varies."""
-    groups: dict[tuple[tuple[str, str], ...], list[Record]] = {}
-    for job in jobs:
+    """A row for all seeds of the same options, with the newest job of each seed; none where no seed varies.
+
+    A sweep that is given again with more seeds gives other numbers, and so other folders, to the same options.
+    """
+    groups: dict[tuple[tuple[str, str], ...], dict[tuple[str, ...], Record]] = {}
+    for job in sorted(jobs, key=lambda job: job.began):
         others = tuple((key, value) for key, value in job.varied.items() if key not in SEEDS)
-        groups.setdefault(others, []).append(job)
-    rows = [Row(group) for group in groups.values()]
-    return rows if any(len(row.jobs) > 1 for row in rows) else []
+        groups.setdefault(others, {})[tuple(job.varied.get(seed, "") for seed in SEEDS)] = job
+    rows = [Row(sorted(found.values(), key=lambda job: job.number)) for found in groups.values()]
+    return sorted(rows, key=lambda row: row.jobs[0].number) if any(len(row.jobs) > 1 for row in rows) else []
 
 
 def best(rows: Sequence[Row], name: str) -> Row | None:
     """The row with the best of the values of this name; None where there is no choice.
 
-    None too where less or more is not better, and where the two best means over seeds are closer than the standard
-    deviation of their difference.
+    None too where less or more is not better, where the two best means over seeds are closer than twice the standard
+    error of their difference, sqrt(s1^2 / n1 + s2^2 / n2), and where one of them alone is of a single seed.
     """
     keys = varied_keys(job for row in rows for job in row.jobs)
     if name == "loss" and {key.partition(".")[0] for key in keys} & LOSSES_DIFFER_BY:
@@ -101,5 +105,8 @@ def best(rows: Sequence[Row], name: str) -> Row | None:
     if len({mean for mean, _ in found}) < 2 or kind not in LESS_IS_BETTER + MORE_IS_BETTER:
         return None
     (first, leader), (second, follower), *_ = sorted(found, key=lambda each: each[0], reverse=kind in MORE_IS_BETTER)
-    spread = sum((row.deviation(name) or 0.0) ** 2 for row in (leader, follower)) ** 0.5
-    return leader if abs(first - second) > spread or spread == 0 else None
+    alone = [len(row.values(name)) < 2 for row in (leader, follower)]
+    if all(alone):  # no seeds, or one each: there is no spread to tell
+        return leader
+    errors = [(row.deviation(name) or 0.0) ** 2 / len(row.values(name)) for row in (leader, follower)]
+    return leader if not any(alone) and abs(first - second) > 2 * sum(errors) ** 0.5 else None

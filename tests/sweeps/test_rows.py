@@ -1,6 +1,7 @@
 """Rows of a sweep's table: told apart by the configs of the runs that were scored, and combined over seeds."""
 
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,10 +41,26 @@ def test_seeds_are_combined_to_mean_and_standard_deviation():
 
 
 def test_there_is_no_best_inside_the_spread():
-    """The difference of the two best means against sqrt(0.1^2 + 0.1^2) = 0.141."""
-    assert best_line({"linear": [1.0, 1.2, 1.1], "cosine": [1.1, 1.3, 1.2]}) == ""
-    assert best_line({"linear": [1.0, 1.2, 1.1], "cosine": [1.15, 1.35, 1.25]}) == "best: fid 1.1 +- 0.1 (jobs 0, 1, 2)"
-    assert best_line({"linear": [1.0, 1.2, 1.1]}) == ""
+    """The difference of the two best means against 2 sqrt(0.1^2 / 3 + 0.1^2 / 3) = 0.163."""
+    linear = [1.0, 1.2, 1.1]
+    assert best_line({"linear": linear, "cosine": [1.15, 1.35, 1.25]}) == ""
+    assert best_line({"linear": linear, "cosine": [1.2, 1.4, 1.3]}) == "best: fid 1.1 +- 0.1 (jobs 0, 1, 2)"
+    assert best_line({"linear": linear * 9, "cosine": [1.15, 1.35, 1.25] * 9}).startswith("best: fid 1.1")
+    assert best_line({"linear": linear}) == ""
+    assert best_line({"linear": linear, "cosine": [0.1]}) == ""  # of one seed
+
+
+def test_a_seed_counts_once_where_a_sweep_was_given_again_with_more():
+    """Its later jobs have other numbers, and so other folders; the newest result of a seed counts."""
+    first, later = seeds({"linear": [1.0, 2.0]}), seeds({"linear": [5.0, 2.0, 3.0]})
+    later = [replace(job, number=job.number + 2, began="9999") for job in later]
+    (row,) = over_seeds([*first, *later])
+    assert (row.mean("fid"), [job.number for job in row.jobs]) == (pytest.approx(10 / 3), [2, 3, 4])
+
+
+def test_equal_options_without_seeds_are_not_combined():
+    jobs = [job(n, {"optim.lr": lr}, {"fid": float(n)}) for n, lr in enumerate("1221")]
+    assert over_seeds(jobs) == []
 
 
 def test_without_seeds_every_job_is_its_own_row():
@@ -90,6 +107,11 @@ def test_checkpoints_of_one_run_are_told_apart_by_the_ends_of_their_paths():
     paths = [f"outputs/sw/a/checkpoints/step_0000000{step}.pt" for step in (1, 2)]
     jobs = [job(n, {"ckpt": path}, {}, trained()) for n, path in enumerate(paths)]
     assert [row.varied for row in by_configs(jobs)] == [{"ckpt": f"step_0000000{step}.pt"} for step in (1, 2)]
+
+
+def test_absolute_and_relative_paths_are_told_apart(tmp_path):
+    jobs = [job(n, {"ckpt": path}, {}, trained()) for n, path in enumerate([f"{tmp_path}/a/x.pt", "outputs/b"])]
+    assert len({row.varied["ckpt"] for row in by_configs(jobs)}) == 2
 
 
 def test_without_a_config_the_path_stays():

@@ -34,7 +34,8 @@ def reverse_diffusion_step(
     return (2 - kept) * x + step.large * guess.score, step.large
 
 
-PREDICTORS: dict[str, Predictor] = {"ancestral": posterior_step, "reverse_diffusion": reverse_diffusion_step}
+REVERSE_DIFFUSION = "reverse_diffusion"
+PREDICTORS: dict[str, Predictor] = {"ancestral": posterior_step, REVERSE_DIFFUSION: reverse_diffusion_step}
 
 
 @sampler(order=None)
@@ -58,7 +59,7 @@ def predictor_corrector(
     predicted x0, whatever the predictor. Shapes as in `ancestral`.
 
     variance         of predictor=ancestral, as in ddpm; null: the variance of the run
-    predictor        ancestral, or reverse_diffusion, the default of the paper's code on VP
+    predictor        ancestral, or reverse_diffusion, that of the paper's algorithms 2 and 3
     corrector_steps  Langevin steps at each level
     snr              size of a Langevin step: the ratio of the norms of its score part and its noise part
     """
