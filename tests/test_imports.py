@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sweeps": ("runs.scalars", "options.differences", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
     "commands": (*BELOW, "options", "runs", "scoring", "training"),
-    "cli": ("system", "sweeps", *TORCH_FREE, "runs.output", "runs.record"),
+    "cli": ("system", "sweeps", *TORCH_FREE, "runs.checkpoint_files", "runs.output", "runs.record"),
 }
 KNOW_HYDRA = ("cli",)
 KNOW_OMEGACONF = ("cli", "options", "runs.record")

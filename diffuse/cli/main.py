@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from diffuse import __version__
-from diffuse.system.errors import UserError, did_you_mean
+from diffuse.system.errors import did_you_mean
 
 COMMANDS = {
     "train": "fit a diffusion model to a data set, into a run folder",
@@ -80,12 +80,17 @@ def run_plain(command: str, words: list[str]) -> int:
     try:
         module.run(words)
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except BrokenPipeError:  # the program that reads our output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as raised:
+        from diffuse.cli.messages import as_user_error  # with Hydra, for its errors
+
+        error = as_user_error(raised, command)
+        if error is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

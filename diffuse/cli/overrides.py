@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from diffuse.options.reference import keys_of_options, known_keys
 from diffuse.options.schema import plain
+from diffuse.runs.checkpoint_files import LAST
 from diffuse.runs.record import read_record
 from diffuse.sweeps.folder import Sweep
 from diffuse.sweeps.record import DONE
@@ -24,6 +25,7 @@ from diffuse.system.files import (
     OUTPUTS,
     RECORD,
     SWEEP_RECORD,
+    as_word,
     check_name,
     refuse_aliases,
     refuse_explosions,
@@ -41,7 +43,6 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
 }
 # The flags with which Hydra prints something and runs nothing.
 PRINTING = (*COMPLETION, "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i")
-PLAIN_WORD = re.compile(r"[\w./@+-]+")  # a value that needs no quotes
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
@@ -120,22 +121,28 @@ def with_runs(words: list[str]) -> list[str]:
     choices = given.list if isinstance(given, ChoiceSweep) else [given]
     if not all(isinstance(choice, str | QuotedString) for choice in choices):
         return words
-    texts = [choice.text if isinstance(choice, QuotedString) else str(choice) for choice in choices]
+    texts = [text_of(choice) for choice in choices]
     runs = [run for text in texts for run in runs_of(text)]
     if runs == texts:
         return words
     if len(runs) > 1 and not {*MULTIRUN} & {*words}:
         raise UsageError(f"ckpt={texts[0]} stands for {len(runs)} runs: add -m for all of them, or choose one")
-    typed = ",".join(run if PLAIN_WORD.fullmatch(run) else repr(run) for run in runs)
-    return [f"ckpt={typed}", *(word for word in words if not word.startswith("ckpt="))]
+    typed = ",".join(as_word("", run)[1:] for run in runs)
+    return [f"ckpt={typed}" if word.startswith("ckpt=") else word for word in words]
+
+
+def text_of(value: Any) -> str:
+    """A value of the command line without its quotes."""
+    return str(value.text if isinstance(value, QuotedString) else value)
 
 
 def runs_of(ckpt: str) -> list[str]:
     """The runs that ckpt= stands for: those of a sweep in the order of its jobs, those of a pattern, or itself."""
-    place, best, _ = ckpt.partition(AT_BEST)
-    path = run_path(place)
+    place = str(Path(ckpt.removesuffix(AT_BEST)).expanduser())
+    best, path = AT_BEST if ckpt.endswith(AT_BEST) else "", run_path(place)
     if not path.exists() and set(place) & set("*?["):
         found = sorted(glob.glob(place) or glob.glob(str(OUTPUTS / place)), key=in_order)  # noqa: PTH207
+        found = [run for run in found if Path(run).name != LAST]  # it has another name too
         found = [run for run in found if (Path(run) / RECORD).is_file() or run.endswith(".pt")]
         if not found:
             raise UsageError(f"ckpt={ckpt} matches no run and no checkpoint")
@@ -150,7 +157,7 @@ def runs_of(ckpt: str) -> list[str]:
 
 def in_order(name: str) -> list[tuple[int, str]]:
     """A key that sorts names by the numbers in them: 2_x before 10_x."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
 def sweep_folder(words: Sequence[str]) -> Path | None:
@@ -185,9 +192,10 @@ def with_sweep_names(words: list[str], folder: Path, command: str) -> list[str]:
 
 def with_name(typed: Sequence[str], folder: Path) -> list[str]:
     """The words of a sweep with a name= that continues it in its folder."""
-    if "hydra.sweep.dir" in (known := by_key(typed)) or "name" in known:
+    known = by_key(typed)
+    if "hydra.sweep.dir" in known or ("name" in known and known["name"].value() is not None):
         return list(typed)
-    return [*typed, f"name={folder.name}"]
+    return [*(word for word in typed if not word.startswith("name=")), f"name={folder.name}"]
 
 
 def varied_and_fixed(overrides: Mapping[str, Override]) -> tuple[list[str], dict[str, str]]:
@@ -231,7 +239,10 @@ def resumed_config(typed: list[str]) -> str:
     folders = [word.partition("=")[2] for word in typed if word.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
         return "train"
-    record = plain(read_record(run_path(folders[-1])))
+    folder = folders[-1]
+    if folder[0] in "'\"":  # Hydra's quotes
+        folder = text_of(by_key([f"resume={folder}"])["resume"].value())
+    record = plain(read_record(run_path(folder)))
     record["trust"] = []  # what is trusted is said on the command line: the folder may come from a stranger
     ConfigStore.instance().store(name="resumed", node={"defaults": ["train_schema", "common", "_self_"], **record})
     return "resumed"

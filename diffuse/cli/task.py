@@ -159,7 +159,7 @@ class Command:
             command=self.name,
             typed=self.line,
             overrides=list(settings.overrides.task),
-            varied={key: value for key, _, value in typed if key not in fixed},
+            varied={key: value.strip("'\"") for key, _, value in typed if key not in fixed},
             given=self.given,
             trained=config_of_run(cfg),
         )

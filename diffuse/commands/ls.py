@@ -1,9 +1,8 @@
 """`diffuse ls`: the runs here, with their state, steps, last loss, score, age and size."""
 
 import time
-from pathlib import Path
 
-from diffuse.runs.listing import Facts, facts_of, runs_in
+from diffuse.runs.listing import Facts, facts_of, printable, runs_in
 from diffuse.system.errors import UserError
 from diffuse.system.files import OUTPUTS, format_bytes, run_path, short_path
 from diffuse.system.progress import duration
@@ -39,5 +38,5 @@ def row(facts: Facts, now: float) -> tuple[str, ...]:
     steps = f"{facts.step:,}" + (f" of {facts.steps:,}" if facts.steps and facts.step != facts.steps else "")
     loss = "" if facts.loss is None else f"{facts.loss:.4g}"
     score = f"{facts.score[0]} {facts.score[1]:.4g}" if facts.score else ""
-    age = f"{duration(max(0.0, now - facts.changed))} ago"
-    return short_path(Path(facts.folder)), facts.state, steps, loss, score, age, format_bytes(facts.size)
+    age = f"{duration(max(0.0, now - facts.changed))} ago" if facts.changed else ""
+    return printable(short_path(facts.folder)), facts.state, steps, loss, score, age, format_bytes(facts.size)

@@ -34,26 +34,18 @@ from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
 from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UsageError, UserError
-from diffuse.system.files import OUTPUTS, check_name, data_folder, make_new_folder, run_path, short_path
+from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, make_new_folder, run_path, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
 from diffuse.training.ema import EMA
+from diffuse.training.forecast import smaller_training
 from diffuse.training.loop import Training, is_scored
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 from diffuse.training.watching import Watcher
 
 LISTED_CLASSES = 100
-# A network that trains in tens of minutes on a CPU, on images of 28 x 28.
-CPU_SIZED = (
-    "unet=tiny",
-    "unet.channel_mult=[1,2,2]",
-    "unet.attention=[8]",
-    "batch_size=64",
-    "steps=4000",
-    "optim.lr=2e-3",
-)
 MOST_LEFT = 0.1  # of the image at the last level, beside noise of 1, that needs no warning
 
 
@@ -224,10 +216,10 @@ def train(
     """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
     config, trainer = training.config, training.trainer
     trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
-    again = shlex.join(["diffuse", "train", f"resume={short_path(folder)}", *trusted])
+    again = shlex.join(["diffuse", "train", as_word("resume", short_path(folder)), *trusted])
     log_setup(training, folder)
     try:
-        training.run(folder, deadline, threads, smaller_training(output))
+        training.run(folder, deadline, threads, "" if trainer.step else smaller_training(output))
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
@@ -246,18 +238,9 @@ def train(
     chosen = {key: output.choices[key] for key in output.typed_keys if key in output.choices}
     scores = [tag(SCORE_PREFIX + name) for name in values if name != "loss"]
     write_hparams(folder / EVENTS, {**flat(plain(config)), **chosen}, output.typed_keys, ["loss", *scores])
-    ckpt = shlex.join([f"ckpt={short_path(folder)}", *trusted])
+    ckpt = shlex.join([as_word("ckpt", short_path(folder)), *trusted])
     log.info(f"next: diffuse sample {ckpt} sampler=ddim   or   diffuse eval {ckpt}")
     return values
-
-
-def smaller_training(output: Output) -> str:
-    """The command line with a network for CPUs; empty where a run is continued, and for the job of a sweep."""
-    if output.sweep_folder or "resume" in output.typed_keys or "dataset" not in output.choices:
-        return ""
-    replaced = {"name", *(word.partition("=")[0] for word in CPU_SIZED)}
-    typed = [word for word in output.overrides if word.partition("=")[0] not in replaced]
-    return shlex.join(["diffuse", "train", *typed, *CPU_SIZED])
 
 
 def log_setup(training: Training, folder: Path) -> None:

@@ -22,7 +22,7 @@ from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, LAST, MILESTONE, al
 from diffuse.runs.listing import RUNNING, facts_of
 from diffuse.runs.record import record_around
 from diffuse.system.errors import UserError
-from diffuse.system.files import AT_BEST, RECORD, atomic_path, link_atomic, run_path, sha256, short_path
+from diffuse.system.files import AT_BEST, RECORD, as_word, atomic_path, link_atomic, run_path, sha256, short_path
 from diffuse.system.progress import log
 
 # The formats that can be read; the last one is written. In format 3 a `_target_` is the path of a module, and there is
@@ -154,6 +154,8 @@ def find(ckpt: str) -> Stored:
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
     if found := newest(path / CHECKPOINTS) or newest(path):
         return found
+    if (alone := path / CHECKPOINTS / LAST).is_file():  # it was copied without the others
+        return load_checkpoint(alone.resolve())
     if (path / RECORD).is_file():
         raise UserError(why_without_checkpoint(path))
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
@@ -167,7 +169,7 @@ def why_without_checkpoint(run: Path) -> str:
     first = f"the first comes at step {min(record.checkpoint.every, record.steps):,}" if record else "it has none yet"
     if facts.state == RUNNING:
         return f"{short_path(run)} is training and is at step {facts.step:,}: {first} (checkpoint.every)"
-    again = shlex.join(["diffuse", "train", f"resume={short_path(run)}"])
+    again = shlex.join(["diffuse", "train", as_word("resume", short_path(run))])
     return f"{short_path(run)} was stopped before its first checkpoint; continue with: {again}"
 
 

@@ -12,6 +12,7 @@ import torch
 from diffuse.system.code_state import code_state, cpu_name
 from diffuse.system.device import Device
 from diffuse.system.files import flush, make_folder
+from diffuse.system.progress import log
 from diffuse.system.threads import cores
 
 HISTORY = "history.jsonl"
@@ -38,8 +39,11 @@ def add_to_history(run: Path, command: str, into: Path, device: Device, trust: S
         "cores": cores(),
         "threads": device.threads,
     }
-    make_folder(run)
     path = run / HISTORY
-    with open(path, "a", encoding="utf-8") as file:  # one short write, which several processes may do at once
-        file.write(json.dumps(line) + "\n")
-    flush(path)
+    try:
+        make_folder(run)
+        with open(path, "a", encoding="utf-8") as file:  # one short write, which several processes may do at once
+            file.write(json.dumps(line) + "\n")
+        flush(path)
+    except PermissionError as error:  # another user's file in a shared folder: not a reason to draw nothing
+        log.warning(f"{path} has no line about this command: {error.strerror}")

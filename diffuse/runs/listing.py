@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in, step_of
 from diffuse.runs.scalars import METRICS_FILE, last_values, read_metrics
-from diffuse.system.files import RECORD, lock_now
+from diffuse.system.files import RECORD, is_locked
 
 RUNNING, FINISHED, FAILED, STOPPED, DAMAGED = "running", "finished", "failed", "stopped", "damaged"
 LOSS = "loss"
@@ -41,25 +39,29 @@ class Facts:
 
 
 def runs_in(place: Path) -> Iterator[Path]:
-    """The run folders in a folder and below it, the jobs of sweeps among them."""
+    """The run folders in a folder and below it, the jobs of sweeps among them; hidden folders are left out."""
     for folder, inside, files in os.walk(place):
-        inside.sort()
-        if RECORD in files:
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        here = Path(folder)
+        if RECORD in files and {*inside, *files} & {CHECKPOINTS, METRICS_FILE, ".lock"}:
             inside.clear()
-            yield Path(folder)
+            yield here
+        yield from (here / name for name in inside if (here / name).is_symlink() and (here / name / RECORD).is_file())
 
 
 def facts_of(folder: Path) -> Facts:
-    """What the folder of a run tells."""
-    saved = [step_of(path) for path in all_in(folder / CHECKPOINTS)]
-    lines, steps = read_metrics(folder), _steps(folder)
-    running = _is_running(folder)
-    reached = max([*saved, *(line["step"] for line in lines if running)], default=0)
-    written = [
-        path.stat().st_mtime
-        for path in (folder / METRICS_FILE, folder / RECORD, *all_in(folder / CHECKPOINTS))
-        if path.exists()
-    ]
+    """What the folder of a run tells. Whatever is wrong with its files, it is not the listing that fails."""
+    try:
+        return _facts_of(folder)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return Facts(folder, DAMAGED, 0, None, None, None, 0.0, 0)
+
+
+def _facts_of(folder: Path) -> Facts:
+    files = [path for path in (folder / METRICS_FILE, folder / RECORD) if path.is_file()]
+    saved = all_in(folder / CHECKPOINTS)
+    lines, steps, running = read_metrics(folder), _steps(folder), is_locked(folder / ".lock")
+    reached = max([*map(step_of, saved), *(line["step"] for line in lines if running)], default=0)
     if running:
         state = RUNNING
     elif steps is None:
@@ -68,22 +70,17 @@ def facts_of(folder: Path) -> Facts:
         state = FINISHED
     else:
         state = FAILED if (folder / "failure.pt").exists() else STOPPED
-    values = last_values(folder)
+    values = {name: float(value) for name, value in last_values(folder).items()}
     loss = values.pop(LOSS, None)
-    return Facts(
-        folder,
-        state,
-        reached,
-        steps,
-        loss,
-        _newest_score(folder) or next(iter(values.items()), None),
-        max(written),
-        _size(folder),
-    )
+    score = _newest_score(folder) or next(iter(values.items()), None)
+    changed = max((path.stat().st_mtime for path in (*files, *saved)), default=0.0)
+    return Facts(folder, state, reached, steps, loss, score, changed, _size(folder))
 
 
 def _steps(folder: Path) -> int | None:
     """The number of steps in config.yaml, without parsing the rest of it; None where it has none."""
+    if not (folder / RECORD).is_file():
+        return None
     with suppress(OSError, ValueError):
         for line in (folder / RECORD).read_text(encoding="utf-8").splitlines():
             if line.startswith("steps:"):
@@ -91,29 +88,20 @@ def _steps(folder: Path) -> int | None:
     return None
 
 
-def _is_running(folder: Path) -> bool:
-    """Whether a process holds the lock of the run."""
-    lock = folder / ".lock"
-    if not lock.exists():
-        return False
-    try:
-        with lock_now(lock):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # it may only be read
-        return False
-
-
 def _newest_score(folder: Path) -> tuple[str, float] | None:
     """The first value of the newest evaluation."""
-    reports = sorted(folder.glob("eval/*/eval.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for report in reports:
-        with suppress(OSError, ValueError, AttributeError, TypeError):
+    reports = [path for path in folder.glob("eval/*/eval.json") if path.is_file()]
+    for report in sorted(reports, key=lambda path: path.stat().st_mtime, reverse=True):
+        with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
             values: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))["values"]
-            for found in values.values():
-                return next((str(name), float(value)) for name, value in found.items())
+            for name, value in (pair for found in values.values() for pair in found.items()):
+                return printable(str(name)), float(value)
     return None
+
+
+def printable(text: str) -> str:
+    """The text without characters that would move a terminal's cursor: it may be a stranger's."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _size(folder: Path) -> int:

@@ -41,8 +41,8 @@ def read_record(folder: Path) -> TrainConfig:
 
 def record_around(ckpt: str) -> TrainConfig | None:
     """The config of the run that `ckpt` names or lies in; None where that cannot be read."""
-    path = run_path(ckpt.removesuffix(AT_BEST))
-    for folder in (path, *path.parents[:2]):
+    path = run_path(ckpt.removesuffix(AT_BEST)).absolute()
+    for folder in (path, *list(path.parents)[:2]) if path.exists() else ():
         if (folder / RECORD).is_file():
             with suppress(UserError):
                 return read_record(folder)

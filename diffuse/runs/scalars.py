@@ -20,7 +20,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def _lines(folder: Path) -> list[dict[str, Any] | None]:
     """Every line, or None where it is damaged; what follows the last end of a line is not finished, and no line."""
     path = folder / METRICS_FILE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     return [_values(line) for line in text.split("\n")[:-1]]
 
 

@@ -113,7 +113,7 @@ class SamplesPart:
         if known := min(map(rows.count, self.outputs)):
             log.info(f"continuing after {known:,} of {self.images.count:,} images")
         if not report.facts["values"].keys() >= {*self.names}:
-            self.log_cost(known)
+            self.say_cost(known)
             with report.timed("samples"):
                 drawn = extract_features(self.images, self.features, self.outputs, rows)
             if "features" in self.outputs:
@@ -123,7 +123,7 @@ class SamplesPart:
             report.score(SAMPLE_SECTION, name, partial(self.values, name, drawn, report.folder), score_summary)
         shutil.rmtree(report.folder / "features", ignore_errors=True)  # large, and the same seed makes them again
 
-    def log_cost(self, known: int) -> None:
+    def say_cost(self, known: int) -> None:
         """Say how long drawing and features will take, where that is long; the features of `known` images are there."""
         left, costs = self.images.count - known, dict[str, float]()
         if left > FEW_TO_COMPUTE:

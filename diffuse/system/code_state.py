@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -59,8 +60,9 @@ def _git(origin: Path) -> dict[str, Any]:
     """The commit and the changed files of the repository that has this file; nothing where none has."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(origin.parent), *words]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        command = ["git", "--no-optional-locks", "-c", "core.quotePath=false", "-C", str(origin.parent), *words]
+        others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(command, env=others, capture_output=True, text=True, timeout=PATIENCE, check=True)
         return done.stdout
 
     with suppress(OSError, subprocess.SubprocessError, UnicodeError):

@@ -1,6 +1,7 @@
 """Atomic writes, locks and new folders: a file appears whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ MOST_NODES = 1_000_000  # values in a YAML file
 PATIENCE = 0.2  # seconds to wait for a lock: `diffuse ls` holds it for a moment to see whether it is free
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP}
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the errors of a full disk
+PLAIN = re.compile(r"[A-Za-z0-9._-]*/[A-Za-z0-9._/@+-]*")  # values that Hydra takes for text, without quotes
 UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")  # characters that a shell, or another system, may read differently
 
 
@@ -116,6 +118,14 @@ def short_path(path: Path) -> str:
     """The path, relative to the current folder if it lies in it, and absolute otherwise."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def as_word(key: str, value: str) -> str:
+    """key=value for the command line, in quotes where Hydra's grammar needs them; `shlex.join` adds the shell's."""
+    if PLAIN.fullmatch(value):
+        return f"{key}={value}"
+    quoted = value.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def data_folder(data_dir: str) -> Path:
@@ -235,6 +245,19 @@ def lock_now(path: Path, seconds: float = 0.0) -> AbstractContextManager[object]
             raise
         log.warning(f"{path.parent}: its file system has no locks ({error.strerror}); write there from one process")
         return nullcontext()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock at this path, which may be another user's; unknown counts as no."""
+    try:
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except OSError:  # there is none, or its file system has no locks
+        pass
+    return False
 
 
 def format_bytes(size: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from diffuse.cli.overrides import with_name
 from tests.support.commands import FAST, TINY, diffuse
 from tests.support.forked import Forked
 from tests.support.processes import until
@@ -55,6 +56,20 @@ def test_what_comes_next_after_a_training(tmp_path):
     sample, evaluation = said.partition("next: ")[2].strip().split("   or   ")
     for line, words in ((sample, ["n=2"]), (evaluation, ["n=2", "levels=2", "metrics=[bound]"])):
         run([*shlex.split(line)[1:], *words, *FAST], home)
+
+
+def test_advice_about_folders_with_odd_names(tmp_path):
+    """Hydra reads commas, brackets and letters beyond ASCII only in quotes, within those of the shell."""
+    words = ["train", *TINY, "-m", "seed=0", "optim.decay=none", r"hydra.sweep.dir='größe,x(1)[2]'"]
+    said = run(words, tmp_path)
+    sample, _ = said.partition("next: ")[2].strip().split("   or   ")
+    run([*shlex.split(sample)[1:], "n=2", *FAST], tmp_path)
+    run(["train", "resume='größe,x(1)[2]/0'", "steps=7"], tmp_path)
+
+
+def test_a_name_that_is_null_is_none():
+    assert with_name(["-m", "seed=0,1", "name=null"], Path("outputs/sweep-1")) == ["-m", "seed=0,1", "name=sweep-1"]
+    assert with_name(["-m", "seed=0,1", "name=a"], Path("outputs/a")) == ["-m", "seed=0,1", "name=a"]
 
 
 def test_an_unnamed_sweep_goes_on_by_the_line_it_prints(tmp_path):

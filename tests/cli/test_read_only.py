@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffuse.scoring import feature_classifier
+from diffuse.system.files import hold_lock
 from tests.support.commands import FAST
 from tests.support.forked import Forked
 
@@ -77,9 +78,29 @@ def test_features_of_a_data_dir_of_others_are_kept_in_ones_own(shared):
 
 
 def test_training_where_one_may_not_write_says_where_else(shared):
-    code, _, complaint = reading(shared, "train", f"resume={shared / 'run'}", "steps=60", "optim.decay=linear")
-    assert code in (1, 2)
+    folder = shared / "run" / "checkpoints"
+    folder.chmod(0o755)
+    for path in folder.glob("step_00000030.pt"):  # so that the run is not finished
+        path.unlink()
+    folder.chmod(0o555)
+    code, _, complaint = reading(shared, "train", f"resume={shared / 'run'}")
+    assert code == 1
+    assert f"cannot write or read {shared / 'run'}" in complaint
     assert len(complaint.splitlines()) <= 4
+
+
+def test_a_history_that_is_anothers_is_no_reason_to_draw_nothing(shared):
+    for path in (shared / "run", *(shared / "run").rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o444)
+    code, _, complaint = reading(shared, "sample", "ckpt=../run", "n=1", "sampler.steps=2", "name=s", *FAST)
+    assert code == 0, complaint
+    assert "history.jsonl has no line about this command: Permission denied" in complaint
+
+
+def test_a_run_of_others_is_running_while_they_hold_its_lock(shared):
+    with hold_lock(shared / "run" / ".lock"):
+        _, said, _ = reading(shared, "ls", str(shared))
+    assert " running " in said
 
 
 def test_listing_runs_of_others(shared):

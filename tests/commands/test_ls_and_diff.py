@@ -56,6 +56,42 @@ def test_states_that_need_a_look(runs):
     assert facts_of(stopped).step == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", '{"step": 30, "loss": "abc"}\n'),
+        ("metrics.jsonl", None),
+        ("eval/x/eval.json", '{"values": {"fid": {}}}'),
+        ("eval/x/eval.json", '{"values": ' + "[" * 5000),
+        ("eval/x/eval.json", '{"values": {"fid": {"\\u001b[2J\\n": 2.0}}}'),
+        ("config.yaml", "pipe"),
+        ("config.yaml", "steps: 1e\n"),
+    ],
+)
+def test_an_odd_file_in_one_run_is_not_the_end_of_the_list(runs, capsys, name, content):
+    path = runs / "tiny" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if content == "pipe":
+        os.mkfifo(path)
+    elif content is None:
+        path.mkdir()
+    else:
+        path.write_text(content)
+    found = listed(capsys)
+    assert {"outputs/tiny", "outputs/sw/0_seed-1"} <= found.keys()
+    assert "\x1b" not in str(found)
+
+
+def test_linked_runs_are_listed_and_other_configs_are_not(runs, capsys):
+    (runs / "linked").symlink_to(runs / "tiny")
+    (runs / "sw" / "config").mkdir()
+    (runs / "sw" / "config" / "config.yaml").write_text("steps: 3\n")
+    (runs / ".hidden").mkdir()
+    shutil.copytree(runs / "tiny", runs / ".hidden" / "run")
+    assert set(listed(capsys)) == {"outputs/tiny", "outputs/linked", "outputs/sw/0_seed-1"}
+
+
 def test_the_newest_evaluation_is_the_score(runs, capsys):
     for number, fid in enumerate((3.0, 2.5)):
         folder = runs / "tiny" / "eval" / f"{number}"
@@ -93,6 +129,9 @@ def test_configs_are_compared_key_by_key(runs, capsys):
     ("words", "code", "message"),
     [
         (["diff", "tiny"], 2, "compares two runs or more"),
+        (["diff", "tiny", "outputs/tiny/nonsense"], 1, "outputs/tiny/nonsense is not a run"),
+        (["diff", "~nosuchuser/x", "tiny"], 1, "~ stands for no folder here"),
+        (["ls", "~nosuchuser"], 1, "~ stands for no folder here"),
         (["diff", "tiny", "none"], 1, "none is not a run, or its config.yaml cannot be read; diffuse ls lists"),
     ],
 )

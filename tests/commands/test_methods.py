@@ -98,6 +98,14 @@ def test_reverse_diffusion_has_no_variance_to_choose(tiny_run):
         sampled(tiny_run, "name=refused", *words, "sampler.variance=fixed_small")
 
 
+def test_reverse_diffusion_estimates_no_variance(caplog):
+    run = trained("a", "variance=analytic")
+    words = ["sampler=predictor_corrector", "sampler.predictor=reverse_diffusion"]
+    sampled(run, "name=s", *words)
+    assert not (run / "analytic").exists()
+    assert json.loads((run / "samples" / "s" / "samples.json").read_text())["sampler"]["variance"] is None
+
+
 def test_langevin_dynamics_does_not_start_where_alpha_is_zero():
     run = trained("r", "method=flow")
     with pytest.raises(UsageError, match="sampler: schedule must have alpha > 0"):

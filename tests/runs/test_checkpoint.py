@@ -154,6 +154,12 @@ def test_last_pt_can_be_copied_alone(tmp_path):
     assert last.name == "step_00000040.pt"
 
 
+def test_a_run_of_which_only_last_pt_was_copied(tmp_path):
+    save(tmp_path / "run" / "checkpoints", 40, {"config": {}}, keep=1)
+    (tmp_path / "run" / "checkpoints" / "step_00000040.pt").unlink()
+    assert find(str(tmp_path / "run")).content["step"] == 40
+
+
 def test_where_there_are_no_hard_links_last_pt_is_a_symbolic_one(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT has it

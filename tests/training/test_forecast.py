@@ -14,8 +14,8 @@ from diffuse.runs import checkpoint
 from diffuse.runs.checkpoint_files import all_in
 from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
+from diffuse.training import forecast
 from diffuse.training.disk_space import most_checkpoints
-from diffuse.training.forecast import Forecast
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import assert_runs_are_the_same, newest
 from tests.support.running import trained, trainer_of
@@ -120,36 +120,26 @@ def test_steps_that_warm_up_are_left_out_of_the_speed(monkeypatch):
     assert counted[-1] == 5
 
 
-class Slow:
-    """A progress whose rate is known."""
-
-    def __init__(self, per_second: float):
-        self.rate = per_second
-
-    def count_from_here(self) -> None:
-        pass
-
-    def per_second(self) -> float:
-        return self.rate
-
-
-@pytest.mark.parametrize(("steps_a_second", "offered"), [(0.001, True), (10.0, False)])
-def test_where_a_cpu_takes_hours_a_smaller_training_is_offered(caplog, steps_a_second, offered):
+@pytest.mark.parametrize(("long", "offered"), [(0.0, True), (1e9, False)])
+def test_where_a_cpu_takes_hours_a_smaller_training_is_offered(caplog, monkeypatch, long, offered):
+    """Hours being what is longer than `long` seconds here."""
+    monkeypatch.setattr(forecast, "LONG_ON_CPU", long)
     caplog.set_level(logging.INFO, logger="diffuse")
     trainer = trainer_of(config("train", *TINY))
-    forecast = Forecast(trainer, 100_000, Slow(steps_a_second), "diffuse train unet=tiny")
-    for _ in range(40):
-        forecast.after_step()
-        trainer.step += 1
+    with Progress("train", 1000, "step") as progress:
+        foretold = forecast.Forecast(trainer, 1000, progress, "diffuse train unet=tiny")
+        for _ in range(40):
+            trainer.advance()
+            progress.advance()
+            foretold.after_step()
     assert ("a smaller network gives a first answer sooner: diffuse train unet=tiny" in caplog.text) == offered
 
 
 def test_the_smaller_training_is_the_typed_one_with_a_network_for_cpus():
     """And composes: only a run's name and what is replaced are left out."""
-    words = ["dataset=mnist", "name=a", "schedule=cosine", "steps=5", "unet=base"]
-    typed = replace(output(), overrides=words, choices={"dataset": "mnist"})
-    line = shlex.split(train.smaller_training(typed))
-    assert line[:4] == ["diffuse", "train", "dataset=mnist", "schedule=cosine"]
-    composed = config("train", *line[2:])
+    line = "diffuse train -cd own dataset=mnist name=a schedule=cosine steps=5 unet=base"
+    words = shlex.split(forecast.smaller_training(replace(output(), command=line)))
+    assert words[:6] == ["diffuse", "train", "-cd", "own", "dataset=mnist", "schedule=cosine"]
+    composed = config("train", *words[4:])
     assert (composed.unet["channels"], composed.steps, composed.name) == (32, 4000, None)
-    assert train.smaller_training(replace(typed, overrides=["resume=outputs/a"])) == ""
+    assert forecast.smaller_training(replace(output(), overrides=["resume=outputs/a"])) == ""
