@@ -7,8 +7,9 @@ from diffuse.options.schema import plain
 from diffuse.runs.record import record_around
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import run_path, short_path
-from diffuse.system.text_table import aligned
+from diffuse.system.text_table import aligned, without_middle
 
+LONGEST = 60  # characters of a value: it may be a table of betas
 USAGE = """usage: diffuse diff RUN OTHER [MORE ...]
 
 Prints every key in which the configs of these runs differ, a column for each run: run folders, or checkpoints in them.
@@ -30,5 +31,6 @@ def run(words: list[str]) -> None:
         print("no difference in what they compute")
         return
     titles = ["key", *(short_path(Path(run_path(word))) for word in words)]
-    for line in aligned([titles, *([key, *values] for key, values in found.items())], "<" * len(titles)):
+    rows = [[key, *(without_middle(value, LONGEST) for value in values)] for key, values in found.items()]
+    for line in aligned([titles, *rows], "<" * len(titles)):
         print(line)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from diffuse.sweeps.record import Record
 from diffuse.sweeps.rows import SEEDS, Row, best, over_seeds, value_names, varied_keys
 from diffuse.system.progress import duration
-from diffuse.system.text_table import aligned, cut
+from diffuse.system.text_table import aligned, cut, without_middle
 
 SHORTEST_REASON = 24
+LONGEST = 60  # characters of an option: it may be a table of betas
 
 
 def short(value: float | None) -> str:
@@ -32,7 +33,7 @@ def finite_number(text: str) -> float | None:
 def short_varied(job: Record, key: str, default: str = "") -> str:
     """The value of a varied key as it was typed; a number with more digits than people type is cut to four."""
     text = job.varied.get(key, default)
-    return (short(finite_number(text)) if len(text) > 8 else "") or text
+    return (short(finite_number(text)) if len(text) > 8 else "") or without_middle(text, LONGEST)
 
 
 def status(job: Record) -> str:

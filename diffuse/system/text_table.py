@@ -16,6 +16,12 @@ def aligned(rows: Sequence[Sequence[str]], sides: str, widest: Sequence[int] | N
     return ["  ".join(map(format, row, formats)).rstrip() for row in zip(*columns, strict=True)]
 
 
+def without_middle(text: str, room: int) -> str:
+    """The beginning and the end of a text, at most `room` characters: paths and lists often differ at their ends."""
+    text = " ".join(text.split())
+    return text if len(text) <= room else f"{text[: room // 2 - 3]}...{text[-(room - room // 2) :]}"
+
+
 def cut(text: str, room: int) -> str:
     """The text on one line, at most `room` characters long."""
     text = " ".join(text.split())

@@ -125,6 +125,16 @@ def test_configs_are_compared_key_by_key(runs, capsys):
     assert capsys.readouterr().out == "no difference in what they compute\n"
 
 
+def test_long_values_keep_their_ends(runs, capsys):
+    for name, run in (("one", runs / "tiny"), ("two", runs / "sw" / "0_seed-1")):
+        text = (run / "config.yaml").read_text()
+        (run / "config.yaml").write_text(text.replace("  pad: 0\n", f"  pad: 0\n  path: /{'long/' * 30}{name}\n", 1))
+    assert main(["diff", "tiny", "sw/0_seed-1"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("dataset.path")]
+    assert [value[-4:] for value in line.split()[1:]] == ["/one", "/two"]
+    assert max(map(len, line.split())) <= 60
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
