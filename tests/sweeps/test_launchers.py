@@ -17,7 +17,7 @@ LONG = ["steps=1000000", "optim.decay=none", "images.every=1000000", "checkpoint
 EXPLODES = ["optim.lr=1e-3,1e30", "optim.clip=1e30"]
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_jobs_in_parallel_processes_end_in_one_table(tmp_path, launcher):
     parallel = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
     call = diffuse_alone if launcher == "joblib" else diffuse  # joblib's processes import what started them
