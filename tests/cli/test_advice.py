@@ -15,6 +15,7 @@ from tests.support.forked import Forked
 from tests.support.processes import until
 from tests.support.sweeps import column
 
+HEADER = 128  # bytes of a .npy file before its first row
 LONG = ["steps=50", "checkpoint.every=1000", "images.every=1000", "log.every=10"]
 
 
@@ -31,10 +32,10 @@ def run(words: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def interrupted(words: list[str], folder: Path, sign: str) -> str:
-    """What a command prints that is interrupted once there is a file of this name in the folder."""
+def interrupted(words: list[str], folder: Path, sign: str, least: int = 0) -> str:
+    """What a command prints that is interrupted once a file of this name has more than `least` bytes."""
     with Forked(words, folder, dict(os.environ)) as process:
-        while not list(folder.rglob(sign)):
+        while not [path for path in folder.rglob(sign) if path.stat().st_size > least]:
             assert not until(process, 0.005), process.communicate()
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=60)
@@ -85,7 +86,7 @@ def test_an_unnamed_sweep_goes_on_by_the_line_it_prints(tmp_path):
 def test_an_unnamed_evaluation_goes_on_by_the_line_it_prints(tiny_run, tmp_path, sweep):
     shutil.copytree(tiny_run, tmp_path / "run")
     words = ["eval", "ckpt=run", "n=400", "metrics=[fid]", "features=classifier", "batch_size=10", *FAST, *sweep]
-    said = interrupted([*words, "sampler.steps=8"], tmp_path, "features.npy")
+    said = interrupted([*words, "sampler.steps=8"], tmp_path, "features.npy", least=HEADER)
     done = run(advised(said, "continue with: "), tmp_path)
     assert "continuing after" in done
     assert "fid_classifier" in done
