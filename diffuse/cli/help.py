@@ -43,7 +43,9 @@ def group_lines(command: str, chosen: Mapping[str, Any]) -> Iterator[str]:
 
 def meanings(command: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every key with its meaning, including the keys of the chosen options."""
-    yield from ((name, about.help) for name, _, about in all_keys(SCHEMAS[command]) if not about.group)
+    for name, _, about in all_keys(SCHEMAS[command]):
+        if not about.group:
+            yield name, f"{about.help}: {', '.join(about.choices)}" if about.choices else about.help
     for group in groups(command):
         for option in options(group):
             if option.name == chosen.get(group) and option.target:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from diffuse.options.reference import keys_of_options, known_keys
-from diffuse.options.schema import plain
+from diffuse.options.schema import SCHEMAS, groups, plain
 from diffuse.runs.checkpoint_files import LAST
 from diffuse.runs.record import read_record
 from diffuse.sweeps.folder import Sweep
@@ -22,6 +22,7 @@ from diffuse.sweeps.record import DONE
 from diffuse.system.errors import UsageError, did_you_mean
 from diffuse.system.files import (
     AT_BEST,
+    CONFIGS,
     OUTPUTS,
     RECORD,
     SWEEP_RECORD,
@@ -69,8 +70,16 @@ def overrides_first(typed: list[str]) -> list[str]:
         elif word in BARE_FLAGS:
             flags.append(word)
         else:
-            raise UsageError(f"there is no flag {word!r}.{did_you_mean(word, (*BARE_FLAGS, *FLAGS_WITH_VALUE))}")
+            raise UsageError(f"there is no flag {word!r}{what_was_meant(flag)}")
     return [*overrides, *flags]
+
+
+def what_was_meant(flag: str) -> str:
+    """The end of a message about an unknown flag: a key without its dashes, or the most similar flag."""
+    key = flag.lstrip("-")
+    if any(key in known_keys(command) | keys_of_options(command).keys() for command in SCHEMAS):
+        return f": keys have no dashes, {key}=VALUE"
+    return f".{did_you_mean(flag, (*BARE_FLAGS, *FLAGS_WITH_VALUE))}"
 
 
 def refuse_unreadable_options(folder: Path) -> None:
@@ -93,20 +102,38 @@ def by_key(words: Sequence[str]) -> dict[str, Override]:
 def with_full_keys(words: list[str], command: str) -> list[str]:
     """The words with keys in full: `lr=` is optim.lr= where no other key of the command ends so.
 
-    Raises UsageError where several do.
+    Where several do, it is that of a chosen option: `path=` is dataset.path= with dataset=folder. Raises UsageError
+    where none or more than one of the chosen options has such a key.
     """
-    known = known_keys(command) | keys_of_options(command).keys()
+    of_options = keys_of_options(command)
+    known = known_keys(command) | of_options.keys()
+    chosen = chosen_options(words, command)
 
     def in_full(word: str) -> str:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier() or key in known:
             return word
         found = sorted(name for name in known if name.endswith(f".{key}"))
+        if len(found) > 1:  # of several, the one that the chosen options have
+            options = {name: of_options.get(name, [None]) for name in found}  # None: no key of an option
+            there = [name for name in found if chosen.get(name.partition(".")[0]) in options[name]]
+            found = there if len(there) == 1 else found
         if len(found) > 1:
             raise UsageError(f"{key} is short for {', '.join(found)}: write one of them in full")
         return f"{found[0]}={value}" if found else word
 
     return [in_full(word) for word in words]
+
+
+def chosen_options(words: Sequence[str], command: str) -> dict[str, str]:
+    """The option of each group: that of the command's defaults, unless the words choose another one."""
+    listed: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{command}.yaml"))
+    defaults = [each for each in listed["defaults"] if isinstance(each, dict)]
+    typed = dict(word.split("=", 1) for word in words if "=" in word)
+    return {
+        **{group: str(option) for each in defaults for group, option in each.items()},
+        **{group: option for group, option in typed.items() if group in groups(command)},
+    }
 
 
 def with_runs(words: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from diffuse.options.differences import differences
 from diffuse.options.schema import plain
 from diffuse.runs.record import record_around
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import run_path, short_path
+from diffuse.system.files import RECORD, run_path, short_path
 from diffuse.system.text_table import aligned, without_middle
 
 LONGEST = 60  # characters of a value: it may be a table of betas
@@ -24,7 +24,9 @@ def run(words: list[str]) -> None:
     for word in words:
         record = record_around(word)
         if record is None:
-            raise UserError(f"{word} is not a run, or its config.yaml cannot be read; diffuse ls lists the runs here")
+            inside = sorted(str(found.parent) for found in Path(run_path(word)).glob(f"*/{RECORD}"))
+            runs = f"it holds the runs {', '.join(inside[:3])}" if inside else "diffuse ls lists the runs here"
+            raise UserError(f"{word} is not a run, or its config.yaml cannot be read; {runs}")
         configs.append(plain(record))
     found = differences(configs)
     if not found:

@@ -26,7 +26,7 @@ def linear(
     levels             number of noise levels, T
     beta_start         beta_1; null: 1e-4 times 1000 / levels (Nichol and Dhariwal 2021, in their code)
     beta_end           beta_T; null: 0.02 times 1000 / levels
-    zero_terminal_snr  rescale the table so that its last level is pure noise (`rescale_to_zero_snr`)
+    zero_terminal_snr  rescale the table so that its last level is pure noise: Lin et al. 2024
     """
     ends = ends_for("linear", levels, beta_start, beta_end)
     return _table(torch.linspace(*ends, levels, dtype=torch.float64), zero_terminal_snr)

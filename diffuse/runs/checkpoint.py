@@ -21,7 +21,7 @@ import diffuse
 from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, LAST, MILESTONE, all_in, is_milestone, numbered
 from diffuse.runs.listing import RUNNING, facts_of
 from diffuse.runs.record import record_around
-from diffuse.system.errors import UserError
+from diffuse.system.errors import UserError, did_you_mean
 from diffuse.system.files import AT_BEST, RECORD, as_word, atomic_path, link_atomic, run_path, sha256, short_path
 from diffuse.system.progress import log
 
@@ -151,7 +151,8 @@ def find(ckpt: str) -> Stored:
             f"ckpt={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
         )
     if not path.exists():
-        raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file")
+        near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*") if beside.is_dir()])
+        raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file.{near}")
     if found := newest(path / CHECKPOINTS) or newest(path):
         return found
     if (alone := path / CHECKPOINTS / LAST).is_file():  # it was copied without the others

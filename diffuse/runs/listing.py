@@ -24,7 +24,7 @@ class Facts:
              or a kill; damaged: its config.yaml cannot be read
     step     the last step: of the metrics while it is running, otherwise the last that is saved
     score    the name and value of the newest score of its samples or its likelihood, if there is one
-    changed  when the training last wrote something, in seconds since 1970
+    changed  when the training, an evaluation or a sampling last wrote something, in seconds since 1970
     size     bytes on the disk, everything in the folder together
     """
 
@@ -73,7 +73,8 @@ def _facts_of(folder: Path) -> Facts:
     values = {name: float(value) for name, value in last_values(folder).items()}
     loss = values.pop(LOSS, None)
     score = _newest_score(folder) or next(iter(values.items()), None)
-    changed = max((path.stat().st_mtime for path in (*files, *saved)), default=0.0)
+    made = [*folder.glob("eval/*/eval.json"), *folder.glob("samples/*/samples.json")]
+    changed = max((path.stat().st_mtime for path in (*files, *saved, *made)), default=0.0)
     return Facts(folder, state, reached, steps, loss, score, changed, _size(folder))
 
 

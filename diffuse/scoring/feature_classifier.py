@@ -70,7 +70,7 @@ def classifier(
 ) -> Features:
     """The features of a classifier of this data set, which is trained on the training split (seconds) if there is none.
 
-    weights  a file that was made in this way on another machine; null finds or makes it under data_dir
+    weights  the file of such a classifier, from another machine say; null finds or makes it under data_dir
     """
     path = find_or_train(data(), data_dir, device) if weights is None else require_file(weights, "features.weights")
     content = load_safely(path)

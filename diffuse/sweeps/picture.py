@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.sweeps.record import DONE, Record
-from diffuse.sweeps.rows import SEEDS, Row, over_seeds, varied_keys
+from diffuse.sweeps.rows import SEEDS, Row, losses_differ, over_seeds, varied_keys
 from diffuse.sweeps.table import finite_number, short, short_varied, with_deviation
 from diffuse.system.files import atomic_path
 from diffuse.system.text_table import cut
@@ -109,7 +109,8 @@ def draw_curves(
             marker, number = "." if len(curve) < 25 else None, row_of[jobs[place].folder]
             steps, values = zip(*curve, strict=True)
             (lines[number],) = panel.plot(steps, values, color=palette[number], marker=marker, linewidth=1.3)
-        panel.set(xlabel="step", title=name.removeprefix(SCORE_PREFIX))
+        apart = "\n(different quantities: not to be compared)" if name == "loss" and losses_differ(jobs) else ""
+        panel.set(xlabel="step", title=name.removeprefix(SCORE_PREFIX) + apart)
         panel.set_yscale(axis_scale([value for curve in points.values() for _, value in curve]))
         panel.grid(alpha=0.3)
     part.legend(
@@ -207,11 +208,14 @@ def draw_bars(panel: Axes, scored: Sequence[Row], name: str, keys: Sequence[str]
     values = [mean_and_deviation(row, name) for row in scored]
     means, deviations = [mean for mean, _ in values], [deviation for _, deviation in values]
     bars = panel.barh(range(len(scored)), means, color="C0", xerr=deviations if any(deviations) else None)
-    panel.bar_label(bars, [with_deviation(row, name) for row in scored], padding=3, fontsize="small")
+    texts = [with_deviation(row, name) for row in scored]
+    panel.bar_label(bars, texts, padding=3, fontsize="small")
     labels = [wrap(label(row.jobs[0], keys), 28) for row in scored]
     panel.set_yticks(range(len(scored)), labels, fontsize="small")
     panel.invert_yaxis()
-    panel.margins(x=0.25)
+    panel.margins(x=0.1 + 0.022 * max(map(len, texts), default=0))  # room for the values
+    if min(means, default=0) >= 0:
+        panel.set_xlim(left=0)
 
 
 def mean_and_deviation(row: Row, name: str) -> tuple[float, float]:

@@ -91,14 +91,18 @@ def over_seeds(jobs: Sequence[Record]) -> list[Row]:
     return sorted(rows, key=lambda row: row.jobs[0].number) if any(len(row.jobs) > 1 for row in rows) else []
 
 
+def losses_differ(jobs: Iterable[Record]) -> bool:
+    """Whether the jobs' losses are different quantities, as they are for two schedules, and cannot be compared."""
+    return bool({key.partition(".")[0] for key in varied_keys(jobs)} & LOSSES_DIFFER_BY)
+
+
 def best(rows: Sequence[Row], name: str) -> Row | None:
     """The row with the best of the values of this name; None where there is no choice.
 
     None too where less or more is not better, where the two best means over seeds are closer than twice the standard
     error of their difference, sqrt(s1^2 / n1 + s2^2 / n2), and where one of them alone is of a single seed.
     """
-    keys = varied_keys(job for row in rows for job in row.jobs)
-    if name == "loss" and {key.partition(".")[0] for key in keys} & LOSSES_DIFFER_BY:
+    if name == "loss" and losses_differ(job for row in rows for job in row.jobs):
         return None
     kind = name.partition("_")[0]  # fid_classifier is a fid
     found = [(mean, row) for row in rows if (mean := row.mean(name)) is not None]

@@ -10,15 +10,15 @@ from diffuse.system.files import format_bytes
 from diffuse.training.loop import Training
 
 
-def most_checkpoints(training: Training) -> int:
+def most_checkpoints(training: Training, stops: int = 0) -> int:
     """The largest number of checkpoints on disk at once: those kept, the one being written, and all milestones.
 
-    For a run that is not stopped: each stop may add one, up to keep + 1. The best one by a score is a copy.
+    Each stop may add one, up to keep + 1. The best one by a score is a copy.
     """
     steps, options = training.config.steps, training.config.checkpoint
     milestones = steps // options.milestone_every if options.milestone_every else 0
     best = 2 if training.watcher else 0  # with the one that replaces it
-    return min(math.ceil(steps / options.every), options.keep + 1) + milestones + best
+    return min(math.ceil(steps / options.every) + stops, options.keep + 1) + milestones + best
 
 
 def free_space(folder: Path) -> int:
@@ -43,5 +43,5 @@ def refuse_small_disk(training: Training, folder: Path) -> None:
 def cost_on_disk(training: Training, folder: Path) -> str:
     """A line about the disk space of the checkpoints."""
     size, free = training.trainer.checkpoint_bytes, format_bytes(free_space(folder.absolute()))
-    total = format_bytes(size * most_checkpoints(training))
+    total = format_bytes(size * most_checkpoints(training, stops=1))
     return f"checkpoints of {format_bytes(size)}, {total} on disk at most, {free} free"

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 
-from diffuse.cli.overrides import with_full_keys
+from diffuse.cli.overrides import overrides_first, with_full_keys
 from diffuse.system.errors import UsageError
 from diffuse.system.files import hold_lock
 from tests.support.commands import FAST, TINY, diffuse
@@ -85,3 +85,18 @@ def test_steps_may_change_before_the_first_checkpoint_under_every_decay(tmp_path
     forget_from(tmp_path / "outputs" / "a", 0)
     (tmp_path / "outputs" / "a" / "metrics.jsonl").write_text("")
     assert diffuse(*words, "steps=9", cwd=tmp_path).returncode == 0
+
+
+def test_of_several_keys_it_is_that_of_the_chosen_option():
+    words = ["dataset=folder", "path=PHOTOS"]
+    assert with_full_keys(words, "train") == ["dataset=folder", "dataset.path=PHOTOS"]
+    assert with_full_keys(["schedule=betas", "path=B"], "train") == ["schedule=betas", "schedule.path=B"]
+    with pytest.raises(UsageError, match="path is short for dataset.path, features.path, schedule.path: write one"):
+        with_full_keys(["dataset=folder", "schedule=betas", "path=P"], "train")
+
+
+def test_a_key_with_dashes_is_told_from_an_unknown_flag():
+    with pytest.raises(UsageError, match="there is no flag '--name': keys have no dashes, name=VALUE"):
+        overrides_first(["--name", "first"])
+    with pytest.raises(UsageError, match="there is no flag '--multirum'. Did you mean '--multirun'"):
+        overrides_first(["--multirum"])

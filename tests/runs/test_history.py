@@ -95,7 +95,15 @@ def test_scores_hold_the_hash_of_every_file_they_come_from(tmp_path):
     for number, image in enumerate(images):
         save(tmp_path / "drawn" / f"{number:02}.png", image.transpose(1, 2, 0))
     np.savez(tmp_path / "real.npz", images.transpose(0, 2, 3, 1))
-    words = ["samples=drawn", "reference=real.npz", "metrics=[kid]", "name=e", *tiles(tmp_path), *FAST]
+    words = [
+        "samples=drawn",
+        "reference=real.npz",
+        "metrics=[kid]",
+        "name=e",
+        f"data_dir={tmp_path}",
+        *tiles(tmp_path),
+        *FAST,
+    ]
     evaluation.run(config("eval", *words), output())
     made_from = json.loads((tmp_path / "outputs" / "eval" / "e" / "eval.json").read_text())["made_from"]
     names = sorted(path.name for path in (tmp_path / "drawn").iterdir())

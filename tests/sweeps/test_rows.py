@@ -35,16 +35,16 @@ def test_seeds_are_combined_to_mean_and_standard_deviation():
     assert rows[1].mean("fid") == pytest.approx(1.2)
     assert rows[1].deviation("fid") == pytest.approx(statistics.stdev([1.0, 1.5, 1.1]))
     text = as_text(seeds({"linear": [3.0, 3.5, 4.0], "cosine": [1.0, 1.5, 1.1]}), 160)
-    assert "3, 4, 5  cosine    0, 1, 2  1.2 +- 0.26" in text
-    assert text.endswith("best: fid 1.2 +- 0.26 (jobs 3, 4, 5)")
-    assert "**1.2 +- 0.26**" in as_markdown(seeds({"linear": [3.0, 3.5, 4.0], "cosine": [1.0, 1.5, 1.1]}), None)
+    assert "3, 4, 5  cosine    0, 1, 2  1.20 +- 0.26" in text
+    assert text.endswith("best: fid 1.20 +- 0.26 (jobs 3, 4, 5)")
+    assert "**1.20 +- 0.26**" in as_markdown(seeds({"linear": [3.0, 3.5, 4.0], "cosine": [1.0, 1.5, 1.1]}), None)
 
 
 def test_there_is_no_best_inside_the_spread():
     """The difference of the two best means against 2 sqrt(0.1^2 / 3 + 0.1^2 / 3) = 0.163."""
     linear = [1.0, 1.2, 1.1]
     assert best_line({"linear": linear, "cosine": [1.15, 1.35, 1.25]}) == ""
-    assert best_line({"linear": linear, "cosine": [1.2, 1.4, 1.3]}) == "best: fid 1.1 +- 0.1 (jobs 0, 1, 2)"
+    assert best_line({"linear": linear, "cosine": [1.2, 1.4, 1.3]}) == "best: fid 1.10 +- 0.10 (jobs 0, 1, 2)"
     assert best_line({"linear": linear * 9, "cosine": [1.15, 1.35, 1.25] * 9}).startswith("best: fid 1.1")
     assert best_line({"linear": linear}) == ""
     assert best_line({"linear": linear, "cosine": [0.1]}) == ""  # of one seed

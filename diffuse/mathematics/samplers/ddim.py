@@ -28,8 +28,8 @@ def ddim(
 
     x [b, C, H, W] at times[0], y [b] labels or None; yields x at times[1], times[2], ... 0.
 
-    eta  0 is deterministic, Euler's method for the probability flow in rho = sigma / alpha; 1 is `ancestral` with
-         fixed_small
+    eta  0 is deterministic, Euler's method for the probability flow in rho = sigma / alpha; 1 is `ddpm` with
+         variance=fixed_small
     """
     _check_eta(eta)
     schedule = denoiser.schedule
