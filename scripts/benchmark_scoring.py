@@ -40,7 +40,7 @@ def main() -> None:
         .requires_grad_(False)
     )
     rows = device.rows(32, 64)
-    denoiser = Denoiser(device.network(device.place(net), rows), linear(), clip=True)
+    denoiser = Denoiser(device.network(device.place(net), rows), linear())
     steps = reverse_steps(linear(), time_grid(linear(), arguments.levels))
     alone = partial(seconds_alone, denoiser, device, rows, arguments.images * arguments.levels)
     seconds_of_bound(denoiser, device, rows, steps[-2:], rows)

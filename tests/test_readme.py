@@ -56,7 +56,7 @@ def test_the_new_sampler_is_a_whole_change(tmp_path):
     assert [name for name, _ in files] == ["configs/sampler/adams.yaml", "diffuse/mathematics/samplers/adams.py"]
     for name, lines in files:
         (tmp_path / name).write_text(re.sub("^[+]", "", lines, flags=re.MULTILINE))
-    words = ["pytest", "-q", "-p", "no:cacheprovider", "tests/mathematics/test_samplers.py", "-k", "adams or declares"]
+    words = ["pytest", "-q", "-p", "no:cacheprovider", "tests/mathematics/test_sampler_orders.py", "-k", "adams"]
     tests = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
     assert re.search(r"^[1-9]\d passed", tests.stdout, re.MULTILINE), tests.stdout
     words = ["diffuse", "train", "sampler=adams", "--cfg", "job", "-p", "sampler"]

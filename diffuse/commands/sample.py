@@ -24,7 +24,13 @@ from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
-MAY_DIFFER = ("device", "seconds", "checkpoint", "made_from")  # where, how long; of the checkpoint its hash counts
+MAY_DIFFER = (
+    "device",
+    "seconds",
+    "checkpoint",
+    "made_from",
+    "evaluations",
+)  # where, how long; of the checkpoint its hash counts
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 
@@ -42,11 +48,12 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, if it was stopped
         what = f"{config.n:,} images of {kind.name} (step {network.step:,})"
         method = output.choices.get("sampler", drawing.sampler.name)
-        steps = f"{len(drawing.sampler.times) - 1} steps of {method}"
+        adaptive = drawing.sampler.evaluations is None
+        steps = f"adaptive steps of {method}" if adaptive else f"{len(drawing.sampler.times) - 1} steps of {method}"
         log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
-        if drawing.sampler.evaluations > MANY:
-            log.info(f"an image takes {drawing.sampler.evaluations:,} network calls; sampler=ddim takes 50")
-        log_cost({"drawing": config.n * drawing.sampler.evaluations / network.images_per_second()})
+        if drawing.sampler.cost > MANY:
+            log.info(f"an image takes {drawing.sampler.cost:,} network calls; sampler=ddim takes 50")
+        log_cost({"drawing": config.n * drawing.sampler.cost / network.images_per_second()})
         started = time.monotonic()
         parts = []
         for numbers, x in drawing.batches(config.n, network.batch_size):
@@ -59,8 +66,9 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         save_png(folder / "grid.png", image_grid(drawn[:GRID_IMAGES]))
         write_npz(folder / "samples.npz", drawn, drawing.condition.of_samples(range(config.n)))
         hardware = {"device": network.where, "seconds": round(seconds, 3)}
-        write_json(folder / FACTS, {**facts, **hardware})
-        log.info(f"{config.n:,} images in {duration(seconds)}: {short_path(folder / 'grid.png')}")
+        write_json(folder / FACTS, {**facts, "evaluations": round(drawing.evaluations, 1), **hardware})
+        each = f", {drawing.evaluations:.0f} evaluations each" if adaptive else ""
+        log.info(f"{config.n:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
     return {}
 
 

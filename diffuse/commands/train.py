@@ -124,7 +124,7 @@ def build_training(config: TrainConfig) -> Training:
     ema = EMA(net, config.ema.decay)
     if device.compiles:
         net.compile()
-    denoiser = formulas.denoiser(ema.net, device, device.rows(data.kind.side, config.images.count), sampler.clip)
+    denoiser = sampler.wrap(formulas.denoiser(ema.net, device, device.rows(data.kind.side, config.images.count)))
     drawing = Drawing(denoiser, sampler, data.kind, device, condition, config.seed)
     trainer = Trainer(
         net,

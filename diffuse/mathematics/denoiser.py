@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -16,12 +17,12 @@ class Prediction:
     """The prediction from x_t in four equivalent forms: x0, eps, v and the score.
 
     eps = (x_t - alpha x0) / sigma,   v = alpha eps - sigma x0,   score = -eps / sigma.
-    If x0 was clipped, the other three are computed from the clipped x0. Shapes are those of x_t.
+    If x0 was changed, as clipping does (`wrappers`), the other three are computed from the changed x0. Shapes are those
+    of x_t.
 
-    c_out      the derivative of unclipped x0 with respect to the network's output
-    unclipped  x0 before clipping, which is what losses are computed from
-    between    the reverse variance of each pixel: 0 is the smallest, 1 the largest, on a logarithmic scale; None if the
-               network does not learn it
+    c_out    the derivative of the network's x0 with respect to its output
+    between  the reverse variance of each pixel: 0 is the smallest, 1 the largest, on a logarithmic scale; None if the
+             network does not learn it
     """
 
     x_t: Tensor
@@ -29,7 +30,6 @@ class Prediction:
     sigma: Tensor
     x0: Tensor
     c_out: Tensor
-    unclipped: Tensor
     between: Tensor | None = None
 
     @property
@@ -45,11 +45,23 @@ class Prediction:
         return -self.eps / self.sigma
 
 
+class AnyDenoiser(Protocol):
+    """What samplers, losses and likelihoods ask: a `Denoiser`, or one of `wrappers` around it.
+
+    t is one time for the whole batch or one for each image, [b], in (0, T]; y is what the images are conditioned on.
+    """
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction: ...
+
+
 class Denoiser(nn.Module):
     """net + schedule + prediction type -> Prediction(x0, eps, v, score, variance's place).
 
-    net(x [b, C, H, W], time [b], y [b] or None) -> [b, C, H, W], or [b, 2C, H, W] with learned_variance; clip limits
-    the predicted x0 to [-1, 1]. t is one time for the whole batch or one for each image, [b], in (0, T].
+    net(x [b, C, H, W], time [b], y [b] or None) -> [b, C, H, W], or [b, 2C, H, W] with learned_variance. t is one time
+    for the whole batch or one for each image, [b], in (0, T].
     """
 
     def __init__(
@@ -57,12 +69,11 @@ class Denoiser(nn.Module):
         net: Callable[..., Tensor],
         schedule: Schedule,
         prediction: PredictionType = eps,
-        clip: bool = False,
         learned_variance: bool = False,
     ):
         super().__init__()
         self.net, self.schedule, self.prediction = net, schedule, prediction
-        self.clip, self.learned_variance = clip, learned_variance
+        self.learned_variance = learned_variance
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """The prediction of x0 from x_t at time t, and with it eps, v and the score."""
@@ -73,9 +84,8 @@ class Denoiser(nn.Module):
         if self.learned_variance:  # Nichol and Dhariwal 2021, section 3.1; the network outputs it in [-1, 1]
             output, variance = output.chunk(2, dim=1)
             between = (variance + 1) / 2
-        unclipped = coefficients.c_skip * x_t + coefficients.c_out * output
-        x0 = unclipped.clamp(-1, 1) if self.clip else unclipped
-        return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, unclipped, between)
+        x0 = coefficients.c_skip * x_t + coefficients.c_out * output
+        return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, between)
 
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """The network's output, net(c_in x_t, time, y)."""

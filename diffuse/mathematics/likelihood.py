@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser, Noise, Prediction
+from diffuse.mathematics.denoiser import AnyDenoiser, Noise, Prediction
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.variances import ReverseStep, Variance, fixed_large, reverse_steps
 
@@ -33,7 +33,7 @@ class Bound:
 
 
 def variational_bound(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     times: Tensor,
     y: Tensor | None = None,
@@ -66,7 +66,7 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reverse_terms(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     steps: Sequence[ReverseStep],
     y: Tensor | None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics import loss_weights
-from diffuse.mathematics.denoiser import Denoiser, Prediction
+from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.likelihood import Decoder, bits_per_dim, reverse_term
 from diffuse.mathematics.schedules import per_image
 from diffuse.mathematics.variances import Variance, learned, reverse_step
@@ -17,7 +17,7 @@ from diffuse.system.errors import check
 
 
 def simple(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
@@ -35,7 +35,7 @@ def simple(
 
 
 def vlb(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
@@ -53,7 +53,7 @@ def vlb(
 
 
 def hybrid(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     t: Tensor,
     noise: Tensor,
@@ -76,12 +76,12 @@ def hybrid(
 
 def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) -> Tensor:
     """The weighted squared error of the network's output, the mean over pixels: that of x0 divided by c_out."""
-    error = (guess.unclipped - x0) / guess.c_out
+    error = (guess.x0 - x0) / guess.c_out
     return (weight((guess.alpha / guess.sigma) ** 2, guess.c_out) * error.square()).flatten(1).mean(1)
 
 
 def bound_term(
-    denoiser: Denoiser, guess: Prediction, x0: Tensor, t: Tensor, variance: Variance, decoder: Decoder | None
+    denoiser: AnyDenoiser, guess: Prediction, x0: Tensor, t: Tensor, variance: Variance, decoder: Decoder | None
 ) -> Tensor:
     """T times the term of the step from t to t - 1 in the bound, in bits per dimension."""
     schedule, t = denoiser.schedule, per_image(t, x0)

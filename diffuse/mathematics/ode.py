@@ -21,8 +21,8 @@ import torch
 from scipy import integrate
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.denoiser import AnyDenoiser
+from diffuse.mathematics.schedules import Schedule, radius
 
 # (phi, z) -> dz / dphi and its divergence; a solver integrates both over a grid of angles, from z at the first one.
 Field = Callable[[float, Tensor], tuple[Tensor, Tensor]]
@@ -42,7 +42,7 @@ class OdeLikelihood:
 
 
 def log_likelihood(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x0: Tensor,
     y: Tensor | None = None,
     *,
@@ -72,11 +72,6 @@ def log_likelihood(
     return OdeLikelihood(prior.flatten(1).sum(1).cpu().double() + log_det, x_T, evaluations)
 
 
-def radius(schedule: Schedule, t: Tensor) -> Tensor:
-    """sqrt(alpha^2 + sigma^2) = x_t / z; 1 on variance-preserving paths."""
-    return torch.hypot(*schedule.alpha_sigma(t))
-
-
 def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
     """Angles of a grid of times from ends[0] to ends[1], [steps + 1], increasing, evenly spaced in log-SNR.
 
@@ -89,7 +84,7 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
     return phi
 
 
-def probability_flow(denoiser: Denoiser, y: Tensor | None, divergence: Divergence) -> Field:
+def probability_flow(denoiser: AnyDenoiser, y: Tensor | None, divergence: Divergence) -> Field:
     """dz / dphi as the denoiser predicts it, and its divergence in float64 on the CPU."""
     schedule = denoiser.schedule
 

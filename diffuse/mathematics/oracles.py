@@ -1,5 +1,7 @@
 """Distributions whose best denoiser, likelihood and bound are known exactly: what every formula is tested against."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -9,15 +11,21 @@ from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.variances import ReverseStep
 
 
+class Data(Protocol):
+    """A distribution of images with a known E[x0 given x_t]."""
+
+    def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+
 class Gaussian:
     """Independent Gaussian pixels with the given mean and standard deviation, both broadcastable to [C, H, W]."""
 
     def __init__(self, mean: Tensor, std: Tensor):
         self.mean, self.std = mean, std
 
-    def denoiser(self, schedule: Schedule, prediction: PredictionType = eps) -> "GaussianDenoiser":
+    def denoiser(self, schedule: Schedule, prediction: PredictionType = eps) -> "ExactDenoiser":
         """The optimal denoiser: its x0 is E[x0 given x_t]."""
-        return GaussianDenoiser(self, schedule, prediction)
+        return ExactDenoiser(self, schedule, prediction)
 
     def posterior_mean(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 given x_t] = mean + alpha std^2 (x_t - alpha mean) / (alpha^2 std^2 + sigma^2)."""
@@ -59,10 +67,10 @@ class Gaussian:
         return torch.stack([term.expand(torch.broadcast_shapes(self.mean.shape, self.std.shape)) for term in terms])
 
 
-class GaussianDenoiser(Denoiser):
-    """A denoiser whose network predicts Gaussian data perfectly, for any prediction type."""
+class ExactDenoiser(Denoiser):
+    """A denoiser whose network predicts the data perfectly, for any prediction type."""
 
-    def __init__(self, data: Gaussian, schedule: Schedule, prediction: PredictionType = eps):
+    def __init__(self, data: Data, schedule: Schedule, prediction: PredictionType = eps):
         super().__init__(nn.Identity(), schedule, prediction)
         self.data = data
 

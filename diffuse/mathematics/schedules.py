@@ -161,3 +161,8 @@ def per_image(t: Tensor, x: Tensor) -> Tensor:
     type and on their device.
     """
     return t.cpu().double() if t.ndim == 0 else t.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def radius(schedule: Schedule, t: Tensor) -> Tensor:
+    """sqrt(alpha^2 + sigma^2), by which x_t is divided to lie on the circle of `ode`; 1 where variance is preserved."""
+    return torch.hypot(*schedule.alpha_sigma(t))

@@ -5,7 +5,8 @@ times but the 0. For schedules with levels these are distinct integers; for path
 formula gives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -82,11 +83,32 @@ def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform)
     most = f"the schedule's {schedule.T} levels" if schedule.discrete else str(schedule.T)
     check(1 <= steps <= schedule.T, "steps", f"between 1 and {most}", steps)
     times = spacing(schedule, steps)
-    alpha, sigma = schedule.alpha_sigma(times[0])
     check(float(times[0]) > schedule.T / 2, "steps", f"more than {steps} for spacing={spacing.__name__}", steps)
-    if times[0] < schedule.T and not torch.isclose(alpha**2 + sigma**2, torch.ones_like(alpha)):
+    if times[0] < schedule.T and not _preserves_variance(schedule, times[0]):
         raise Refused("spacing", f"must not be {spacing.__name__} on this schedule: it begins below T, with x as at T")
     return times
+
+
+def own_grid(schedule: Schedule, times: Sequence[float]) -> Tensor:
+    """A grid of one's own as `time_grid` would return it: these times, and 0 at the end if it is not there.
+
+    Times need not be whole levels. Raises Refused if they do not fall, or lie outside (0, T], or begin far below T.
+    """
+    grid = torch.tensor([*times, *([] if times and times[-1] == 0 else [0])], dtype=torch.float64)
+    rising = [(float(t), float(s)) for t, s in pairwise(grid) if not t > s]
+    if rising:
+        raise Refused("times", f"must fall from noise to data, and do not from {rising[0][0]:g} to {rising[0][1]:g}")
+    first, last = float(grid[0]), schedule.T
+    check(first > 0 and first <= last, "times", f"numbers above 0 and at most {last}", list(times))
+    if first < last and (first <= last / 2 or not _preserves_variance(schedule, grid[0])):
+        raise Refused("times", f"must begin at T = {last} on this schedule, where x is pure noise, not at {first:g}")
+    return grid
+
+
+def _preserves_variance(schedule: Schedule, t: Tensor) -> bool:
+    """Whether alpha^2 + sigma^2 = 1."""
+    alpha, sigma = schedule.alpha_sigma(t)
+    return bool(torch.isclose(alpha**2 + sigma**2, torch.ones_like(alpha)))
 
 
 def _even(steps: int) -> Tensor:

@@ -82,11 +82,9 @@ class Formulas:
         formulas.refuse_what_cannot_work()
         return formulas
 
-    def denoiser(
-        self, net: nn.Module, device: Device, rows: int | None = None, clip: bool = False, float32: bool = False
-    ) -> Denoiser:
+    def denoiser(self, net: nn.Module, device: Device, rows: int | None = None, float32: bool = False) -> Denoiser:
         """The network on a device, `rows` images at a time, as a denoiser; float32=True forbids bfloat16."""
-        return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32), clip)
+        return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32))
 
     @property
     def outputs(self) -> int:
@@ -101,9 +99,9 @@ class Formulas:
         """The precision in which the network computes on this device."""
         return "bfloat16" if device.bfloat16 and not self.needs_float32 else "float32"
 
-    def denoiser_of(self, function: Callable[..., Tensor], clip: bool = False) -> Denoiser:
+    def denoiser_of(self, function: Callable[..., Tensor]) -> Denoiser:
         """A denoiser of any function that is called like a network."""
-        return Denoiser(function, self.schedule, self.prediction, clip, learned_variance=self.variance == "learned")
+        return Denoiser(function, self.schedule, self.prediction, learned_variance=self.variance == "learned")
 
     def reverse_variance(self, name: str | None, key: str, estimated: Callable[[], Variance] | None = None) -> Variance:
         """The reverse variance of that name, None for the run's own; `estimated` makes the analytic one.

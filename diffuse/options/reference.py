@@ -22,6 +22,7 @@ from diffuse.system.files import CONFIGS
 
 # The keys that every option of the group has.
 SHARED: dict[str, type] = {"sampler": SamplerKeys, "dataset": DatasetKeys}
+HERE = "@_here_"
 ARGUMENT = re.compile(r"(?P<names>\w+(, \w+)*) {2,}(?P<text>\S.*)")
 
 
@@ -51,13 +52,20 @@ def options(group: str) -> list[Option]:
 def option(group: str, path: Path) -> Option:
     """The option in a YAML file."""
     text = path.read_text(encoding="utf-8")
-    content = yaml.safe_load(text) or {}
+    content = with_shared_keys(yaml.safe_load(text) or {})
     node = content.get(group, content)  # files that also set other keys have the group's own below its name
     comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#") and "@package" not in line]
     target = node.get("_target_")
     description = comments[0] if comments else docstring(group, target).partition("\n")[0] if target else ""
     values = {key: value for key, value in node.items() if key not in ("_target_", "defaults")}
     return Option(group, path.stem, description, target, values)
+
+
+def with_shared_keys(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of an option's file with the keys of the file that it begins with, `/sampler_keys@_here_`."""
+    shared = [each for each in content.get("defaults", []) if isinstance(each, str) and each.endswith(HERE)]
+    files = [CONFIGS / f"{each.removesuffix(HERE).lstrip('/')}.yaml" for each in shared]
+    return {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()} | content
 
 
 @lru_cache

@@ -178,7 +178,14 @@ class SamplerKeys:
         str | None,
         key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr or karras (null: the run's, or uniform)"),
     ]
-    clip: Annotated[bool | None, key("clip the predicted x0 to [-1, 1] (null: yes for images)")]
+    times: Annotated[Any, key("a grid of one's own in place of steps and spacing: falling times, or a file with them")]
+    clip: Annotated[
+        bool | str | None, key("clip the predicted x0 to [-1, 1]; dynamic: by its own range (null: yes for images)")
+    ]
+    percentile: Annotated[float | None, key("of clip=dynamic: the quantile of |x0| that is scaled to 1", "(0, 1]")]
+    eps_scale: Annotated[
+        Any, key("divide the predicted noise by this number, or by [a, b], from a at data to b at noise (null: 1)")
+    ]
 
 
 @dataclass

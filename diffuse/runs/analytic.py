@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffuse.data.arrays import Split
-from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.variances import Analytic
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UserError
@@ -64,7 +64,7 @@ def training_images(network: TrainedNetwork) -> Split:
 @torch.no_grad()
 def estimates(network: TrainedNetwork, train: Split, count: int, times: list[float]) -> Iterator[tuple[float, float]]:
     """Each time with the mean of eps^2 over pixels, noise and `count` training images; in float32 on any device."""
-    denoiser = network.denoiser(clip=False, float32=True)
+    denoiser = network.denoiser(float32=True)
     with Progress("analytic", len(times) * count, "evaluation") as progress:
         for t in times:
             rows = np.sort(generator("analytic", repr(t)).permutation(len(train.images))[:count])
@@ -76,7 +76,7 @@ def estimates(network: TrainedNetwork, train: Split, count: int, times: list[flo
             yield t, total / count
 
 
-def eps_squared(network: TrainedNetwork, denoiser: Denoiser, train: Split, rows: np.ndarray, t: float) -> float:
+def eps_squared(network: TrainedNetwork, denoiser: AnyDenoiser, train: Split, rows: np.ndarray, t: float) -> float:
     """1 + the mean of eps^2 - noise^2 over these training images, each with noise drawn for it.
 
     The expectation is that of eps^2, and the variance is much smaller where the network predicts the noise well.

@@ -151,6 +151,8 @@ def find(ckpt: str) -> Stored:
             f"ckpt={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
         )
     if not path.exists():
+        if ckpt.endswith(AT_BEST) and run_path(ckpt.removesuffix(AT_BEST)).is_dir():
+            raise UserError(f"ckpt={ckpt}: this run has no best checkpoint; a training with eval.every=N keeps one")
         near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*") if beside.is_dir()])
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file.{near}")
     if found := newest(path / CHECKPOINTS) or newest(path):

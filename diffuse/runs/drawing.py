@@ -1,7 +1,8 @@
 """Drawing images, for samples, scores and grids: a denoiser, a sampler and what the images are conditioned on."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import ImageKind
-from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
+from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
 from diffuse.runs.sampler import Sampler
@@ -26,55 +28,68 @@ from diffuse.system.signals import raise_pending
 class Drawing:
     """Everything that draws images. Image i depends on the network and (seed, i) only, not on its batch."""
 
-    denoiser: Denoiser
+    denoiser: AnyDenoiser
     sampler: Sampler
     kind: ImageKind
     device: Device
     condition: Condition
     seed: int
+    evaluated: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the images depend on beside the network, and the network calls that each takes."""
-        evaluations = {"network_evaluations": self.sampler.evaluations}
-        return {"sampler": self.sampler.record, **evaluations, "seed": self.seed, **self.condition.record}
+        """What the images depend on beside the network, and what each takes, where that is known before."""
+        cost = {"evaluations": self.sampler.evaluations, "network_calls": self.sampler.calls}
+        known = {key: value for key, value in cost.items() if value is not None}
+        return {"sampler": self.sampler.record, **known, "seed": self.seed, **self.condition.record}
 
     def draw(
         self,
         images: Sequence[int],
-        each_step: Callable[[Tensor], object] = lambda x: None,
+        each_evaluation: Seen = lambda guess: None,
         x: Tensor | None = None,
         start: float | None = None,
     ) -> Tensor:
         """The images with these numbers, [n, C, H, W] float on the device.
 
-        each_step  is called with x after every step of the sampler
-        x          noisy images to start with, as the network sees them; by default the noise of each image
-        start      the time of x; by default T
+        each_evaluation  is called with every prediction that the sampler is given
+        x                noisy images to start with, as the network sees them; by default the noise of each image
+        start            the time of x; by default T
         """
         noise = ImageNoise(self.seed, "sample", images)
         if x is None:
             shape = len(images), *self.kind.shape
             x = noise(torch.empty(shape, device=self.device.torch)) * self.denoiser.schedule.prior_std
         y = self.condition.of_samples(images, self.device.torch)
-        for drawn in self.sampler.walk(self.denoiser, x, self.sampler.times_from(start), y, noise=noise):
-            each_step(drawn)
+        denoiser = Observed(self.denoiser, each_evaluation)
+        *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
         return self.kind.from_network(drawn)
 
     def batches(self, n: int, batch_size: int, first: int = 0) -> Iterator[tuple[range, Tensor]]:
         """The numbers and the images of each batch, from image `first` to n - 1; shows progress."""
+        cost = self.sampler.evaluations or 1  # 1 where only images can be counted
+        unit = "evaluation" if self.sampler.evaluations else "image"
 
-        def after_step(x: Tensor) -> None:
+        def after_evaluation(guess: Prediction) -> None:
             raise_pending()
-            progress.advance(len(x))
+            self.evaluated["evaluations"] += len(guess.x0)
+            if self.sampler.evaluations:
+                progress.advance(len(guess.x0))
 
-        cost = self.sampler.evaluations
-        with Progress("draw", n * cost, "evaluation", first * cost) as progress:
+        with Progress("draw", n * cost, unit, first * cost) as progress:
             for start in range(first, n, batch_size):
                 images = range(n)[start : start + batch_size]
-                drawn = self.draw(images, after_step).cpu()
+                drawn = self.draw(images, after_evaluation).cpu()
+                self.evaluated["images"] += len(images)
+                if not self.sampler.evaluations:
+                    progress.advance(len(images))
                 refuse_not_finite(drawn, images)
                 yield images, drawn
+
+    @property
+    def evaluations(self) -> float:
+        """Evaluations an image, the mean over those drawn by `batches`."""
+        return self.evaluated["evaluations"] / max(1, self.evaluated["images"])
 
 
 def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
@@ -95,5 +110,5 @@ def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
         raise UsageError(str(error)) from error
     estimate = partial(analytic, network)
     sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimate)
-    denoiser = network.denoiser(sampler.clip)
+    denoiser = sampler.wrap(network.denoiser())
     return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)

@@ -1,33 +1,40 @@
-"""A sampler as the config group `sampler` describes it: a function with its options, and a grid of times."""
+"""A sampler as the config group `sampler` describes it: a function with its options, a grid of times, and wrappers."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffuse.data.images import ImageKind
-from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.samplers.langevin import REVERSE_DIFFUSION
-from diffuse.mathematics.spacings import SPACINGS, time_grid
+from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.spacings import SPACINGS, own_grid, time_grid
 from diffuse.mathematics.variances import Variance
+from diffuse.mathematics.wrappers import Clipped, DynamicallyClipped, EpsScaled, Observed
 from diffuse.options.build import about, bind, checked_options
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
 from diffuse.options.schema import SamplerKeys
-from diffuse.system.errors import UsageError, pick
+from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
-DenoiserOf = Callable[[Callable[..., Tensor]], Denoiser]
+DYNAMIC = "dynamic"
 
 
 class Sampler:
-    """A sampler with its options and time grid.
+    """A sampler with its options, its time grid, and what is done to the predictions before it sees them.
 
     walk         the function of (denoiser, x, times, y)
     times        the time grid, from T to 0
-    clip         whether the denoiser must clip the predicted x0
-    evaluations  the network calls that an image takes
+    wrap         puts eps_scale and clipping around a denoiser
+    evaluations  calls of the outermost denoiser that an image takes; None where it depends on the image
+    calls        the network calls for them
     record       the options, for the files beside the samples
 
     Without the argument `analytic`, the analytic variance is refused.
@@ -40,12 +47,19 @@ class Sampler:
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
         keys = SamplerKeys(**checked_options(SamplerKeys, common, "sampler"))
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
-        with about("sampler"):
-            spacing = keys.spacing or formulas.spacing
-            self.times = time_grid(formulas.schedule, keys.steps, pick(SPACINGS, "sampler.spacing", spacing))
         self.name = self.walk.func.__name__
-        self.clip = kind.bounded if keys.clip is None else keys.clip
-        self.record = {**node, "steps": len(self.times) - 1, "spacing": spacing, "clip": self.clip}
+        with about("sampler"):
+            self.times, grid = chosen_times(keys, formulas.schedule, formulas.spacing)
+            self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)
+            self.eps_scale = checked_scale(keys.eps_scale)
+            self.percentile = 0.995 if keys.percentile is None else keys.percentile
+        self.record = {
+            **{key: value for key, value in node.items() if key not in common},
+            **grid,
+            "clip": self.clip,
+            **({"percentile": self.percentile} if self.clip == DYNAMIC else {}),
+            **({"eps_scale": self.eps_scale} if self.eps_scale else {}),
+        }
         if node.get("predictor") == REVERSE_DIFFUSION:
             if node.get("variance") is not None:
                 raise UsageError(
@@ -57,7 +71,41 @@ class Sampler:
             self.walk = partial(self.walk, variance=variance)
             self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
         with about("sampler"):
-            self.evaluations = network_calls(self.walk, formulas.denoiser_of, self.times, formulas.outputs)
+            self.evaluations, self.calls = self.count(formulas)
+        if self.evaluations is None:
+            self.record = {key: value for key, value in self.record.items() if key not in ("steps", "spacing")}
+
+    def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
+        """The denoiser with scaled eps and clipped x0: clipping is the last that happens to a prediction."""
+        if self.eps_scale:
+            denoiser = EpsScaled(denoiser, *self.eps_scale)
+        if self.clip == DYNAMIC:
+            return DynamicallyClipped(denoiser, self.percentile)
+        return Clipped(denoiser) if self.clip else denoiser
+
+    def count(self, formulas: Formulas) -> tuple[int | None, int | None]:
+        """Evaluations and network calls for an image, counted on a network that returns its input."""
+        declared = getattr(self.walk.func, "evaluations", None)
+        options = {key: value for key, value in self.walk.keywords.items() if key != "variance"}
+        if declared and declared(2, **options) is None:
+            return None, None
+        counted: Counter[str] = Counter()
+
+        def network(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+            counted["calls"] += 1
+            return torch.cat([x] * formulas.outputs, dim=1)
+
+        def seen(guess: object) -> None:
+            counted["evaluations"] += 1
+
+        denoiser = Observed(self.wrap(formulas.denoiser_of(network)), seen)
+        list(self.walk(denoiser, torch.ones(1, 1, 1, 1), self.times))
+        return counted["evaluations"], counted["calls"]
+
+    @property
+    def cost(self) -> int:
+        """Network calls for an image, about: those of an adaptive method at its default tolerance are a guess."""
+        return self.calls or 60
 
     def times_from(self, start: float | None) -> Tensor:
         """The time grid from `start` on: `start` itself, then the times below it; None: the whole grid."""
@@ -66,17 +114,47 @@ class Sampler:
         return torch.cat([torch.tensor([start], dtype=torch.float64), self.times[self.times < start]])
 
 
-def network_calls(walk: Callable[..., Iterator[Tensor]], denoiser_of: DenoiserOf, times: Tensor, outputs: int) -> int:
-    """How often a sampler calls the network for each image, counted on a network that returns its input.
+def chosen_times(keys: SamplerKeys, schedule: Schedule, spacing: str) -> tuple[Tensor, dict[str, Any]]:
+    """The time grid, and what is recorded of it; spacing is the run's own."""
+    if keys.times is not None:
+        try:
+            times = own_grid(schedule, numbers_of(keys.times))
+        except Refused as error:  # not of the group `times`
+            raise UsageError(f"sampler.{error}") from error
+        return times, {"times": times.tolist(), "steps": len(times) - 1}
+    name = keys.spacing or spacing
+    times = time_grid(schedule, keys.steps, pick(SPACINGS, "sampler.spacing", name))
+    return times, {"steps": len(times) - 1, "spacing": name}
 
-    denoiser_of  makes the denoiser of a network, with everything that wraps it, so that all its calls are counted
-    outputs      output tensors of the network per image
-    """
-    calls: list[Tensor] = []
 
-    def network(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
-        calls.append(time)
-        return torch.cat([x] * outputs, dim=1)
+def numbers_of(times: Any) -> list[float]:
+    """The times of a list, or of a file: numbers with blanks, commas or lines between them, or a JSON list."""
+    found = times
+    if isinstance(times, str):
+        try:
+            text = Path(times).expanduser().read_text(encoding="utf-8")
+            found = json.loads(text) if text.lstrip().startswith("[") else text.replace(",", " ").split()
+        except (OSError, ValueError) as error:
+            raise Refused("times", f"must be a list or a file with one, and {times} cannot be read: {error}") from error
+    try:
+        return [float(time) for time in found]
+    except (TypeError, ValueError) as error:
+        raise Refused("times", f"must be a list of numbers or a file with one, not {str(times)[:60]}") from error
 
-    list(walk(denoiser_of(network), torch.ones(1, 1, 1, 1), times))
-    return len(calls)
+
+def checked_clip(clip: bool | str) -> bool | str:
+    """true, false or dynamic."""
+    check(isinstance(clip, bool) or clip == DYNAMIC, "clip", "true, false or dynamic", clip)
+    return clip
+
+
+def checked_scale(scale: Any) -> tuple[float, float] | None:
+    """b at data and at noise; None for no scaling. Raises Refused for anything but a number or two."""
+    pair = scale if isinstance(scale, list) else [scale, scale]
+    if pair == [None, None]:
+        return None
+    numbers = [each for each in pair if isinstance(each, int | float) and not isinstance(each, bool)]
+    check(len(pair) == 2 == len(numbers), "eps_scale", "a number or [a, b]", scale)
+    for b in numbers:
+        check(0.5 <= b <= 2, "eps_scale", "between 0.5 and 2, usually just above 1", b)
+    return float(numbers[0]), float(numbers[1])

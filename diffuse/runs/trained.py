@@ -11,8 +11,9 @@ from torch import nn
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset, ImageKind
-from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.schedules import Schedule
+from diffuse.mathematics.wrappers import Clipped
 from diffuse.options.build import build, checked_options
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
@@ -113,7 +114,7 @@ class TrainedNetwork:
 
     def images_per_second(self) -> float:
         """The speed of network calls, measured on the second of two full batches: the first one warms up."""
-        denoiser, t = self.denoiser(clip=False), torch.ones((), dtype=torch.float64)
+        denoiser, t = self.denoiser(), torch.ones((), dtype=torch.float64)
         x = torch.zeros(self.batch_size, *self.kind.shape, device=self.device.torch)
         y = self.condition.of_samples(range(len(x)), self.device.torch)
         for _ in range(2):
@@ -124,9 +125,10 @@ class TrainedNetwork:
             self.device.synchronize()
         return len(x) / (time.monotonic() - started)
 
-    def denoiser(self, clip: bool, float32: bool = False) -> Denoiser:
+    def denoiser(self, clip: bool = False, float32: bool = False) -> AnyDenoiser:
         """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32."""
-        return self.formulas.denoiser(self.net, self.device, self.rows, clip, float32)
+        denoiser = self.formulas.denoiser(self.net, self.device, self.rows, float32)
+        return Clipped(denoiser) if clip else denoiser
 
 
 def refuse_not_finite(net: nn.Module, path: Path) -> None:

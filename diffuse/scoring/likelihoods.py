@@ -216,7 +216,7 @@ class OdeScore:
         if self.network.kind.bounded:
             x0, offset = self.dequantise(x0, images.noise("dequantise", rows))
         probes = images.noise("hutchinson", rows)
-        denoiser, found, calls = self.network.denoiser(clip=False), [], 0
+        denoiser, found, calls = self.network.denoiser(), [], 0
         for _ in range(self.options.probes if self.estimated else 1):
             signs = torch.where(probes(x0) < 0, -1.0, 1.0)
             divergence = ode.hutchinson(signs) if self.estimated else ode.exact_divergence

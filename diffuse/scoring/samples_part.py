@@ -128,7 +128,7 @@ class SamplesPart:
         left, costs = self.images.count - known, dict[str, float]()
         if left > FEW_TO_COMPUTE:
             if self.drawing and self.network:
-                calls = left * self.drawing.sampler.evaluations
+                calls = left * self.drawing.sampler.cost
                 costs[f"drawing {left:,} images"] = calls / self.network.images_per_second()
             costs["their features"] = left / self.features.images_per_second(self.images.size)
         if isinstance(self.real, ImageSet):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffuse.data.images import to_float
+from diffuse.mathematics.denoiser import Prediction
 from diffuse.options.schema import TrainConfig, plain
 from diffuse.runs.checkpoint_files import is_milestone
 from diffuse.runs.drawing import Drawing
@@ -144,8 +144,8 @@ class Training:
             log.warning(f"the samples of step {self.trainer.step:,} could not be scored: {error}")
 
 
-def check_time(stop: Stop, x: Tensor) -> None:
-    """Raise NoTime if a signal has come; called with x after every step of a sampler."""
+def check_time(stop: Stop, guess: Prediction) -> None:
+    """Raise NoTime if a signal has come; called with every prediction that a sampler is given."""
     if stop.signal:
         raise NoTime
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from diffuse.data.images import Dataset, to_uint8
+from diffuse.mathematics.wrappers import Seen
 from diffuse.options.build import build_with
 from diffuse.options.schema import TrainConfig
 from diffuse.options.score_names import LESS_IS_BETTER
@@ -46,13 +46,14 @@ class Watcher:
         log_cost(cost_of_real(train, self.features, self.outputs, data_dir))
         self.real = cached_features(train, self.features, self.outputs, data_dir)
 
-    def scores(self, step: int, each_step: Callable[[Tensor], object]) -> dict[str, float]:
-        """The values of all scores, by name; each_step is called after every step of the sampler."""
+    def scores(self, step: int, each_evaluation: Seen) -> dict[str, float]:
+        """The values of all scores, by name; each_evaluation is called with every prediction."""
         n = self.options.n
 
         def batches(first: int) -> Iterator[np.ndarray]:
             for start in range(first, n, self.batch_size):
-                yield to_uint8(self.drawing.draw(range(n)[start : start + self.batch_size], each_step)).cpu().numpy()
+                drawn = self.drawing.draw(range(n)[start : start + self.batch_size], each_evaluation)
+                yield to_uint8(drawn).cpu().numpy()
 
         drawn = ImageSet(f"samples at step {step:,}", n, self.drawing.kind.size, "", batches)
         with tempfile.TemporaryDirectory() as folder:
@@ -60,11 +61,9 @@ class Watcher:
             found = [values_only(compute_score(name, self.features, side, self.real)) for name in self.options.metrics]
         return {name: value for values in found for name, value in values.items()}
 
-    def score(
-        self, run: RunFolder, step: int, state: Callable[[], dict[str, Any]], each_step: Callable[[Tensor], object]
-    ) -> None:
+    def score(self, run: RunFolder, step: int, state: Callable[[], dict[str, Any]], each_evaluation: Seen) -> None:
         """Score, log, and keep a checkpoint with this state as the best one if none before it was better."""
-        values = self.scores(step, each_step)
+        values = self.scores(step, each_evaluation)
         name, value = next(iter(values.items()))
         before = [score for at, score in score_by_step(run.path, name).items() if at < step]
         run.scalars(step, {SCORE_PREFIX + key: found for key, found in values.items()})

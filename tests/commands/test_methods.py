@@ -71,7 +71,7 @@ def test_langevin_samplers_count_their_evaluations(tiny_run, sampler):
     sampled(tiny_run, f"name={sampler}", f"sampler={sampler}")
     facts = json.loads((tiny_run / "samples" / sampler / "samples.json").read_text())
     assert facts["sampler"]["steps"] == 4
-    assert facts["network_evaluations"] == {"predictor_corrector": 4 * 2, "annealed_langevin": 4 * 5 + 1}[sampler]
+    assert facts["network_calls"] == {"predictor_corrector": 4 * 2, "annealed_langevin": 4 * 5 + 1}[sampler]
 
 
 def test_the_grid_is_that_of_the_runs_method_unless_it_is_typed():

@@ -17,6 +17,7 @@ from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
+from diffuse.mathematics.wrappers import Clipped
 from diffuse.runs.checkpoint import find
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.trained import load, load_for
@@ -54,7 +55,7 @@ def test_a_folder_of_samples_is_complete(tiny_run):
     newest = tiny_run / "checkpoints" / "step_00000030.pt"
     assert facts["checkpoint"] == str(newest)
     assert facts["checkpoint_sha256"] == sha256(newest)
-    assert (facts["seed"], facts["n"], facts["network_evaluations"], facts["step"]) == (0, 5, 3, 30)
+    assert (facts["seed"], facts["n"], facts["network_calls"], facts["step"]) == (0, 5, 3, 30)
     assert facts["sampler"]["_target_"] == "ddim"
     assert facts["sampler"]["steps"] == 3
 
@@ -105,7 +106,8 @@ def test_the_images_are_those_of_the_core(tiny_run, request, options, walk):
     trained = load(str(tiny_run))
     trained.net.load_state_dict(content["ema"])
     spacing = next((option.partition("=")[2] for option in options if "spacing" in option), "uniform")
-    denoiser = Denoiser(trained.net, trained.schedule, clip="sampler.clip=false" not in options)
+    denoiser = Denoiser(trained.net, trained.schedule)
+    denoiser = denoiser if "sampler.clip=false" in options else Clipped(denoiser)
     noise = ImageNoise(5, "sample", range(9))
     *_, x = walk(
         denoiser, noise(torch.empty(9, 1, 8, 8)), time_grid(trained.schedule, 6, SPACINGS[spacing]), noise=noise

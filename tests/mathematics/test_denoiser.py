@@ -6,6 +6,7 @@ import torch
 from diffuse.mathematics import losses, predictions
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.tables import linear
+from diffuse.mathematics.wrappers import Clipped
 from tests.support.paths import PATHS
 from tests.support.predictions import DEFINED, Constant, close, images, times
 
@@ -55,7 +56,7 @@ def test_after_clipping_the_other_views_follow(x0, noise, kind):
     alpha_bar = linear().alpha_bar[t].reshape(-1, 1, 1, 1)
     prediction = getattr(predictions, kind)
     loose = Denoiser(Constant(noise), linear(), prediction)(x0, t).x0
-    guess = Denoiser(Constant(noise), linear(), prediction, clip=True)(x0, t)
+    guess = Clipped(Denoiser(Constant(noise), linear(), prediction))(x0, t)
     clipped = loose.clamp(-1, 1)
     assert (loose < -1).any()
     assert (loose > 1).any()
@@ -76,7 +77,7 @@ def test_the_networks_target_for_eps_is_the_noise(x0, noise):
 
 @pytest.mark.parametrize(("path", "kind"), DEFINED)
 def test_one_time_for_all_equals_that_time_for_each(x0, noise, path, kind):
-    denoiser = Denoiser(Constant(noise), PATHS[path].schedule, getattr(predictions, kind), clip=True)
+    denoiser = Clipped(Denoiser(Constant(noise), PATHS[path].schedule, getattr(predictions, kind)))
     for t in times(path, kind):
         together, each = denoiser(x0, t), denoiser(x0, t.expand(4))
         for view in ("x0", "eps", "v", "score"):
@@ -126,9 +127,8 @@ def test_the_second_half_of_the_channels_is_where_the_variance_lies(x0, both_hal
 
 def test_clipping_leaves_the_variance_alone(x0, both_halves):
     t = torch.tensor(500.0)
-    loose, clipped = (
-        Denoiser(Constant(3 * both_halves), linear(), clip=clip, learned_variance=True)(x0, t) for clip in (False, True)
-    )
+    denoiser = Denoiser(Constant(3 * both_halves), linear(), learned_variance=True)
+    loose, clipped = denoiser(x0, t), Clipped(denoiser)(x0, t)
     assert torch.equal(clipped.x0, loose.x0.clamp(-1, 1))
     assert torch.equal(clipped.between, loose.between)
     assert (clipped.between > 1).any()

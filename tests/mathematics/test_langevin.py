@@ -16,6 +16,7 @@ from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
 from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
 from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic
+from diffuse.mathematics.wrappers import Clipped
 from tests.support.samplers import COARSE, LEVELS, last, normal64
 
 
@@ -205,7 +206,7 @@ def test_annealed_langevin_keeps_x_over_alpha_between_levels():
 def test_annealed_langevin_lands_on_what_is_predicted_and_counts_its_calls():
     """With clipping it shows: x0 has left [-1, 1] and come back."""
     net, y = Says(), torch.tensor([1, 2])
-    denoiser = Denoiser(net, linear(), clip=True)
+    denoiser = Clipped(Denoiser(net, linear()))
     found = last(annealed_langevin(denoiser, 9 * normal64(1, 2, 1, 2, 2), COARSE, y, langevin_steps=4))
     assert net.asked == len(LEVELS) * 4 + 1
     assert all(label is y for label in net.labels)

@@ -22,7 +22,7 @@ from diffuse.mathematics.likelihood import (
     reverse_terms,
     variational_bound,
 )
-from diffuse.mathematics.oracles import Gaussian, GaussianDenoiser
+from diffuse.mathematics.oracles import ExactDenoiser, Gaussian
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.tables import linear
@@ -35,6 +35,7 @@ from diffuse.mathematics.variances import (
     reverse_step,
     reverse_steps,
 )
+from diffuse.mathematics.wrappers import Clipped
 from tests.support.gaussian import MEAN, STD
 from tests.support.paths import PATHS, Path, of_a_table, on_every_path
 
@@ -43,7 +44,7 @@ VARIANCES = ["fixed_small", "fixed_large", "analytic", "learned"]
 SHORT = [1000, 870, 533, 210, 60, 9, 1]
 
 
-class KnowsTheVariance(GaussianDenoiser):
+class KnowsTheVariance(ExactDenoiser):
     """A network that has learned the Gaussian, and says the same place for the variance of a channel always."""
 
     def __init__(self, data: Gaussian, path: Path):
@@ -149,7 +150,7 @@ def test_the_bound_over_every_level_is_its_closed_form(gaussian: Gaussian, varia
 def test_the_oracles_bound_is_the_closed_form(gaussian: Gaussian, path: Path, variance: Variance):
     """What `eval` of a Gaussian is compared with."""
     steps = reverse_steps(path.schedule, torch.tensor([*SHORT, 0]).double())
-    nothing = GaussianDenoiser(gaussian, path.schedule, path.prediction)(gaussian.mean[None], torch.tensor(500.0))
+    nothing = ExactDenoiser(gaussian, path.schedule, path.prediction)(gaussian.mean[None], torch.tensor(500.0))
     terms = gaussian.bound_terms(path.schedule, steps, [variance(step, nothing) for step in steps])
     assert terms.shape == (len(SHORT) + 1, 3, 1, 1)
     expected = closed_form(path, SHORT, variance.__name__)
@@ -342,7 +343,7 @@ def test_the_bound_uses_the_denoisers_clipping():
     noise = torch.randn_like(x0)
     times = time_grid(linear(), 10)
     clipped, loose = (
-        variational_bound(Denoiser(Blind(), linear(), clip=clip), x0, times, noise=lambda _: noise)
-        for clip in (True, False)
+        variational_bound(denoiser, x0, times, noise=lambda _: noise)
+        for denoiser in (Clipped(Denoiser(Blind(), linear())), Denoiser(Blind(), linear()))
     )
     assert (clipped.total < loose.total).all()

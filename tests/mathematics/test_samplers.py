@@ -4,9 +4,7 @@
 needs many steps or many samples.
 """
 
-import importlib
 import math
-import pkgutil
 from itertools import pairwise
 
 import numpy as np
@@ -15,19 +13,31 @@ import torch
 import yaml
 from torch import Tensor
 
-from diffuse.mathematics import predictions, samplers
+from diffuse.mathematics import predictions
 from diffuse.mathematics.continuous import Flow
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.samplers.ancestral import ancestral
 from diffuse.mathematics.samplers.ddim import analytic_ddim, ddim
-from diffuse.mathematics.samplers.langevin import predictor_corrector
+from diffuse.mathematics.samplers.dpm_solver import dpm_solver_singlestep
+from diffuse.mathematics.samplers.heun import heun
+from diffuse.mathematics.samplers.langevin import annealed_langevin, predictor_corrector
+from diffuse.mathematics.samplers.linear_multistep import pndm
+from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic, fixed_large, fixed_small, learned
+from diffuse.mathematics.wrappers import Clipped, Observed
 from diffuse.system.files import CONFIGS
 from tests.support.gaussian import MEAN, STD
 from tests.support.paths import PATHS, Path, on_every_path
-from tests.support.samplers import COARSE, LEVELS, last, moments_of, normal64
+from tests.support.samplers import COARSE, LEVELS, SAMPLERS, Wavy, last, moments_of, normal64
+
+
+class Twice(Wavy):
+    """The same with a second half of channels, the learned variance."""
+
+    def forward(self, x, time, y=None):
+        return super().forward(torch.cat([x, 3 * x], 1), time)
 
 
 def scale_of_ddim(t: tuple[float, float], s: tuple[float, float], std: float) -> float:
@@ -188,43 +198,62 @@ def test_a_learned_variance_is_each_pixels_own(sampler):
     torch.testing.assert_close(first(z) - first(0 * z), added * z, rtol=1e-9, atol=1e-9)
 
 
-MODULES = [module.name for module in pkgutil.iter_modules(samplers.__path__, f"{samplers.__name__}.")]
-NAMES = {name: value for module in MODULES for name, value in vars(importlib.import_module(module)).items()}
-ORDERS = {name: value.order for name, value in NAMES.items() if hasattr(value, "order")}
+def test_every_sampler_declares_its_order():
+    """None for those that add noise."""
+    orders = {name: sampler.order() for name, sampler in SAMPLERS.items()}
+    files = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "sampler").glob("*.yaml")]
+    assert set(orders) == {file["_target_"] for file in files}
+    assert (orders["ddim"], orders["ancestral"], ddim.order(eta=0.5), heun.order(churn=1.0)) == (1, None, None, None)
+
+
+COSTS = [
+    *[(SAMPLERS[name], {}) for name in SAMPLERS if name not in ("dormand_prince", "analytic_ddim")],
+    (predictor_corrector, {"corrector_steps": 3}),
+    (annealed_langevin, {"langevin_steps": 2}),
+    (heun, {"order": 1}),
+    *[(dpm_solver_singlestep, {"order": order}) for order in (1, 3)],
+    *[(pndm, {"order": order}) for order in (1, 2, 3)],
+    (pndm, {"start": "runge_kutta"}),
+]
+
+
+@pytest.mark.parametrize(("sampler", "options"), COSTS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_a_sampler_declares_its_evaluations(sampler, options: dict, steps: int):
+    count = 0
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        nonlocal count
+        count += 1
+        return 0.3 * x
+
+    last(sampler(Denoiser(net, linear()), normal64(0, 1, 1, 2, 2), time_grid(linear(), steps), **options))
+    assert count == sampler.evaluations(steps, **options)
 
 
 @on_every_path
-@pytest.mark.parametrize("sampler", [NAMES[name] for name, order in ORDERS.items() if order], ids=lambda f: f.__name__)
-def test_a_deterministic_sampler_has_the_order_that_it_declares(gaussian: Gaussian, path: Path, sampler):
-    """Its distance to the exact probability flow, where the steps are halved.
-
-    The flow scales x - alpha mean as the standard deviation grows. Steps are even in the angle atan(sigma / alpha),
-    which is finite where alpha(T) = 0.
-    """
-    schedule = path.schedule
-    (alpha_T, sigma_T), (alpha_s, sigma_s) = path.alpha_sigma(1000), path.alpha_sigma(20)
-    spread_T, spread_s = (
-        ((alpha * gaussian.std) ** 2 + sigma**2).sqrt() for alpha, sigma in ((alpha_T, sigma_T), (alpha_s, sigma_s))
-    )
-    x = path.prior_std * normal64(5, 4, 3, 1, 1)
-    exact = alpha_s * gaussian.mean + spread_s / spread_T * (x - alpha_T * gaussian.mean)
-    errors = []
-    for steps in (200, 400, 800):
-        ends = math.atan2(sigma_T, alpha_T), math.atan2(sigma_s, alpha_s)
-        times = schedule.time(-2 * torch.log(torch.tan(torch.linspace(*ends, steps + 1, dtype=torch.float64))))
-        times[0], times[-1] = 1000, 20
-        found = last(sampler(gaussian.denoiser(schedule, path.prediction), x, times))
-        errors.append((found - exact).abs().max().item())
-    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    assert all(abs(order - sampler.order) < 0.15 for order in orders), orders
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("annealed_langevin", "analytic_ddim")])
+def test_the_last_step_lands_on_the_predicted_x0(path: Path, name: str):
+    """Also where alpha(T) = 0 and log-SNR is infinite at both ends: everything stays finite."""
+    seen: list[Tensor] = []
+    denoiser = Observed(Clipped(Denoiser(Wavy(), path.schedule, path.prediction)), lambda guess: seen.append(guess.x0))
+    x = path.prior_std * normal64(2, 3, 1, 2, 2)
+    found = last(SAMPLERS[name](denoiser, x, COARSE))
+    assert torch.equal(found, seen[-1])
+    assert torch.isfinite(found).all()
 
 
-def test_every_sampler_declares_its_order():
-    """None for those that add noise."""
-    assert set(ORDERS) == {
-        yaml.safe_load(path.read_text())["_target_"] for path in (CONFIGS / "sampler").glob("*.yaml")
-    }
-    assert (ORDERS["ddim"], ORDERS["ancestral"]) == (1, None)
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "analytic_ddim"])
+def test_a_sampler_has_no_use_for_the_variance_of_others(name: str):
+    """A network that learns it draws the same as one that does not, but for the samplers that take it."""
+    half, whole = Denoiser(Wavy(), linear()), Denoiser(Twice(), linear(), learned_variance=True)
+    x, noises = normal64(2, 2, 1, 2, 2), [normal64(seed, 2, 1, 2, 2) for seed in range(40)]
+
+    def sampled(denoiser: Denoiser) -> Tensor:
+        draws = iter(noises)
+        return last(SAMPLERS[name](denoiser, x, COARSE, noise=lambda x: next(draws)))
+
+    assert torch.equal(sampled(half), sampled(whole))
 
 
 @on_every_path

@@ -11,13 +11,8 @@ from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large, fixed_small
-
-
-class Wavy(torch.nn.Module):
-    """A smooth network in general position, whose guesses of x0 leave [-1, 1] now and then."""
-
-    def forward(self, x, time, y=None):
-        return 0.8 * torch.sin(1.7 * x + 0.3) + 0.1 * torch.cos(time / 100).reshape(-1, 1, 1, 1) + 0.2 * x
+from diffuse.mathematics.wrappers import Clipped
+from tests.support.samplers import Wavy
 
 
 def their_scheduler(kind, schedule: Schedule, levels: list[int], **options):
@@ -37,7 +32,7 @@ def their_scheduler(kind, schedule: Schedule, levels: list[int], **options):
 def test_ddpm_trajectory_equals_diffusers(schedule: Schedule, variance):
     levels = list(range(1000, 0, -1))
     theirs = their_scheduler(DDPMScheduler, schedule, levels, variance_type=variance.__name__)
-    denoiser = Denoiser(Wavy(), schedule, clip=True)
+    denoiser = Clipped(Denoiser(Wavy(), schedule))
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     ours_noise, their_noise = (torch.Generator().manual_seed(6) for _ in range(2))
 
@@ -58,7 +53,7 @@ def test_ddim_trajectory_equals_diffusers(schedule: Schedule, eta: float):
     """On their grid of 50 levels, 20 apart, which ends at level 1."""
     levels = list(range(981, 0, -20))
     theirs = their_scheduler(DDIMScheduler, schedule, levels)
-    denoiser = Denoiser(Wavy(), schedule, clip=True)
+    denoiser = Clipped(Denoiser(Wavy(), schedule))
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     ours_noise, their_noise = (torch.Generator().manual_seed(6) for _ in range(2))
 

@@ -60,7 +60,7 @@ def test_a_score_carries_what_it_depends_on(tiny_run, words):
     drawn = protocol["samples"]
     assert (drawn["n"], drawn["seed"], drawn["label"], drawn["precision"]) == (20, 5, None, "float32")
     assert (drawn["sampler"]["_target_"], drawn["sampler"]["steps"]) == ("ddim", 2)
-    assert drawn["network_evaluations"] == 2
+    assert drawn["network_calls"] == 2
     assert facts["checkpoint_sha256"] and Path(facts["checkpoint"]).name.endswith(".pt")
     assert {"fid", "kid"} <= facts["seconds"].keys()
     assert facts["versions"]["torch"] == version("torch")

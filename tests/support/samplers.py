@@ -1,14 +1,29 @@
-"""A coarse grid of levels for samplers, and the exact moments of what they make."""
+"""Every sampler, a coarse grid of levels for them, and the exact moments of what they make."""
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from diffuse.mathematics import samplers
+
+MODULES = [module.name for module in pkgutil.iter_modules(samplers.__path__, f"{samplers.__name__}.")]
+DEFINED = {name: value for module in MODULES for name, value in vars(importlib.import_module(module)).items()}
+SAMPLERS = {name: value for name, value in DEFINED.items() if hasattr(value, "order")}
+
 LEVELS = [1000, 870, 533, 210, 60, 9, 1]
 
 
 COARSE = torch.tensor([*LEVELS, 0], dtype=torch.float64)
+
+
+class Wavy(torch.nn.Module):
+    """A smooth network in general position, whose guesses of x0 leave [-1, 1] now and then."""
+
+    def forward(self, x, time, y=None):
+        return 0.8 * torch.sin(1.7 * x + 0.3) + 0.1 * torch.cos(time / 100).reshape(-1, 1, 1, 1) + 0.2 * x
 
 
 def last(steps) -> Tensor:

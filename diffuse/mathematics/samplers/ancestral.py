@@ -5,14 +5,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser, Noise
+from diffuse.mathematics.denoiser import AnyDenoiser, Noise
 from diffuse.mathematics.samplers.sampler import sampler
 from diffuse.mathematics.variances import Variance, fixed_large, reverse_steps
 
 
 @sampler(order=None)
 def ancestral(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x: Tensor,
     times: Tensor,
     y: Tensor | None = None,

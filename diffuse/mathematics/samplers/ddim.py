@@ -2,19 +2,24 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser, Noise
+from diffuse.mathematics.denoiser import AnyDenoiser, Noise
 from diffuse.mathematics.samplers.sampler import sampler
 from diffuse.mathematics.variances import Analytic
 from diffuse.system.errors import Refused, check
 
 
-@sampler(order=1)
+def _order(eta: float, **options: Any) -> int | None:
+    return None if eta else 1
+
+
+@sampler(_order)
 def ddim(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x: Tensor,
     times: Tensor,
     y: Tensor | None = None,
@@ -45,7 +50,7 @@ def ddim(
 
 @sampler(order=None)
 def analytic_ddim(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x: Tensor,
     times: Tensor,
     y: Tensor | None = None,

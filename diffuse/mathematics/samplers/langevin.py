@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffuse.mathematics.denoiser import Denoiser, Noise, Prediction
+from diffuse.mathematics.denoiser import AnyDenoiser, Noise, Prediction
 from diffuse.mathematics.samplers.sampler import sampler
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.variances import ReverseStep, Variance, fixed_large, reverse_steps
@@ -38,9 +39,13 @@ REVERSE_DIFFUSION = "reverse_diffusion"
 PREDICTORS: dict[str, Predictor] = {"ancestral": posterior_step, REVERSE_DIFFUSION: reverse_diffusion_step}
 
 
-@sampler(order=None)
+def _predictor_corrector_evaluations(steps: int, corrector_steps: int, **options: Any) -> int:
+    return steps * (corrector_steps + 1)
+
+
+@sampler(None, _predictor_corrector_evaluations)
 def predictor_corrector(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x: Tensor,
     times: Tensor,
     y: Tensor | None = None,
@@ -79,9 +84,13 @@ def predictor_corrector(
         yield x
 
 
-@sampler(order=None)
+def _annealed_langevin_evaluations(steps: int, langevin_steps: int, **options: Any) -> int:
+    return steps * langevin_steps + 1
+
+
+@sampler(None, _annealed_langevin_evaluations)
 def annealed_langevin(
-    denoiser: Denoiser,
+    denoiser: AnyDenoiser,
     x: Tensor,
     times: Tensor,
     y: Tensor | None = None,
