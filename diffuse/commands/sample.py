@@ -3,7 +3,8 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from diffuse.data.images import to_uint8
 from diffuse.options.schema import SampleConfig, flat
-from diffuse.runs.drawing import drawing_of
+from diffuse.runs.drawing import Drawing, drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import image_grid, save_png
-from diffuse.runs.trained import load_for
-from diffuse.system.errors import UserError
+from diffuse.runs.trained import TrainedNetwork, load_for
+from diffuse.scoring.feature_rows import Rows
+from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import json_round_trip, short_path, write_atomic, write_json
 from diffuse.system.progress import duration, log, log_cost
 
@@ -33,43 +35,83 @@ MAY_DIFFER = (
 )  # where, how long; of the checkpoint its hash counts
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
+MOST_FILES = 1000  # images that are written as files of their own, unless `save` says so
+UNFINISHED, IMAGES = "unfinished", "images"  # the folder of what is drawn so far, and the name of its array
 
 
 def run(config: SampleConfig, output: Output) -> dict[str, float]:
-    """Draw n images from a checkpoint into a new folder of its run. Returns no values."""
+    """Draw n images from a checkpoint into a new folder of its run, or go on in it. Returns no values.
+
+    What is drawn is kept in a growing array on disk until all are there: memory does not depend on n, and a sampling
+    that was killed goes on after the last whole image.
+    """
     network = load_for(config)
-    drawing, kind = drawing_of(network, config), network.kind
-    facts = {"n": config.n, **drawing.record, **network.provenance, "made_from": network.sources}
+    drawing = drawing_of(network, config)
+    facts = {"n": config.n, "save": kinds_of_files(config), **drawing.record, **network.provenance}
+    facts |= {"made_from": network.sources}
     if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
         log.info(f"{short_path(named)} is finished: {config.n:,} images are drawn, {short_path(named / 'grid.png')}")
         return {}
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
         add_to_history(network.home, output.command, folder, network.device, config.trust)
-        shutil.rmtree(folder / "images", ignore_errors=True)  # of the same command, if it was stopped
-        what = f"{config.n:,} images of {kind.name} (step {network.step:,})"
-        method = output.choices.get("sampler", drawing.sampler.name)
-        adaptive = drawing.sampler.evaluations is None
-        steps = f"adaptive steps of {method}" if adaptive else f"{len(drawing.sampler.times) - 1} steps of {method}"
-        log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
-        if drawing.sampler.cost > MANY:
-            log.info(f"an image takes {drawing.sampler.cost:,} network calls; sampler=ddim takes 50")
-        log_cost({"drawing": config.n * drawing.sampler.cost / network.images_per_second()})
-        started = time.monotonic()
-        parts = []
-        for numbers, x in drawing.batches(config.n, network.batch_size):
-            parts.append(to_uint8(x) if kind.bounded else x)
-            if kind.bounded and kind.channels in (1, 3):  # images that PNG cannot hold are in samples.npz only
-                for number, image in zip(numbers, parts[-1], strict=True):
-                    save_png(folder / "images" / f"{number:05d}.png", image)
-        seconds = time.monotonic() - started
-        drawn = torch.cat(parts)
-        save_png(folder / "grid.png", image_grid(drawn[:GRID_IMAGES]))
-        write_npz(folder / "samples.npz", drawn, drawing.condition.of_samples(range(config.n)))
+        drawn = Rows(folder / UNFINISHED, {key: facts[key] for key in facts.keys() - {*MAY_DIFFER}})
+        known, started = drawn.count(IMAGES), time.monotonic()
+        if not known:
+            shutil.rmtree(folder / "images", ignore_errors=True)  # of another command, if it was stopped
+        announce(network, drawing, config, output, folder, known)
+        try:
+            drawn.extend(
+                config.n, [IMAGES], partial(batches_of, drawing, config, network.batch_size, folder / "images")
+            )
+        except (KeyboardInterrupt, Terminated):
+            again = output.command if config.name else f"{output.command} name={folder.name}"
+            advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
+            log.info(f"stopped, {drawn.count(IMAGES):,} of {config.n:,} images are drawn{advice}")
+            raise
+        seconds, images = time.monotonic() - started, drawn[IMAGES]
+        save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
+        if "npz" in kinds_of_files(config):
+            write_npz(folder / "samples.npz", images, drawing.condition.of_samples(range(config.n)))
+        evaluations = drawing.sampler.evaluations or round(drawing.evaluations, 1)
         hardware = {"device": network.where, "seconds": round(seconds, 3)}
-        write_json(folder / FACTS, {**facts, "evaluations": round(drawing.evaluations, 1), **hardware})
-        each = f", {drawing.evaluations:.0f} evaluations each" if adaptive else ""
-        log.info(f"{config.n:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
+        write_json(folder / FACTS, {**facts, "evaluations": evaluations, **hardware})
+        shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        each = "" if drawing.sampler.evaluations else f", {evaluations:.0f} evaluations each"
+        log.info(f"{config.n - known:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
     return {}
+
+
+def announce(
+    network: TrainedNetwork, drawing: Drawing, config: SampleConfig, output: Output, folder: Path, known: int
+) -> None:
+    """Say what is drawn, how, where to, and how long it will take; `known` images are there."""
+    sampler, method = drawing.sampler, output.choices.get("sampler", drawing.sampler.name)
+    steps = f"{len(sampler.times) - 1} steps of {method}" if sampler.evaluations else f"adaptive steps of {method}"
+    what = f"{config.n:,} images of {network.kind.name} (step {network.step:,})"
+    log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
+    if known:
+        log.info(f"continuing after {known:,} of {config.n:,} images")
+    if sampler.cost > MANY:
+        log.info(f"an image takes {sampler.cost:,} network calls; sampler=ddim takes 50")
+    log_cost({"drawing": (config.n - known) * sampler.cost / network.images_per_second()})
+
+
+def kinds_of_files(config: SampleConfig) -> list[str]:
+    """The files that are asked for: png, a file for each image, and npz, one for all."""
+    return config.save or (["png", "npz"] if config.n <= MOST_FILES else ["npz"])
+
+
+def batches_of(
+    drawing: Drawing, config: SampleConfig, batch_size: int, folder: Path, first: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """The images [b, H, W, C] of each batch from image `first` on; also as PNG files in the folder, if asked for."""
+    kind = drawing.kind
+    as_files = "png" in kinds_of_files(config) and kind.bounded and kind.channels in (1, 3)  # what PNG can hold
+    for numbers, x in drawing.batches(config.n, batch_size, first):
+        images = to_uint8(x) if kind.bounded else x
+        for number, image in zip(numbers, images, strict=True) if as_files else ():
+            save_png(folder / f"{number:05d}.png", image)
+        yield {IMAGES: images.permute(0, 2, 3, 1).numpy()}
 
 
 def is_finished(folder: Path, facts: Mapping[str, Any]) -> bool:
@@ -93,7 +135,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / LOG).exists() and not (folder / FACTS).exists()
 
 
-def write_npz(path: Path, images: Tensor, labels: Tensor | None) -> None:
+def write_npz(path: Path, images: np.ndarray, labels: Tensor | None) -> None:
     """Write arr_0, the images [n, H, W, C], and arr_1, the labels if any: the format of the ADM evaluator."""
-    arrays = [images.permute(0, 2, 3, 1).numpy()] + ([] if labels is None else [labels.numpy()])
+    arrays = [images, *([] if labels is None else [labels.numpy()])]
     write_atomic(path, lambda file: np.savez(file, *arrays), mode="wb")

@@ -19,6 +19,7 @@ from diffuse.system.errors import Refused, UsageError, did_you_mean
 
 AT_LEAST_1 = "[1, inf)"
 VARIANCES = ("fixed_small", "fixed_large", "learned", "analytic")
+SAVED = ("png", "npz")
 WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 
 
@@ -136,6 +137,10 @@ class SampleConfig(NetworkConfig):
     """draw images from a trained run, into <run>/samples/<time>"""
 
     n: Annotated[int, key("number of images", AT_LEAST_1)]
+    save: Annotated[
+        list[str] | None,
+        key("png, a file for each image, and npz, one for all (null: both up to 1,000)", choices=SAVED),
+    ]
 
 
 @dataclass
