@@ -49,9 +49,11 @@ def option_name(group: str, node: Mapping[str, Any]) -> str | None:
 def _has_values_of(option: Option, group: str, node: Mapping[str, Any]) -> bool:
     if own_name(group, str(node.get("_target_"))) != own_name(group, str(option.target)):
         return False
-    if node.keys() - {"_target_"} != option.values.keys():
+    if not node.keys() - {"_target_"} <= option.values.keys():
         return False
-    return all(own == "???" or _same(own, node[key], _filled_in(key, node)) for key, own in option.values.items())
+    # A key that came later, with null for what was done without it, is not in an older config.
+    values = {key: node.get(key) if own is None else node.get(key, ...) for key, own in option.values.items()}
+    return all(own == "???" or _same(own, values[key], _filled_in(key, node)) for key, own in option.values.items())
 
 
 def _same(own: Any, value: Any, filled: Any) -> bool:

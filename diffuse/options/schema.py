@@ -187,7 +187,9 @@ class SamplerKeys:
     clip: Annotated[
         bool | str | None, key("clip the predicted x0 to [-1, 1]; dynamic: by its own range (null: yes for images)")
     ]
-    percentile: Annotated[float | None, key("of clip=dynamic: the quantile of |x0| that is scaled to 1", "(0, 1]")]
+    percentile: Annotated[
+        float | None, key("of clip=dynamic: the quantile of |x0| that is scaled to 1 (null: 0.995)", "(0, 1]")
+    ]
     eps_scale: Annotated[
         Any, key("divide the predicted noise by this number, or by [a, b], from a at data to b at noise (null: 1)")
     ]

@@ -57,7 +57,10 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("optim.lrr=1", "there is no key 'optim.lrr' in diffuse train. Did you mean 'optim.lr'?"),
         ("schedule.bta_end=0.1", "Did you mean 'schedule.beta_end'?"),
         ("sampler=ddim sampler.etaa=1", "Did you mean 'sampler.eta'?"),
-        ("sampler=ddpm sampler.eta=1", "sampler.eta is a key of sampler=analytic_ddim and sampler=ddim only"),
+        (
+            "sampler=ddpm sampler.eta=1",
+            "sampler.eta is a key of sampler=analytic_ddim and sampler=ddim and sampler=dpm_solver only",
+        ),
         ("+foo=1", "there is no key 'foo'"),
         ("+optim.foo=1", "there is no key 'optim.foo'"),
         ("optim.lr=abc", "optim.lr: Value 'abc' of type 'str' could not be converted to Float"),

@@ -16,6 +16,7 @@ from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import variational_bound
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_small
+from diffuse.mathematics.wrappers import Clipped
 from diffuse.runs.trained import load, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.system.errors import UsageError
@@ -63,7 +64,7 @@ def test_the_number_is_that_of_the_core(tiny_run):
     trained = load(str(tiny_run))
     rows = generator(4, "test order").permutation(359)[:20]
     x0 = to_float(torch.from_numpy(digits().test.images[rows]))
-    denoiser = Denoiser(trained.net, trained.schedule, clip=True)
+    denoiser = Clipped(Denoiser(trained.net, trained.schedule))
     noise = ImageNoise(4, "eval", rows.tolist())
     bound = variational_bound(denoiser, x0, time_grid(trained.schedule, 25), noise=noise, variance=fixed_small)
     bits = bound.total.double().numpy() / (64 * math.log(2))
@@ -96,7 +97,7 @@ def test_a_conditional_network_is_told_the_labels(conditional_run):
     trained = load(str(conditional_run))
     rows = generator(0, "test order").permutation(359)[:20]
     x0, labels = to_float(torch.from_numpy(digits().test.images[rows])), torch.from_numpy(digits().test.labels[rows])
-    denoiser, noise = Denoiser(trained.net, trained.schedule, clip=True), ImageNoise(0, "eval", rows.tolist())
+    denoiser, noise = Clipped(Denoiser(trained.net, trained.schedule)), ImageNoise(0, "eval", rows.tolist())
     bound = variational_bound(denoiser, x0, time_grid(trained.schedule, 5), labels, noise=noise, variance=fixed_small)
     assert result["bits_per_dim"]["bound"]["total"] == pytest.approx(
         bound.total.mean().item() / (64 * math.log(2)), rel=1e-5

@@ -17,6 +17,7 @@ from diffuse.mathematics.likelihood import discretised_gaussian, variational_bou
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.variances import fixed_large
+from diffuse.mathematics.wrappers import Clipped
 from diffuse.runs.trained import load
 from diffuse.system.errors import UserError
 from diffuse.system.randomness import ImageNoise, generator
@@ -65,7 +66,7 @@ def test_a_border_is_seen_by_the_network_and_by_nobody_else(folder, images):
     with Image.open(run / "samples" / "x" / "images" / "00002.png") as image:
         assert image.size == (10, 10)
     x_T = ImageNoise(0, "sample", range(3))(torch.empty(3, 1, 16, 16))
-    *_, x = ddim(Denoiser(stored.net, stored.schedule, clip=True), x_T, time_grid(stored.schedule, 5))
+    *_, x = ddim(Clipped(Denoiser(stored.net, stored.schedule)), x_T, time_grid(stored.schedule, 5))
     drawn = np.load(run / "samples" / "x" / "samples.npz")["arr_0"]
     assert drawn.shape == (3, 10, 10, 1)
     np.testing.assert_allclose(drawn[..., 0], to_uint8(x)[:, 0, 3:13, 3:13].int(), atol=1)
@@ -81,7 +82,7 @@ def test_bits_per_dimension_are_counted_without_the_border(folder, images):
     x0 = torch.full((4, 1, 16, 16), -1.0)
     x0[:, :, 3:13, 3:13] = torch.from_numpy(test[rows]).float() / 127.5 - 1
     stored = load(str(run))
-    denoiser = Denoiser(stored.net, stored.schedule, clip=True)
+    denoiser = Clipped(Denoiser(stored.net, stored.schedule))
     noise = ImageNoise(0, "eval", rows.tolist())
 
     def inside(x0, mean, variance):
