@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from diffuse.options.schema import EvalConfig, plain
-from diffuse.options.score_names import LIKELIHOODS, SAMPLE_SCORES
+from diffuse.options.score_names import EVALUATIONS, LIKELIHOODS, SAMPLE_SCORES
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
@@ -57,7 +57,9 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
         beside = f", {' and '.join(names)} beside it" if names else ""
         log.info(f"written: {short_path(folder / EVAL_JSON)}{beside}")
-    return report.values
+    drawings = [part.drawing for part in parts if isinstance(part, SamplesPart)]
+    cost = next((drawing.evaluations for drawing in drawings if drawing), None)
+    return {**report.values, EVALUATIONS: cost} if cost else report.values
 
 
 def parts_of(config: EvalConfig) -> tuple[TrainedNetwork | None, list[LikelihoodPart | SamplesPart]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffuse.data.images import to_uint8
 from diffuse.options.schema import SampleConfig, flat
+from diffuse.options.score_names import EVALUATIONS, SECONDS
 from diffuse.runs.drawing import Drawing, drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
@@ -26,13 +27,8 @@ from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
-MAY_DIFFER = (
-    "device",
-    "seconds",
-    "checkpoint",
-    "made_from",
-    "evaluations",
-)  # where, how long; of the checkpoint its hash counts
+# Where, how long, at what cost; of the checkpoint its hash counts.
+MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS)
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 MOST_FILES = 1000  # images that are written as files of their own, unless `save` says so
@@ -40,7 +36,7 @@ UNFINISHED, IMAGES = "unfinished", "images"  # the folder of what is drawn so fa
 
 
 def run(config: SampleConfig, output: Output) -> dict[str, float]:
-    """Draw n images from a checkpoint into a new folder of its run, or go on in it. Returns no values.
+    """Draw n images from a checkpoint into a new folder of its run, or go on in it. Returns what an image cost.
 
     What is drawn is kept in a growing array on disk until all are there: memory does not depend on n, and a sampling
     that was killed goes on after the last whole image.
@@ -51,7 +47,7 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
     facts |= {"made_from": network.sources}
     if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
         log.info(f"{short_path(named)} is finished: {config.n:,} images are drawn, {short_path(named / 'grid.png')}")
-        return {}
+        return cost_of(named)
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
         add_to_history(network.home, output.command, folder, network.device, config.trust)
         drawn = Rows(folder / UNFINISHED, {key: facts[key] for key in facts.keys() - {*MAY_DIFFER}})
@@ -72,13 +68,19 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
         if "npz" in kinds_of_files(config):
             write_npz(folder / "samples.npz", images, drawing.condition.of_samples(range(config.n)))
-        evaluations = drawing.sampler.evaluations or round(drawing.evaluations, 1)
-        hardware = {"device": network.where, "seconds": round(seconds, 3)}
-        write_json(folder / FACTS, {**facts, "evaluations": evaluations, **hardware})
+        each_took = seconds / max(1, config.n - known)  # of those drawn now
+        hardware = {"device": network.where, "seconds": round(seconds, 3), SECONDS: round(each_took, 6)}
+        write_json(folder / FACTS, {**facts, EVALUATIONS: drawing.evaluations, **hardware})
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        each = "" if drawing.sampler.evaluations else f", {evaluations:.0f} evaluations each"
+        each = "" if drawing.sampler.evaluations else f", {drawing.evaluations or 0:.0f} evaluations each"
         log.info(f"{config.n - known:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
-    return {}
+    return cost_of(folder)
+
+
+def cost_of(folder: Path) -> dict[str, float]:
+    """Evaluations and seconds an image, as they are recorded."""
+    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return {name: float(facts[name]) for name in (EVALUATIONS, SECONDS) if facts.get(name)}
 
 
 def announce(

@@ -87,9 +87,11 @@ class Drawing:
                 yield images, drawn
 
     @property
-    def evaluations(self) -> float:
-        """Evaluations an image, the mean over those drawn by `batches`."""
-        return self.evaluated["evaluations"] / max(1, self.evaluated["images"])
+    def evaluations(self) -> float | None:
+        """Evaluations an image: known before, or the mean over those drawn by `batches`; None if there are none yet."""
+        if self.sampler.evaluations or not self.evaluated["images"]:
+            return self.sampler.evaluations
+        return round(self.evaluated["evaluations"] / self.evaluated["images"], 1)
 
 
 def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:

@@ -22,6 +22,7 @@ from filelock import Timeout
 from diffuse.sweeps import table
 from diffuse.sweeps.record import DONE, KILLED, RUNNING, Record
 from diffuse.sweeps.rows import by_configs
+from diffuse.sweeps.samples import with_distances
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import SWEEP_RECORD, hold_lock, lock_now, remove_leftovers, write_atomic, write_json
 from diffuse.system.progress import log
@@ -102,7 +103,8 @@ class Sweep:
             return self._rows()
 
     def _rows(self) -> list[Record]:
-        return by_configs([replace(job, status=KILLED) if self._is_killed(job) else job for job in self.records()])
+        jobs = [replace(job, status=KILLED) if self._is_killed(job) else job for job in self.records()]
+        return with_distances(self.folder, by_configs(jobs))
 
     def _is_killed(self, job: Record) -> bool:
         if job.status != RUNNING:

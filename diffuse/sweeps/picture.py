@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
+from diffuse.options.score_names import EVALUATIONS
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.sweeps.record import DONE, Record
 from diffuse.sweeps.rows import SEEDS, Row, losses_differ, over_seeds, varied_keys
@@ -26,6 +27,7 @@ GRID_PIXELS = 400  # side of a grid in a montage; larger ones are made smaller
 DISTINCT_COLOURS = 10  # for so many lines; the colours of more lines go from dark to light
 LOGARITHMIC_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 LABEL = 44  # characters
+STEPS = "sampler.steps"
 Curve = list[tuple[int, float]]  # (step, value)
 
 
@@ -36,6 +38,7 @@ def draw(sweep: Path, path: Path, jobs: Sequence[Record]) -> None:
     curves = training_curves(sweep, jobs) if command == "train" else {}
     grids = [(job, file) for job in jobs if (file := last_grid(sweep / job.folder, command))]
     scores = list(dict.fromkeys(name for job in jobs for name in job.values)) if command == "eval" else []
+    scores = [name for name in scores if name != EVALUATIONS]  # what the others are drawn against
     count = len(curves) + len(scores)
     if not count and not grids:
         return
@@ -43,8 +46,9 @@ def draw(sweep: Path, path: Path, jobs: Sequence[Record]) -> None:
     upper = 3.6 * math.ceil(count / columns) if count else 0.0
     if scores and not numeric_keys(jobs):
         upper = max(upper, (1.2 + 0.28 * len(jobs)) * math.ceil(count / columns))
+    grids, wide = by_sampler(grids) or (grids, 0)
     tiles = grids[:MOST_GRIDS]
-    wide = min(len(tiles), 6 if len(tiles) > 8 else 4)
+    wide = wide or min(len(tiles), 6 if len(tiles) > 8 else 4)
     lower = math.ceil(len(tiles) / wide) * (FIGURE_WIDTH / max(wide, 3) + 0.2) + 0.4 if tiles else 0.0
     figure = Figure(figsize=(FIGURE_WIDTH, upper + lower), layout="constrained", dpi=110)
     heights = [height for height in (upper, lower) if height]
@@ -87,6 +91,22 @@ def last_grid(folder: Path, command: str) -> Path | None:
     """The newest sample grid of a training, or the grid of `diffuse sample`."""
     pattern = {"train": "images/step_*.png", "sample": "grid.png"}.get(command)
     return max(folder.glob(pattern), default=None) if pattern else None
+
+
+def by_sampler(grids: Sequence[tuple[Record, Path]]) -> tuple[list[tuple[Record, Path]], int] | None:
+    """The grids in rows of one sampler each, its evaluations growing from left to right, and their number in a row.
+
+    None where rows would have different lengths, or a single grid each.
+    """
+    rows: dict[str, list[tuple[Record, Path]]] = {}
+    for job, path in grids:
+        others = [f"{key}={value}" for key, value in job.varied.items() if key != STEPS]
+        rows.setdefault(" ".join(others), []).append((job, path))
+    lengths = {len(row) for row in rows.values()}
+    if len(lengths) != 1 or max(lengths) < 2 or any(job.value(EVALUATIONS) is None for job, _ in grids):
+        return None
+    ordered = [sorted(row, key=lambda each: each[0].value(EVALUATIONS) or 0.0) for row in rows.values()]
+    return [each for row in ordered for each in row], lengths.pop()
 
 
 def panels(part: SubFigure, count: int, columns: int) -> Sequence[Axes]:
@@ -135,7 +155,10 @@ def draw_montage(
         panel.set_axis_off()
         unfinished = job.status != DONE and "step_" in path.stem
         step = f", step {int(path.stem.removeprefix('step_')):,}" if unfinished else ""
-        panel.set_title(wrap(label(job, keys) + step, 22 if wide > 4 else 32), fontsize="small")
+        calls = job.value(EVALUATIONS)
+        cost = f", {calls:.0f} evaluations" if calls else ""
+        shown = [key for key in keys if not (calls and key == STEPS)] or keys
+        panel.set_title(wrap(label(job, shown) + step + cost, 22 if wide > 4 else 32), fontsize="small")
     part.suptitle(f"samples, by {', '.join(keys)}{left_out}" if keys else "samples", fontsize="medium")
 
 
@@ -162,8 +185,9 @@ def numeric_keys(jobs: Sequence[Record]) -> list[str]:
 def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], columns: int) -> None:
     """A panel for each score: lines against a number that was swept, or bars; with deviations over seeds."""
     rows, all_keys = rows_and_keys(jobs)
-    keys = numeric_keys(jobs)[:1]
-    others = [key for key in all_keys if key not in keys]
+    against_cost = costs_differ(rows)
+    keys = [EVALUATIONS] if against_cost else numeric_keys(jobs)[:1]
+    others = [key for key in all_keys if key not in ([STEPS] if against_cost else keys)]
     handles: dict[str, Any] = {}
     for panel, name in zip(panels(part, len(names), columns), names, strict=True):
         scored = [row for row in rows if row.mean(name) is not None]
@@ -175,6 +199,17 @@ def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], c
     if others and handles:
         title = cut(", ".join(others), LABEL)
         part.legend(handles.values(), handles.keys(), title=title, loc="outside right upper", fontsize="small")
+
+
+def costs_differ(rows: Sequence[Row]) -> bool:
+    """Whether the jobs drew images at different costs, against which their scores are drawn."""
+    costs = {row.mean(EVALUATIONS) for row in rows}
+    return None not in costs and len(costs) > 1
+
+
+def place_of(row: Row, key: str) -> float:
+    """Where a row is drawn: at its evaluations, or at the value of a key that was swept."""
+    return row.mean(EVALUATIONS) or 0.0 if key == EVALUATIONS else float(row.varied(key))
 
 
 def draw_lines(
@@ -189,11 +224,11 @@ def draw_lines(
     handles = {}
     for words, colour in zip(combinations, colours(len(combinations)), strict=True):
         chosen = [row for row in scored if combination(row) == words]
-        if line := sorted((float(row.varied(key)), *mean_and_deviation(row, name)) for row in chosen):
+        if line := sorted((place_of(row, key), *mean_and_deviation(row, name)) for row in chosen):
             x, y, deviations = zip(*line, strict=True)
             bars = deviations if any(deviations) else None
             handles[words] = panel.errorbar(x, y, bars, color=colour, marker="o", ms=4, linewidth=1.3, capsize=2)
-    places = sorted({float(row.varied(key)) for row in scored})
+    places = sorted({place_of(row, key) for row in scored})
     panel.grid(alpha=0.3)
     values = [value for row in scored for value in row.values(name)]
     panel.set(xlabel=key, xscale=axis_scale(places), yscale=axis_scale(values))
