@@ -181,7 +181,7 @@ class SamplerKeys:
     steps: Annotated[int | None, key("steps from noise to image (null: every level)")]
     spacing: Annotated[
         str | None,
-        key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr or karras (null: the run's, or uniform)"),
+        key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, searched (null: the run's)"),
     ]
     times: Annotated[Any, key("a grid of one's own in place of steps and spacing: falling times, or a file with them")]
     clip: Annotated[

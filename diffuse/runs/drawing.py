@@ -16,6 +16,7 @@ from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
 from diffuse.runs.sampler import Sampler
+from diffuse.runs.searched import searched
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
 from diffuse.system.errors import Refused, UsageError, UserError
@@ -111,6 +112,7 @@ def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
     except Refused as error:
         raise UsageError(str(error)) from error
     estimate = partial(analytic, network)
-    sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimate)
+    search = partial(searched, network, condition)
+    sampler = Sampler(config.sampler, network.formulas, network.kind, config.trust, estimate, search)
     denoiser = sampler.wrap(network.denoiser())
     return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)

@@ -24,6 +24,8 @@ from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
+Search = Callable[[int], list[float]]  # finds the grid of so many steps that suits the network, without the 0
+SEARCHED = "searched"
 DYNAMIC = "dynamic"
 
 
@@ -37,11 +39,18 @@ class Sampler:
     calls        the network calls for them
     record       the options, for the files beside the samples
 
-    Without the argument `analytic`, the analytic variance is refused.
+    Without the arguments `analytic` and `search`, which need a trained network, the analytic variance and the searched
+    grid are refused.
     """
 
     def __init__(
-        self, node: Node, formulas: Formulas, kind: ImageKind, trust: Sequence[str], analytic: Estimate | None = None
+        self,
+        node: Node,
+        formulas: Formulas,
+        kind: ImageKind,
+        trust: Sequence[str],
+        analytic: Estimate | None = None,
+        search: Search | None = None,
     ):
         common = {key: node.get(key) for key in SamplerKeys.__dataclass_fields__}
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
@@ -49,7 +58,7 @@ class Sampler:
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         self.name = self.walk.func.__name__
         with about("sampler"):
-            self.times, grid = chosen_times(keys, formulas.schedule, formulas.spacing)
+            self.times, grid = chosen_times(keys, formulas.schedule, formulas.spacing, search)
             self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)
             self.eps_scale = checked_scale(keys.eps_scale)
             self.percentile = 0.995 if keys.percentile is None else keys.percentile
@@ -114,7 +123,9 @@ class Sampler:
         return torch.cat([torch.tensor([start], dtype=torch.float64), self.times[self.times < start]])
 
 
-def chosen_times(keys: SamplerKeys, schedule: Schedule, spacing: str) -> tuple[Tensor, dict[str, Any]]:
+def chosen_times(
+    keys: SamplerKeys, schedule: Schedule, spacing: str, search: Search | None
+) -> tuple[Tensor, dict[str, Any]]:
     """The time grid, and what is recorded of it; spacing is the run's own."""
     if keys.times is not None:
         try:
@@ -123,7 +134,14 @@ def chosen_times(keys: SamplerKeys, schedule: Schedule, spacing: str) -> tuple[T
             raise UsageError(f"sampler.{error}") from error
         return times, {"times": times.tolist(), "steps": len(times) - 1}
     name = keys.spacing or spacing
-    times = time_grid(schedule, keys.steps, pick(SPACINGS, "sampler.spacing", name))
+    if name == SEARCHED:
+        if search is None:
+            raise Refused("spacing", "must not be searched for the grids of a training: it is of a trained network")
+        if keys.steps is None:
+            raise Refused("steps", "must be a number for spacing=searched, not null")
+        times = own_grid(schedule, search(keys.steps))
+        return times, {"times": times.tolist(), "steps": len(times) - 1, "spacing": name}
+    times = time_grid(schedule, keys.steps, pick({**SPACINGS, SEARCHED: time_grid}, "sampler.spacing", name))
     return times, {"steps": len(times) - 1, "spacing": name}
 
 

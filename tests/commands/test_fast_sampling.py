@@ -56,7 +56,7 @@ def test_what_cannot_be_is_refused_with_its_key(tiny_run, words, message):
 def test_what_is_done_to_predictions_is_recorded_where_it_acts(tiny_run):
     plain, facts = sampled(tiny_run, "plain-unipc", "n=3", "sampler=unipc", "sampler.steps=4")
     assert not {"percentile", "eps_scale", "times"} & facts["sampler"].keys()
-    assert facts["sampler"]["spacing"] == "log_snr"
+    assert facts["sampler"]["spacing"] == "uniform"
     for name, words, key, value in [
         ("dynamic", ["sampler.clip=dynamic", "sampler.percentile=0.7"], "percentile", 0.7),
         ("scaled", ["sampler.eps_scale=1.05"], "eps_scale", [1.05, 1.05]),

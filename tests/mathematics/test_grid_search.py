@@ -1,0 +1,87 @@
+"""The searched grid: the cheapest path against all paths, costs against trajectories that are known."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffuse.mathematics.continuous import VE, Flow
+from diffuse.mathematics.denoiser import Denoiser
+from diffuse.mathematics.grid_search import Trajectories, cheapest_path, searched_times
+from diffuse.mathematics.oracles import Gaussian
+from diffuse.mathematics.predictions import flow
+from diffuse.mathematics.spacings import SPACINGS, time_grid
+from diffuse.mathematics.tables import linear
+from tests.support.samplers import Wavy, normal64
+
+
+def random_costs(places: int, seed: int) -> Tensor:
+    costs = torch.rand(places, places, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.where(torch.ones(places, places).triu(1) > 0, costs, torch.inf)
+
+
+def total(costs: Tensor, path: tuple[int, ...], discount: float) -> float:
+    """The first jump counts once, the k-th discount^k times."""
+    return sum(discount**k * float(costs[i, j]) for k, (i, j) in enumerate(itertools.pairwise(path)))
+
+
+@pytest.mark.parametrize("jumps", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("discount", [1.0, 1.15])
+def test_no_other_path_is_cheaper(jumps: int, discount: float):
+    for seed in range(10):
+        costs = random_costs(8, seed)
+        found = cheapest_path(costs, jumps, discount)
+        assert (found[0], found[-1], len(found)) == (0, 7, jumps + 1)
+        paths = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), jumps - 1)]
+        assert total(costs, tuple(found), discount) == pytest.approx(min(total(costs, p, discount) for p in paths))
+
+
+@pytest.mark.parametrize("jumps", [0, 8])
+def test_there_are_not_more_jumps_than_places(jumps: int):
+    with pytest.raises(ValueError, match="^steps must be between 1 and 7 for spacing=searched, not"):
+        cheapest_path(random_costs(8, 0), jumps)
+
+
+def gaussian_trajectories(std: float, schedule=None) -> Trajectories:
+    schedule = schedule or VE()
+    data = Gaussian(*torch.tensor([0.3, std], dtype=torch.float64).reshape(2, 1, 1, 1))
+    times = time_grid(schedule, 60, SPACINGS["karras"])
+    return Trajectories(data.denoiser(schedule), schedule.prior_std * normal64(0, 8, 1, 2, 2), times)
+
+
+def test_the_cost_of_a_jump_is_its_error_on_the_flow():
+    """Of a Gaussian: y - mean grows as sqrt(std^2 + rho^2), and eps = rho (y - mean) / (std^2 + rho^2)."""
+    std, x = 0.5, normal64(0, 8, 1, 2, 2) * 100 - 0.3
+    found = gaussian_trajectories(std)
+    spread = [math.hypot(std, rho) for rho in found.rho]
+    for i, j in [(3, 20), (9, 12), (20, 59), (40, 60)]:
+        at_i = x * spread[i] / spread[0]
+        jumped = at_i + (found.rho[j] - found.rho[i]) * found.rho[i] / spread[i] ** 2 * at_i
+        expected = (jumped - x * spread[j] / spread[0]).square().flatten(1).mean(1).sqrt().mean()
+        assert found.cost(i, j) == pytest.approx(float(expected), rel=0.05)  # 60 steps are not the flow itself
+    costs = found.costs()
+    assert costs.shape == (61, 61)
+    assert torch.isinf(costs[torch.ones(61, 61).tril() > 0]).all()
+
+
+def test_a_point_is_reached_in_one_step_and_many_steps_go_where_it_is_curved():
+    """Data of a single point have straight trajectories. Others are curved where rho is about their spread."""
+    assert gaussian_trajectories(1e-9).costs()[0, -1] < 1e-6
+    times = searched_times(gaussian_trajectories(0.5), 8)
+    rho = [VE().alpha_sigma(torch.tensor(time))[1].item() for time in times]
+    assert (times[0], len(times)) == (1000, 8)
+    assert all(early > late for early, late in itertools.pairwise(times))
+    assert sum(0.1 < each < 5 for each in rho) >= 5
+
+
+@pytest.mark.parametrize(("schedule", "prediction"), [(linear(), None), (Flow(), flow)])
+def test_a_trajectory_begins_where_rho_is_finite(schedule, prediction):
+    denoiser = Denoiser(Wavy(), schedule, prediction) if prediction else Denoiser(Wavy(), schedule)
+    times = time_grid(schedule, 20, SPACINGS["karras"])
+    found = Trajectories(denoiser, normal64(1, 2, 1, 2, 2), times)
+    assert len(found.times) == (20 if prediction is None else 19)
+    assert all(map(math.isfinite, found.rho))
+    assert all(torch.isfinite(y).all() for y in found.y)
+    assert len(searched_times(found, 4)) == 4
