@@ -24,7 +24,8 @@ from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
-Search = Callable[[int], list[float]]  # finds the grid of so many steps that suits the network, without the 0
+# Finds the grid of so many steps that suits the network and the sampler, without the 0.
+Search = Callable[[partial[Iterator[Tensor]], int], list[float]]
 SEARCHED = "searched"
 DYNAMIC = "dynamic"
 
@@ -58,7 +59,9 @@ class Sampler:
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         self.name = self.walk.func.__name__
         with about("sampler"):
-            self.times, grid = chosen_times(keys, formulas.schedule, formulas.spacing, search)
+            self.times, grid = chosen_times(
+                keys, formulas.schedule, formulas.spacing, search and partial(search, self.walk)
+            )
             self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)
             self.eps_scale = checked_scale(keys.eps_scale)
             self.percentile = 0.995 if keys.percentile is None else keys.percentile
@@ -124,7 +127,7 @@ class Sampler:
 
 
 def chosen_times(
-    keys: SamplerKeys, schedule: Schedule, spacing: str, search: Search | None
+    keys: SamplerKeys, schedule: Schedule, spacing: str, search: Callable[[int], list[float]] | None
 ) -> tuple[Tensor, dict[str, Any]]:
     """The time grid, and what is recorded of it; spacing is the run's own."""
     if keys.times is not None:

@@ -1,39 +1,52 @@
 """The searched time grid of a trained network: found once for a number of steps, kept in its run."""
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffuse.data.conditions import Condition
-from diffuse.mathematics.grid_search import Trajectories, searched_times
+from diffuse.mathematics.denoiser import AnyDenoiser
+from diffuse.mathematics.grid_search import GROWTHS, Trajectories, candidates, distance
+from diffuse.mathematics.samplers.ddim import ddim
+from diffuse.mathematics.samplers.sampler import order_of
+from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.wrappers import Observed
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import Refused
-from diffuse.system.files import atomic_path, json_round_trip, sha256, write_json
+from diffuse.system.files import atomic_path, json_round_trip, sha256, short_path, write_json
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
 
 IMAGES, FINE = 64, 60  # trajectories, and the steps of each
+SPACED = ("uniform", "quadratic", "log_snr", "karras")  # they compete, and are drawn beside the searched one
+Walk = partial[Iterator[Tensor]]
 
 
-def searched(network: TrainedNetwork, condition: Condition, steps: int) -> list[float]:
+def searched(network: TrainedNetwork, condition: Condition, walk: Walk, steps: int) -> list[float]:
     """The falling times of the best grid of so many steps, without 0, from the run's file or found now.
 
-    The file is named by the checkpoint's hash, by which of its weights the network has, by the label and the steps.
+    The file is named by the checkpoint's hash, by which of its weights the network has, by the sampler, the label and
+    the steps. A sampler that adds noise has the grid of `ddim`.
     """
-    label = "" if condition.label is None else f"_label-{condition.label}"
-    path = network.home / "searched" / f"{network.sha256[:16]}_{network.weights}{label}_{steps}-steps.json"
-    protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, **condition.record}
+    walk = walk if order_of(walk) else partial(ddim)
+    options = {"_target_": walk.func.__name__, **walk.keywords}
+    protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, "sampler": options, **condition.record}
     protocol |= {key: value for key, value in network.provenance.items() if key != "checkpoint"}
+    label = "" if condition.label is None else f"label-{condition.label}_"
+    key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{network.sha256[:16]}_{network.weights}_{walk.func.__name__}-{key}_{label}{steps}-steps.json"
+    path = network.home / "searched" / name
     times = _read(path, protocol)
     if times is None:
-        log.info(f"searching a grid of {steps} steps, by {IMAGES} trajectories of {FINE}, into {path}")
-        times = _search(network, condition, steps)
+        log.info(f"searching a grid of {steps} steps, by {IMAGES} trajectories of {FINE}, into {short_path(path)}")
+        times = _search(network, condition, walk, steps)
         write_json(path, {**protocol, "times": times})
         _draw(path.with_suffix(".png"), network, times)
     network.sources[str(path)] = sha256(path)
@@ -51,48 +64,60 @@ def _read(path: Path, protocol: dict[str, object]) -> list[float] | None:
 
 
 @torch.no_grad()
-def _search(network: TrainedNetwork, condition: Condition, steps: int) -> list[float]:
+def _search(network: TrainedNetwork, condition: Condition, walk: Walk, steps: int) -> list[float]:
     schedule, images = network.schedule, range(IMAGES)
     fine = time_grid(schedule, min(FINE, schedule.T), SPACINGS["karras"])
     if steps > len(fine) - 1:
         raise Refused("steps", f"must be at most {len(fine) - 1} for spacing=searched, not {steps}")
-    shape = IMAGES, *network.kind.shape
-    noise = ImageNoise(0, "searched", images)(torch.empty(shape, device=network.device.torch))
-    denoiser = network.denoiser(clip=network.kind.bounded, float32=True)
-    with Progress("search", len(fine) - 1, "step") as progress:
+    empty = torch.empty(IMAGES, *network.kind.shape, device=network.device.torch)
+    x = ImageNoise(0, "searched", images)(empty) * schedule.prior_std
+    y = condition.of_samples(images, network.device.torch)
+    with Progress("search", len(fine) - 1 + (len(GROWTHS) + len(SPACED)) * steps, "step") as progress:
 
         def seen(guess: object) -> None:
             raise_pending()
             progress.advance()
 
-        y = condition.of_samples(images, network.device.torch)
-        found = Trajectories(Observed(denoiser, seen), noise * schedule.prior_std, fine, y)
-    if len(found.times) == len(fine) - 1:
-        return searched_times(found, steps)
-    return [float(schedule.T), *searched_times(found, steps - 1)] if steps > 1 else [float(schedule.T)]
+        denoiser = Observed(network.denoiser(clip=network.kind.bounded, float32=True), seen)
+        found = Trajectories(denoiser, x, fine, y)
+        before = [] if len(found.times) == len(fine) - 1 else [float(schedule.T)]  # where rho is infinite
+        inner = steps - len(before)
+        grids = [[*before, *times] for times in (candidates(found, inner) if inner else [[]])]
+        grids += [times_of(schedule, steps, name) for name in SPACED]
+        return min((grid for grid in grids if grid), key=lambda grid: ends_from(found, walk, denoiser, x, grid, y))
+
+
+def ends_from(
+    found: Trajectories, walk: Walk, denoiser: AnyDenoiser, x: Tensor, times: Sequence[float], y: Tensor | None
+) -> float:
+    """How far from the trajectories' ends the sampler ends on a grid."""
+    grid = torch.tensor([*times, 0.0], dtype=torch.float64)
+    return distance(walk, denoiser, x, grid, y, found.y[-1])
+
+
+def times_of(schedule: Schedule, steps: int, spacing: str) -> list[float]:
+    """The times of a spacing, without 0; none where it has no grid of so many steps."""
+    try:
+        times: list[float] = time_grid(schedule, steps, SPACINGS[spacing])[:-1].tolist()
+    except Refused:
+        return []
+    return times
 
 
 def _draw(path: Path, network: TrainedNetwork, times: Sequence[float]) -> None:
     """The grid beside the spacings of as many steps, each a row of points over log-SNR."""
     from matplotlib.figure import Figure  # a second to import
 
-    schedule, rows = network.schedule, {"searched": torch.tensor(times, dtype=torch.float64)}
-    for name in ("uniform", "quadratic", "log_snr", "karras"):
-        try:
-            rows[name] = time_grid(schedule, len(times), SPACINGS[name])[:-1]
-        except Refused:
-            continue
+    schedule, spaced = network.schedule, {name: times_of(network.schedule, len(times), name) for name in SPACED}
+    rows = {"searched": list(times), **{name: grid for name, grid in spaced.items() if grid}}
     figure = Figure(figsize=(8, 0.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, grid in enumerate(rows.values()):
-        axes.plot(_finite(schedule.log_snr(grid)), [place] * len(grid), "o-", ms=4, lw=0.8)
+        log_snr = schedule.log_snr(torch.tensor(grid, dtype=torch.float64)).clamp(min=-20)
+        axes.plot(log_snr.tolist(), [place] * len(grid), "o-", ms=4, lw=0.8)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set(xlabel="log-SNR", title=f"{len(times)} steps")
     axes.grid(alpha=0.3, axis="x")
     with atomic_path(path) as beside:
         figure.savefig(beside, format="png", dpi=110)
-
-
-def _finite(log_snr: Tensor) -> list[float]:
-    return log_snr.clamp(min=-20).tolist()

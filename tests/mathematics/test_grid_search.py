@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, Flow
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.grid_search import Trajectories, cheapest_path, searched_times
+from diffuse.mathematics.grid_search import Trajectories, candidates, cheapest_path, distance
 from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.predictions import flow
 from diffuse.mathematics.spacings import SPACINGS, time_grid
@@ -22,20 +22,20 @@ def random_costs(places: int, seed: int) -> Tensor:
     return torch.where(torch.ones(places, places).triu(1) > 0, costs, torch.inf)
 
 
-def total(costs: Tensor, path: tuple[int, ...], discount: float) -> float:
-    """The first jump counts once, the k-th discount^k times."""
-    return sum(discount**k * float(costs[i, j]) for k, (i, j) in enumerate(itertools.pairwise(path)))
+def total(costs: Tensor, path: tuple[int, ...], growth: float) -> float:
+    """The first jump counts once, the k-th growth^k times."""
+    return sum(growth**k * float(costs[i, j]) for k, (i, j) in enumerate(itertools.pairwise(path)))
 
 
 @pytest.mark.parametrize("jumps", [1, 2, 3, 5, 7])
-@pytest.mark.parametrize("discount", [1.0, 1.15])
-def test_no_other_path_is_cheaper(jumps: int, discount: float):
+@pytest.mark.parametrize("growth", [1.0, 1.15])
+def test_no_other_path_is_cheaper(jumps: int, growth: float):
     for seed in range(10):
         costs = random_costs(8, seed)
-        found = cheapest_path(costs, jumps, discount)
+        found = cheapest_path(costs, jumps, growth)
         assert (found[0], found[-1], len(found)) == (0, 7, jumps + 1)
         paths = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), jumps - 1)]
-        assert total(costs, tuple(found), discount) == pytest.approx(min(total(costs, p, discount) for p in paths))
+        assert total(costs, tuple(found), growth) == pytest.approx(min(total(costs, p, growth) for p in paths))
 
 
 @pytest.mark.parametrize("jumps", [0, 8])
@@ -59,8 +59,8 @@ def test_the_cost_of_a_jump_is_its_error_on_the_flow():
     for i, j in [(3, 20), (9, 12), (20, 59), (40, 60)]:
         at_i = x * spread[i] / spread[0]
         jumped = at_i + (found.rho[j] - found.rho[i]) * found.rho[i] / spread[i] ** 2 * at_i
-        expected = (jumped - x * spread[j] / spread[0]).square().flatten(1).mean(1).sqrt().mean()
-        assert found.cost(i, j) == pytest.approx(float(expected), rel=0.05)  # 60 steps are not the flow itself
+        expected = (jumped - x * spread[j] / spread[0]).square().mean()
+        assert found.cost(i, j) == pytest.approx(float(expected), rel=0.1)  # 60 steps are not the flow itself
     costs = found.costs()
     assert costs.shape == (61, 61)
     assert torch.isinf(costs[torch.ones(61, 61).tril() > 0]).all()
@@ -68,8 +68,8 @@ def test_the_cost_of_a_jump_is_its_error_on_the_flow():
 
 def test_a_point_is_reached_in_one_step_and_many_steps_go_where_it_is_curved():
     """Data of a single point have straight trajectories. Others are curved where rho is about their spread."""
-    assert gaussian_trajectories(1e-9).costs()[0, -1] < 1e-6
-    times = searched_times(gaussian_trajectories(0.5), 8)
+    assert gaussian_trajectories(1e-9).costs()[0, -1] < 1e-12
+    times = candidates(gaussian_trajectories(0.5), 8)[0]
     rho = [VE().alpha_sigma(torch.tensor(time))[1].item() for time in times]
     assert (times[0], len(times)) == (1000, 8)
     assert all(early > late for early, late in itertools.pairwise(times))
@@ -84,4 +84,14 @@ def test_a_trajectory_begins_where_rho_is_finite(schedule, prediction):
     assert len(found.times) == (20 if prediction is None else 19)
     assert all(map(math.isfinite, found.rho))
     assert all(torch.isfinite(y).all() for y in found.y)
-    assert len(searched_times(found, 4)) == 4
+    assert all(len(times) == 4 for times in candidates(found, 4))
+
+
+def test_distance_is_from_the_ends_of_each_image():
+    ends = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+
+    def walk(denoiser: Denoiser, x: Tensor, times: Tensor, y: Tensor | None):
+        yield x
+        yield torch.tensor([3.0, 1.0]).double().reshape(2, 1, 1, 1).expand_as(x)
+
+    assert distance(walk, Denoiser(Wavy(), linear()), ends, ends, None, ends) == 2.0  # (3 + 1) / 2
