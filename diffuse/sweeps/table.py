@@ -166,6 +166,8 @@ def numbers(row: Row, word: str = "") -> str:
 def with_deviation(row: Row, name: str) -> str:
     """A mean and its standard deviation; a single value alone."""
     mean, deviation = row.mean(name), row.deviation(name)
+    if deviation == 0:
+        return short(mean)
     if mean is None or deviation is None or not 1e-9 < deviation < 1e3:
         return short(mean) + ("" if deviation is None else f" +- {deviation:.2g}")
     decimals = max(0, 1 - math.floor(math.log10(deviation)))  # two digits of the deviation, as many of the mean
