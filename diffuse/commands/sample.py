@@ -20,6 +20,7 @@ from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import image_grid, save_png
 from diffuse.runs.trained import TrainedNetwork, load_for
+from diffuse.runs.trajectory import Trajectory
 from diffuse.scoring.feature_rows import Rows
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import json_round_trip, short_path, write_atomic, write_json
@@ -31,6 +32,7 @@ LOG, FACTS = "sample.log", "samples.json"
 MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS)
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
+MOST_SHOWN = 64  # images whose way is shown, unless `trajectory` says so
 MOST_FILES = 1000  # images that are written as files of their own, unless `save` says so
 UNFINISHED, IMAGES = "unfinished", "images"  # the folder of what is drawn so far, and the name of its array
 
@@ -55,10 +57,10 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         if not known:
             shutil.rmtree(folder / "images", ignore_errors=True)  # of another command, if it was stopped
         announce(network, drawing, config, output, folder, known)
+        way = trajectory_of(drawing, config, network.batch_size) if not known else None
+        more = partial(batches_of, drawing, config, network.batch_size, folder / "images", way)
         try:
-            drawn.extend(
-                config.n, [IMAGES], partial(batches_of, drawing, config, network.batch_size, folder / "images")
-            )
+            drawn.extend(config.n, [IMAGES], more)
         except (KeyboardInterrupt, Terminated):
             again = output.command if config.name else f"{output.command} name={folder.name}"
             advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
@@ -66,6 +68,8 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
             raise
         seconds, images = time.monotonic() - started, drawn[IMAGES]
         save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
+        if way:
+            way.save(folder)
         if "npz" in kinds_of_files(config):
             write_npz(folder / "samples.npz", images, drawing.condition.of_samples(range(config.n)))
         each_took = seconds / max(1, config.n - known)  # of those drawn now
@@ -103,13 +107,21 @@ def kinds_of_files(config: SampleConfig) -> list[str]:
     return config.save or (["png", "npz"] if config.n <= MOST_FILES else ["npz"])
 
 
+def trajectory_of(drawing: Drawing, config: SampleConfig, batch_size: int) -> Trajectory | None:
+    """What keeps the way of the first batch, if it is asked for, and if the number of evaluations is known."""
+    wanted = config.n <= MOST_SHOWN if config.trajectory is None else config.trajectory
+    if not wanted or not drawing.sampler.evaluations or not drawing.kind.bounded:
+        return None
+    return Trajectory(drawing.kind, drawing.sampler.evaluations, min(config.n, batch_size))
+
+
 def batches_of(
-    drawing: Drawing, config: SampleConfig, batch_size: int, folder: Path, first: int
+    drawing: Drawing, config: SampleConfig, batch_size: int, folder: Path, way: Trajectory | None, first: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """The images [b, H, W, C] of each batch from image `first` on; also as PNG files in the folder, if asked for."""
     kind = drawing.kind
     as_files = "png" in kinds_of_files(config) and kind.bounded and kind.channels in (1, 3)  # what PNG can hold
-    for numbers, x in drawing.batches(config.n, batch_size, first):
+    for numbers, x in drawing.batches(config.n, batch_size, first, way or (lambda guess: None)):
         images = to_uint8(x) if kind.bounded else x
         for number, image in zip(numbers, images, strict=True) if as_files else ():
             save_png(folder / f"{number:05d}.png", image)

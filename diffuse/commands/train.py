@@ -29,6 +29,7 @@ from diffuse.runs.drawing import Drawing
 from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output, timestamp
+from diffuse.runs.pictures import gif_of_pngs
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
@@ -228,6 +229,8 @@ def train(
         log.info(f"stopped, {at}; continue with: {again}")
         raise
     values = last_values(folder)
+    grids = [path for path in sorted(folder.glob("images/step_*.png")) if path.stem[5:].isdigit()]
+    gif_of_pngs(folder / "images" / "samples.gif", grids)
     if trainer.step < config.steps:
         log.info(f"stopped after max_hours={config.max_hours}, step {trainer.step} is saved; continue with: {again}")
         return values

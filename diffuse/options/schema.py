@@ -137,6 +137,9 @@ class SampleConfig(NetworkConfig):
     """draw images from a trained run, into <run>/samples/<time>"""
 
     n: Annotated[int, key("number of images", AT_LEAST_1)]
+    trajectory: Annotated[
+        bool | None, key("pictures of the way from noise to images: a strip and a GIF (null: for n up to 64)")
+    ]
     save: Annotated[
         list[str] | None,
         key("png, a file for each image, and npz, one for all (null: both up to 1,000)", choices=SAVED),

@@ -66,13 +66,19 @@ class Drawing:
         *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
         return self.kind.from_network(drawn)
 
-    def batches(self, n: int, batch_size: int, first: int = 0) -> Iterator[tuple[range, Tensor]]:
-        """The numbers and the images of each batch, from image `first` to n - 1; shows progress."""
+    def batches(
+        self, n: int, batch_size: int, first: int = 0, seen: Seen = lambda guess: None
+    ) -> Iterator[tuple[range, Tensor]]:
+        """The numbers and the images of each batch, from image `first` to n - 1; shows progress.
+
+        seen is called with every prediction.
+        """
         cost = self.sampler.evaluations or 1  # 1 where only images can be counted
         unit = "evaluation" if self.sampler.evaluations else "image"
 
         def after_evaluation(guess: Prediction) -> None:
             raise_pending()
+            seen(guess)
             self.evaluated["evaluations"] += len(guess.x0)
             if self.sampler.evaluations:
                 progress.advance(len(guess.x0))

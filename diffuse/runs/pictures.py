@@ -1,7 +1,9 @@
 """Pictures for people: grids of images, the forward process, curves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -33,6 +35,24 @@ def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> N
     image = Image.fromarray(picture.cpu().permute(1, 2, 0).squeeze(2).numpy())
     with atomic_path(path, survives_power_cut) as beside:
         image.save(beside, format="PNG")
+
+
+def save_gif(path: Path, pictures: Sequence[Tensor], seconds: float, last: float) -> None:
+    """Write uint8 pictures [3, H, W] as an animated GIF: each is shown for some seconds, the last one longer."""
+    frames = [Image.fromarray(picture.cpu().permute(1, 2, 0).numpy()) for picture in pictures]
+    times = [*[round(1000 * seconds)] * (len(frames) - 1), round(1000 * last)]
+    with atomic_path(path, survives_power_cut=False) as beside:
+        frames[0].save(beside, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+
+
+def gif_of_pngs(path: Path, pngs: Sequence[Path], most: int = 60) -> None:
+    """An animated GIF of pictures of one size that are PNG files, of many some; none for fewer than two of them."""
+    if len(pngs) < 2:
+        return
+    places = torch.linspace(0, len(pngs) - 1, min(most, len(pngs))).round().int().tolist()
+    pictures = [torch.from_numpy(np.array(Image.open(pngs[place]).convert("RGB"))).permute(2, 0, 1) for place in places]
+    if len({picture.shape for picture in pictures}) == 1:
+        save_gif(path, pictures, 0.3, 1.5)
 
 
 def forward_process(schedule: Schedule, x0: Tensor, noise: Tensor) -> Tensor:

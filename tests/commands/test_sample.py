@@ -43,7 +43,8 @@ def images(folder: Path) -> np.ndarray:
 def test_a_folder_of_samples_is_complete(tiny_run):
     folder = sampled(tiny_run, "complete", "n=5")
     assert sorted(path.name for path in folder.iterdir()) == [
-        ".hydra", ".lock", "grid.png", "images", "sample.log", "samples.json", "samples.npz",
+        ".hydra", ".lock", "grid.png", "images", "sample.log", "samples.json", "samples.npz", "trajectory.gif",
+        "trajectory.png",
     ]  # fmt: skip
     array = images(folder)
     assert array.shape == (5, 8, 8, 1)
