@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.polynomial import Polynomial
-from scipy.integrate import quad
+from scipy.integrate import quad, solve_ivp
 from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, Flow
@@ -25,6 +25,7 @@ from diffuse.mathematics.samplers.linear_multistep import deis, integrated, ipnd
 from diffuse.mathematics.samplers.unipc import unipc
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.tables import linear
+from diffuse.mathematics.wrappers import Clipped, DynamicallyClipped, EpsScaled, Observed
 from tests.support.gaussian import MEAN, STD
 from tests.support.paths import PATHS, Path, on_every_path
 from tests.support.samplers import COARSE, LEVELS, Wavy, last, moments_of, normal64
@@ -209,7 +210,7 @@ def test_the_adaptive_method_keeps_its_tolerance(gaussian: Gaussian, path: Path,
     grown = ((alpha_s * gaussian.std) ** 2 + sigma_s**2).sqrt() / ((alpha_T * gaussian.std) ** 2 + sigma_T**2).sqrt()
     exact = alpha_s * gaussian.mean + grown * (x - alpha_T * gaussian.mean)
     size = math.hypot(alpha_s, sigma_s)
-    assert (found - exact).abs().max() / size < 50 * tolerance
+    assert (found - exact).abs().max() / size < 150 * tolerance
     assert count / len(x) < {1e-2: 120, 1e-4: 220, 1e-6: 450}[tolerance]
 
 
@@ -226,6 +227,78 @@ def test_the_steps_of_an_image_are_its_own(schedule):
     for i in range(5):
         alone = last(dormand_prince(Denoiser(net, schedule, prediction), x[i : i + 1], COARSE, y[i : i + 1]))
         assert torch.equal(alone[0], together[i])
+
+
+def test_the_adaptive_steps_are_those_of_scipy():
+    """The same tableau, error norm and rules of growing and shrinking: as many evaluations, from the same first step."""
+    data = Gaussian(*torch.tensor([0.3, 0.05], dtype=torch.float64).reshape(2, 1, 1, 1))
+    denoiser, x = data.denoiser(VE()), 100 * normal64(3, 1, 1, 2, 2)
+    start, end = (math.atan(VE().alpha_sigma(t)[1]) for t in torch.tensor([1000.0, 20.0]).double())
+    seen: list[float] = []
+
+    def field(phi: float, z: np.ndarray) -> np.ndarray:
+        rho = math.tan(phi)
+        x0 = 0.3 + 0.05**2 / (0.05**2 + rho**2) * (z / math.cos(phi) - 0.3)
+        return (z - math.cos(phi) * x0) / math.sin(phi) * math.cos(phi) - math.sin(phi) * x0
+
+    z = (x * math.cos(start)).flatten().numpy()
+    first = 0.01 * np.sqrt(np.mean(z**2) / np.mean(field(start, z) ** 2))
+    observed = Observed(denoiser, lambda guess: seen.append(1))
+    for tolerance in (1e-2, 1e-5):
+        seen.clear()
+        theirs = solve_ivp(field, (start, end), z, rtol=tolerance, atol=tolerance, first_step=first)
+        ours = last(dormand_prince(observed, x, torch.tensor([1000.0, 20.0]).double(), tolerance=tolerance))
+        np.testing.assert_allclose(ours.flatten() * math.cos(end), theirs.y[:, -1], rtol=1e-9)
+        assert len(seen) == theirs.nfev
+
+
+@pytest.mark.parametrize(
+    "sampler", [heun, dpm_solver, dpm_solver_singlestep, unipc, lms, deis, ipndm, pndm, dormand_prince]
+)
+def test_every_evaluation_is_told_the_labels(sampler):
+    """Those of its images, by every sampler and through every wrapper."""
+    asked: list[Tensor] = []
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        asked.append(y)
+        return 0.2 * x
+
+    labels = torch.tensor([3, 7])
+    inner = Denoiser(net, linear())
+    wrapped = Observed(Clipped(DynamicallyClipped(EpsScaled(inner, 1.01, 1.02))), lambda guess: None)
+    starts = [{"start": start} for start in ("plms", "runge_kutta")] if sampler is pndm else [{}]
+    orders = [{"order": order} for order in (2, 3)] if sampler is dpm_solver_singlestep else starts
+    for options in orders:
+        last(sampler(wrapped, normal64(1, 2, 1, 2, 2), COARSE, labels, **options))
+    assert len(asked) >= 7
+    assert all(y is not None and set(y.tolist()) <= {3, 7} for y in asked)
+    assert any(y.tolist() == [3, 7] for y in asked)
+
+
+def test_churn_alone_raises_every_level_by_what_is_right():
+    """By default churn_min is 0, churn_max infinite, churn_noise 1: the first two steps written out."""
+    denoiser, x, z = Denoiser(Wavy(), linear()), normal64(1, 1, 1, 2, 2), normal64(2, 1, 1, 2, 2)
+    times = torch.tensor([900, 300, 0], dtype=torch.float64)
+    found = next(heun(denoiser, x, times, order=1, churn=0.4, noise=lambda _: z))
+    schedule = linear()
+    rho = math.exp(-float(schedule.log_snr(times[0])) / 2)
+    raised = schedule.time(torch.tensor(-2 * math.log(1.2 * rho), dtype=torch.float64))
+    (alpha, _), (alpha_up, _) = schedule.alpha_sigma(times[0]), schedule.alpha_sigma(raised)
+    y = x / alpha + rho * math.sqrt(1.2**2 - 1) * z
+    guess = denoiser(alpha_up * y, raised)
+    (alpha_s, sigma_s) = schedule.alpha_sigma(times[1])
+    torch.testing.assert_close(found, alpha_s * guess.x0 + sigma_s * guess.eps, rtol=1e-7, atol=1e-7)
+
+
+def test_a_lower_final_order_uses_fewer_evaluations_before_the_last_step():
+    """With order 3, the step before the one to 0 is that of order 2; the others are as they were."""
+    x, denoiser = normal64(4, 2, 1, 2, 2), Denoiser(Wavy(), linear())
+    for sampler in (dpm_solver, unipc):
+        lower, full = (list(sampler(denoiser, x, COARSE, order=3, lower_order_final=final)) for final in (True, False))
+        same = [torch.equal(a, b) for a, b in zip(lower, full, strict=True)]
+        assert same == [True] * 5 + [False] * 2
+        by_default = list(sampler(denoiser, x, COARSE, order=3))
+        assert torch.equal(by_default[-1], lower[-1])
 
 
 def test_nan_ends_the_adaptive_method():

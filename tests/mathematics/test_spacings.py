@@ -17,6 +17,7 @@ from diffuse.mathematics.spacings import (
     karras,
     leading,
     log_snr,
+    own_grid,
     quadratic,
     time_grid,
     to_zero,
@@ -228,3 +229,28 @@ def test_levels_are_spread_apart_in_the_middle_too():
 def test_impossible_numbers_of_steps_are_refused(steps, schedule, most):
     with pytest.raises(ValueError, match=f"^steps must be between 1 and {most}, not {steps}$"):
         time_grid(schedule, steps)
+
+
+@pytest.mark.parametrize("given", [[1000, 700, 333.5, 1], [1000, 700, 333.5, 1, 0], [501.0, 0]])
+def test_a_grid_of_ones_own_ends_at_0(given: list[float]):
+    found = own_grid(linear(), given)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [*(time for time in given if time), 0]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "given", "message"),
+    [
+        (linear(), [1000, 700, 701], "times must fall from noise to data, and do not from 700 to 701"),
+        (linear(), [1000, 700, 700], "times must fall from noise to data, and do not from 700 to 700"),
+        (linear(), [1000, 3, -1], "times must fall from noise to data, and do not from -1 to 0"),
+        (linear(), [], "times must be numbers above 0 and at most 1000, not []"),
+        (linear(), [1001, 7], "times must be numbers above 0 and at most 1000, not [1001, 7]"),
+        (linear(), [500, 7], "times must begin at T = 1000 on this schedule, where x is pure noise, not at 500"),
+        (VE(), [999, 7], "times must begin at T = 1000 on this schedule, where x is pure noise, not at 999"),
+    ],
+)
+def test_a_grid_of_ones_own_falls_from_noise(schedule: Schedule, given: list[float], message: str):
+    with pytest.raises(ValueError) as caught:
+        own_grid(schedule, given)
+    assert str(caught.value) == message

@@ -25,7 +25,7 @@ A = (
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
 E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
+SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 
 
 def _unknown(steps: int, **options: Any) -> None:
@@ -65,6 +65,7 @@ def dormand_prince(
     z, phi = x / radius(schedule, times[0]), start.repeat(len(x))
     slope = velocity(phi, z, torch.arange(len(x)))
     h = 0.01 * _norm(z) / _norm(slope)  # Hairer, Norsett and Wanner 1993, section II.4: z changes by a hundredth
+    most = torch.full_like(h, GROW)  # by which the next step may grow: not at all after one that was refused
     while len(rows := (phi > end).nonzero().flatten()):
         at, step = phi[rows], torch.fmin(h[rows], phi[rows] - end)  # all of it for NaN
         here = rows.to(z.device)
@@ -79,8 +80,10 @@ def dormand_prince(
         z = z.index_copy(0, here[there], z_s[there])
         slope = slope.index_copy(0, here[there], stages[-1][there])
         phi[rows[taken]] = torch.where(step < at - end, at - step, end)[taken]
-        growth = (SAFETY * error.clamp(min=1e-10) ** -0.2).nan_to_num(GROW).clamp(SHRINK, GROW)
-        h[rows] = step * torch.where(taken, growth, growth.clamp(max=1))
+        growth = (SAFETY * error**-0.2).nan_to_num(GROW, posinf=GROW).clamp(min=SHRINK)
+        most[rows[~taken]] = 1.0
+        h[rows] = step * torch.minimum(growth, most[rows])
+        most[rows[taken]] = GROW
         yield z * _shaped(radius(schedule, _time(schedule, phi)), z)
     if closing:
         yield denoiser(z * radius(schedule, ends[1]), ends[1], y).x0

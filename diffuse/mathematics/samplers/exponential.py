@@ -132,10 +132,11 @@ class Step:
         return x
 
     def constant_x0(self, x: Tensor, x0: Tensor) -> Tensor:
-        """x_s for an x0 that is constant along the step, without noise: the limit of both forms at infinity."""
-        eta = self.flow.eta
-        of_x = self.sigma_s / self.sigma_t * self.kept**eta
-        return of_x * x + self.alpha_s * (1 - self.kept ** (1 + eta)) * x0
+        """x_s, without noise, for a step that is not finite: the limit of both forms, with x0 constant along it.
+
+        Nothing of eps is kept where there is noise (e^-h is 0), and all of it without.
+        """
+        return self.alpha_s * x0 if self.flow.eta else self.sigma_s / self.sigma_t * x + self.alpha_s * x0
 
     def add_noise(self, x: Tensor, noise: Noise) -> Tensor:
         """x_s with the noise of the step, of which there is none at s = 0."""
