@@ -230,7 +230,7 @@ def test_the_steps_of_an_image_are_its_own(schedule):
 
 
 def test_the_adaptive_steps_are_those_of_scipy():
-    """The same tableau, error norm and rules of growing and shrinking: as many evaluations, from the same first step."""
+    """The same tableau, error norm and rules for steps: as many evaluations from the same first step."""
     data = Gaussian(*torch.tensor([0.3, 0.05], dtype=torch.float64).reshape(2, 1, 1, 1))
     denoiser, x = data.denoiser(VE()), 100 * normal64(3, 1, 1, 2, 2)
     start, end = (math.atan(VE().alpha_sigma(t)[1]) for t in torch.tensor([1000.0, 20.0]).double())

@@ -48,7 +48,7 @@ def test_a_run_explains_itself():
     ]  # fmt: skip
     assert [line["step"] for line in metrics(folder)] == [2, 4, 6]
     assert sorted(path.name for path in (folder / "images").iterdir()) == [
-        "forward_process.png", "step_00000003.png", "step_00000006.png",
+        "forward_process.png", "samples.gif", "step_00000003.png", "step_00000006.png",
     ]  # fmt: skip
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "last.pt", "step_00000003.pt", "step_00000006.pt",
