@@ -23,13 +23,13 @@ from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.runs.trajectory import Trajectory
 from diffuse.scoring.feature_rows import Rows
 from diffuse.system.errors import Terminated, UserError
-from diffuse.system.files import json_round_trip, short_path, write_atomic, write_json
+from diffuse.system.files import json_round_trip, remove_leftovers, short_path, write_atomic, write_json
 from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
-# Where, how long, at what cost; of the checkpoint its hash counts.
-MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS)
+# Where, how long, at what cost, and what follows from the sampler; of the checkpoint its hash counts.
+MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS, "order")
 MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 MOST_SHOWN = 64  # images whose way is shown, unless `trajectory` says so
@@ -48,14 +48,18 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
     facts = {"n": config.n, "save": kinds_of_files(config), **drawing.record, **network.provenance}
     facts |= {"made_from": network.sources}
     if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
+        shutil.rmtree(named / UNFINISHED, ignore_errors=True)  # of a kill at the very end
         log.info(f"{short_path(named)} is finished: {config.n:,} images are drawn, {short_path(named / 'grid.png')}")
         return cost_of(named)
     with output.new_folder(network.home / "samples", config.name, LOG, is_unfinished) as folder:
         add_to_history(network.home, output.command, folder, network.device, config.trust)
         drawn = Rows(folder / UNFINISHED, {key: facts[key] for key in facts.keys() - {*MAY_DIFFER}})
         known, started = drawn.count(IMAGES), time.monotonic()
-        if not known:
-            shutil.rmtree(folder / "images", ignore_errors=True)  # of another command, if it was stopped
+        if not known:  # what is there is of another command that was stopped
+            shutil.rmtree(folder / "images", ignore_errors=True)
+            for path in [folder / "samples.npz", folder / "grid.png", *folder.glob("trajectory.*")]:
+                path.unlink(missing_ok=True)
+        remove_leftovers(folder / "images")
         announce(network, drawing, config, output, folder, known)
         way = trajectory_of(drawing, config, network.batch_size) if not known else None
         more = partial(batches_of, drawing, config, network.batch_size, folder / "images", way)
@@ -68,15 +72,15 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
             raise
         seconds, images = time.monotonic() - started, drawn[IMAGES]
         save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
-        if way:
-            way.save(folder)
         if "npz" in kinds_of_files(config):
             write_npz(folder / "samples.npz", images, drawing.condition.of_samples(range(config.n)))
-        each_took = seconds / max(1, config.n - known)  # of those drawn now
-        hardware = {"device": network.where, "seconds": round(seconds, 3), SECONDS: round(each_took, 6)}
+        hardware = {"device": network.where, "seconds": round(seconds, 3)}
+        if known < config.n:
+            hardware[SECONDS] = round(seconds / (config.n - known), 6)  # of those drawn now
         write_json(folder / FACTS, {**facts, EVALUATIONS: drawing.evaluations, **hardware})
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-        each = "" if drawing.sampler.evaluations else f", {drawing.evaluations or 0:.0f} evaluations each"
+        took = drawing.evaluations if drawing.sampler.adaptive else None
+        each = f", {took:.0f} evaluations each" if took else ""
         log.info(f"{config.n - known:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
     return cost_of(folder)
 
@@ -125,6 +129,8 @@ def batches_of(
         images = to_uint8(x) if kind.bounded else x
         for number, image in zip(numbers, images, strict=True) if as_files else ():
             save_png(folder / f"{number:05d}.png", image)
+        if way and not first and numbers.start == 0:
+            way.save(folder.parent)
         yield {IMAGES: images.permute(0, 2, 3, 1).numpy()}
 
 

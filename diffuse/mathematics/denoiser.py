@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from diffuse.mathematics.predictions import Coefficients, PredictionType, eps
@@ -77,15 +78,26 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """The prediction of x0 from x_t at time t, and with it eps, v and the score."""
-        t = per_image(t, x_t)
-        alpha, sigma = self.schedule.alpha_sigma(t)
-        coefficients = self.prediction(self.schedule, t)
-        output, between = self.output(x_t, t, y, coefficients), None
+        alpha, sigma, coefficients = self.numbers(t, x_t)
+        output, between = self.output(x_t, per_image(t, x_t), y, coefficients), None
         if self.learned_variance:  # Nichol and Dhariwal 2021, section 3.1; the network outputs it in [-1, 1]
             output, variance = output.chunk(2, dim=1)
             between = (variance + 1) / 2
         x0 = coefficients.c_skip * x_t + coefficients.c_out * output
         return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, between)
+
+    def numbers(self, t: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
+        """alpha, sigma and the prediction type's coefficients, shaped so that they multiply images like x_t.
+
+        Times of single images in float64, as an adaptive sampler has them, are taken one by one: vectorised functions
+        differ in the last bits with the place in a batch, and an image must not depend on its batch.
+        """
+        if t.ndim == 0 or t.dtype != torch.float64 or x_t.dtype == torch.float64:
+            t = per_image(t, x_t)
+            return *self.schedule.alpha_sigma(t), self.prediction(self.schedule, t)
+        rows = [(*self.schedule.alpha_sigma(each), *self.prediction(self.schedule, each)) for each in t.cpu()]
+        alpha, sigma, *coefficients = (per_image(torch.stack(column), x_t) for column in zip(*rows, strict=True))
+        return alpha, sigma, Coefficients(*coefficients)
 
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """The network's output, net(c_in x_t, time, y)."""

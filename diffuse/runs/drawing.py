@@ -42,7 +42,13 @@ class Drawing:
         """What the images depend on beside the network, and what each takes, where that is known before."""
         cost = {"evaluations": self.sampler.evaluations, "network_calls": self.sampler.calls}
         known = {key: value for key, value in cost.items() if value is not None}
-        return {"sampler": self.sampler.record, **known, "seed": self.seed, **self.condition.record}
+        return {
+            "sampler": self.sampler.record,
+            "order": self.sampler.order,
+            **known,
+            "seed": self.seed,
+            **self.condition.record,
+        }
 
     def draw(
         self,

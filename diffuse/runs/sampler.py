@@ -13,6 +13,7 @@ from torch import Tensor
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.samplers.langevin import REVERSE_DIFFUSION
+from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, own_grid, time_grid
 from diffuse.mathematics.variances import Variance
@@ -24,8 +25,8 @@ from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
-# Finds the grid of so many steps that suits the network and the sampler, without the 0.
-Search = Callable[[partial[Iterator[Tensor]], int], list[float]]
+# Of the sampler, what wraps its denoiser, that in words, and a number of steps: the grid that suits, without the 0.
+Search = Callable[[partial[Iterator[Tensor]], Callable[[AnyDenoiser], AnyDenoiser], dict[str, Any], int], list[float]]
 SEARCHED = "searched"
 DYNAMIC = "dynamic"
 
@@ -38,6 +39,7 @@ class Sampler:
     wrap         puts eps_scale and clipping around a denoiser
     evaluations  calls of the outermost denoiser that an image takes; None where it depends on the image
     calls        the network calls for them
+    order        of convergence; None if it adds noise
     record       the options, for the files beside the samples
 
     Without the arguments `analytic` and `search`, which need a trained network, the analytic variance and the searched
@@ -58,19 +60,23 @@ class Sampler:
         keys = SamplerKeys(**checked_options(SamplerKeys, common, "sampler"))
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         self.name = self.walk.func.__name__
+        self.adaptive = evaluations_of(self.walk) is None
         with about("sampler"):
-            self.times, grid = chosen_times(
-                keys, formulas.schedule, formulas.spacing, search and partial(search, self.walk)
-            )
             self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)
             self.eps_scale = checked_scale(keys.eps_scale)
-            self.percentile = 0.995 if keys.percentile is None else keys.percentile
+            self.percentile = checked_percentile(keys.percentile, self.clip)
+            changes = {
+                "clip": self.clip,
+                **({"percentile": self.percentile} if self.clip == DYNAMIC else {}),
+                **({"eps_scale": self.eps_scale} if self.eps_scale else {}),
+            }
+            found = search and partial(search, self.walk, self.wrap, changes)
+            chosen = ends_alone if self.adaptive else chosen_times
+            self.times, grid = chosen(keys, formulas.schedule, formulas.spacing, found)
         self.record = {
             **{key: value for key, value in node.items() if key not in common},
             **grid,
-            "clip": self.clip,
-            **({"percentile": self.percentile} if self.clip == DYNAMIC else {}),
-            **({"eps_scale": self.eps_scale} if self.eps_scale else {}),
+            **changes,
         }
         if node.get("predictor") == REVERSE_DIFFUSION:
             if node.get("variance") is not None:
@@ -84,8 +90,6 @@ class Sampler:
             self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
         with about("sampler"):
             self.evaluations, self.calls = self.count(formulas)
-        if self.evaluations is None:
-            self.record = {key: value for key, value in self.record.items() if key not in ("steps", "spacing")}
 
     def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
         """The denoiser with scaled eps and clipped x0: clipping is the last that happens to a prediction."""
@@ -97,9 +101,7 @@ class Sampler:
 
     def count(self, formulas: Formulas) -> tuple[int | None, int | None]:
         """Evaluations and network calls for an image, counted on a network that returns its input."""
-        declared = getattr(self.walk.func, "evaluations", None)
-        options = {key: value for key, value in self.walk.keywords.items() if key != "variance"}
-        if declared and declared(2, **options) is None:
+        if self.adaptive:
             return None, None
         counted: Counter[str] = Counter()
 
@@ -115,6 +117,11 @@ class Sampler:
         return counted["evaluations"], counted["calls"]
 
     @property
+    def order(self) -> int | None:
+        """Of a sampler that declares none, None."""
+        return order_of(self.walk)
+
+    @property
     def cost(self) -> int:
         """Network calls for an image, about: those of an adaptive method at its default tolerance are a guess."""
         return self.calls or 60
@@ -124,6 +131,24 @@ class Sampler:
         if start is None:
             return self.times
         return torch.cat([torch.tensor([start], dtype=torch.float64), self.times[self.times < start]])
+
+
+def evaluations_of(walk: partial[Iterator[Tensor]]) -> int | None:
+    """What a sampler declares for two steps, None if it is adaptive; 2 for one that declares nothing."""
+    declared = getattr(walk.func, "evaluations", None)
+    options = {key: value for key, value in walk.keywords.items() if key != "variance"}
+    found: int | None = declared(2, **options) if declared else 2
+    return found
+
+
+def ends_alone(
+    keys: SamplerKeys, schedule: Schedule, spacing: str, search: object = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """The grid of an adaptive method, which chooses its own steps: T, the smallest time of the training, and 0."""
+    for name in ("steps", "spacing", "times"):
+        if getattr(keys, name) is not None:
+            raise Refused(name, "is not for an adaptive sampler, which chooses its steps by tolerance: leave it out")
+    return torch.tensor([schedule.T, schedule.t_min, 0], dtype=torch.float64), {}
 
 
 def chosen_times(
@@ -167,6 +192,13 @@ def checked_clip(clip: bool | str) -> bool | str:
     """true, false or dynamic."""
     check(isinstance(clip, bool) or clip == DYNAMIC, "clip", "true, false or dynamic", clip)
     return clip
+
+
+def checked_percentile(percentile: float | None, clip: bool | str) -> float:
+    """The percentile of dynamic clipping; refused where it would do nothing."""
+    if percentile is not None and clip != DYNAMIC:
+        raise Refused("percentile", f"is of sampler.clip=dynamic, and clip is {clip}")
+    return 0.995 if percentile is None else percentile
 
 
 def checked_scale(scale: Any) -> tuple[float, float] | None:

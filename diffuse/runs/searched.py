@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +30,23 @@ SPACED = ("uniform", "quadratic", "log_snr", "karras")  # they compete, and are 
 Walk = partial[Iterator[Tensor]]
 
 
-def searched(network: TrainedNetwork, condition: Condition, walk: Walk, steps: int) -> list[float]:
+def searched(
+    network: TrainedNetwork,
+    condition: Condition,
+    walk: Walk,
+    wrap: Callable[[AnyDenoiser], AnyDenoiser],
+    changes: Mapping[str, Any],
+    steps: int,
+) -> list[float]:
     """The falling times of the best grid of so many steps, without 0, from the run's file or found now.
 
     The file is named by the checkpoint's hash, by which of its weights the network has, by the sampler, the label and
     the steps. A sampler that adds noise has the grid of `ddim`.
+
+    wrap     what is done to predictions before the sampler sees them; changes: the same in words
     """
     walk = walk if order_of(walk) else partial(ddim)
-    options = {"_target_": walk.func.__name__, **walk.keywords}
+    options = {"_target_": walk.func.__name__, **walk.keywords, **changes}
     protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, "sampler": options, **condition.record}
     protocol |= {key: value for key, value in network.provenance.items() if key != "checkpoint"}
     label = "" if condition.label is None else f"label-{condition.label}_"
@@ -46,7 +56,7 @@ def searched(network: TrainedNetwork, condition: Condition, walk: Walk, steps: i
     times = _read(path, protocol)
     if times is None:
         log.info(f"searching a grid of {steps} steps, by {IMAGES} trajectories of {FINE}, into {short_path(path)}")
-        times = _search(network, condition, walk, steps)
+        times = _search(network, condition, walk, wrap, steps)
         write_json(path, {**protocol, "times": times})
         _draw(path.with_suffix(".png"), network, times)
     network.sources[str(path)] = sha256(path)
@@ -64,7 +74,13 @@ def _read(path: Path, protocol: dict[str, object]) -> list[float] | None:
 
 
 @torch.no_grad()
-def _search(network: TrainedNetwork, condition: Condition, walk: Walk, steps: int) -> list[float]:
+def _search(
+    network: TrainedNetwork,
+    condition: Condition,
+    walk: Walk,
+    wrap: Callable[[AnyDenoiser], AnyDenoiser],
+    steps: int,
+) -> list[float]:
     schedule, images = network.schedule, range(IMAGES)
     fine = time_grid(schedule, min(FINE, schedule.T), SPACINGS["karras"])
     if steps > len(fine) - 1:
@@ -78,7 +94,7 @@ def _search(network: TrainedNetwork, condition: Condition, walk: Walk, steps: in
             raise_pending()
             progress.advance()
 
-        denoiser = Observed(network.denoiser(clip=network.kind.bounded, float32=True), seen)
+        denoiser = Observed(wrap(network.denoiser(float32=True)), seen)
         found = Trajectories(denoiser, x, fine, y)
         before = [] if len(found.times) == len(fine) - 1 else [float(schedule.T)]  # where rho is infinite
         inner = steps - len(before)

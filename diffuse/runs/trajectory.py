@@ -5,19 +5,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffuse.data.images import ImageKind
+from diffuse.data.images import ImageKind, to_uint8
 from diffuse.mathematics.denoiser import Prediction
 from diffuse.runs.pictures import image_grid, save_gif, save_png
 
 FRAMES = 40  # of a GIF at most
 COLUMNS, IMAGES = 10, 8  # of the strip
+MOST = 64  # images in a frame
 SECONDS, LAST = 0.12, 1.5  # that a frame is shown, and the last one
 
 
 class Trajectory:
     """Keeps x_t and the predicted x0 of some of the evaluations of a batch: the first, the last, and evenly between.
 
-    evaluations is how many there will be. Predictions of a part of the batch, as adaptive methods have, are left out.
+    evaluations is how many there will be. Of a batch the first 64 images are kept, in 8 bits.
     """
 
     def __init__(self, kind: ImageKind, evaluations: int, images: int):
@@ -34,7 +35,7 @@ class Trajectory:
         self.count += 1
 
     def _image(self, x: Tensor) -> Tensor:
-        return self.kind.from_network(x).float().cpu().clamp(-1, 1)
+        return to_uint8(self.kind.from_network(x[:MOST]).float().cpu().clamp(-1, 1))
 
     def save(self, folder: Path) -> None:
         """Write trajectory.png, for each image a row of x_t and one of x0, and trajectory.gif, both side by side."""

@@ -1,5 +1,6 @@
 """What a sweep over samplers tells beside its pictures: how far each job's images are from the finest ones."""
 
+import json
 import math
 import zipfile
 from collections.abc import Sequence
@@ -18,14 +19,17 @@ def with_distances(sweep: Path, jobs: Sequence[Record]) -> list[Record]:
     """The jobs of `diffuse sample` with a value more: the distance of their images from those of the finest job.
 
     The root mean square over the pixels of the first 64 images, in units in which they lie in [-1, 1]. Finest is the
-    job with the most evaluations among those that differ in their sampler alone, and so began with the same noise.
+    deterministic job with the most evaluations, then the highest order, among those that differ in their sampler alone,
+    and so began with the same noise.
     """
     found = {job.folder: job for job in jobs}
     drawn = [job for job in jobs if job.command == "sample" and job.status == DONE and job.value(EVALUATIONS)]
     for group in _of_same_noise(drawn):
         images = {job.folder: _first_images(sweep / job.folder / "samples.npz") for job in group}
-        finest = max(group, key=lambda job: job.value(EVALUATIONS) or 0.0)
-        for job in group if len(group) > 1 else ():
+        orders = {job.folder: _order(sweep / job.folder / "samples.json") for job in group}
+        flows = [job for job in group if orders[job.folder]]  # the others add noise, and do not end at the flow's ends
+        finest = max(flows, key=lambda job: (job.value(EVALUATIONS) or 0.0, orders[job.folder]), default=group[0])
+        for job in group if len(group) > 1 and flows else ():
             mine, best = images[job.folder], images[finest.folder]
             if mine is not None and best is not None and mine.shape == best.shape:
                 distance = float(np.sqrt(np.mean((mine - best) ** 2)))
@@ -40,6 +44,14 @@ def _of_same_noise(jobs: Sequence[Record]) -> list[list[Record]]:
         others = tuple((key, value) for key, value in job.varied.items() if key.partition(".")[0] != "sampler")
         groups.setdefault(others, []).append(job)
     return list(groups.values())
+
+
+def _order(path: Path) -> int:
+    """The order of a job's sampler, from its samples.json; 0 for one that adds noise."""
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["order"] or 0)
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
 
 
 def _first_images(path: Path) -> np.ndarray | None:

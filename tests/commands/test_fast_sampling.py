@@ -42,6 +42,7 @@ def test_a_grid_of_ones_own_is_a_list_or_a_file(tiny_run, tmp_path):
         (["times=nowhere.txt"], "sampler.times must be a list or a file with one, and nowhere.txt cannot be read"),
         (["clip=hard"], "sampler.clip must be true, false or dynamic, not hard"),
         (["clip=dynamic", "percentile=2"], "sampler.percentile must be above 0 and at most 1, not 2"),
+        (["percentile=0.9"], "sampler.percentile is of sampler.clip=dynamic, and clip is True"),
         (["eps_scale=5"], "sampler.eps_scale must be between 0.5 and 2, usually just above 1, not 5"),
         (["eps_scale=[1,1,1]"], r"sampler.eps_scale must be a number or \[a, b\], not \[1, 1, 1\]"),
         (["steps=1001"], "sampler.steps must be between 1 and the schedule's 1000 levels, not 1001"),
@@ -69,11 +70,21 @@ def test_what_is_done_to_predictions_is_recorded_where_it_acts(tiny_run):
 
 @pytest.mark.parametrize("sampler", ["ode", "heun", "dpm_solver", "unipc", "deis", "pndm"])
 def test_an_image_does_not_depend_on_its_batch(tiny_run, sampler):
-    words = ["n=9", f"sampler={sampler}", *([] if sampler == "ode" else ["sampler.steps=5"])]
-    together, facts = sampled(tiny_run, f"{sampler}-together", *words, "batch_size=9")
-    apart, _ = sampled(tiny_run, f"{sampler}-apart", *words, "batch_size=2")
-    np.testing.assert_array_equal(together, apart)
-    assert facts["evaluations"] == {"heun": 9, "pndm": 6}.get(sampler, 5) or sampler == "ode"
+    """Nine alone, and among seventy, which are two batches."""
+    words = [f"sampler={sampler}", *([] if sampler == "ode" else ["sampler.steps=5"])]
+    many, _ = sampled(tiny_run, f"{sampler}-many", *words, "n=70", "trajectory=false")
+    few, facts = sampled(tiny_run, f"{sampler}-few", *words, "n=9")
+    np.testing.assert_array_equal(many[:9], few)
+    alone, _ = sampled(tiny_run, f"{sampler}-one", *words, "n=1")
+    np.testing.assert_array_equal(many[:1], alone)
+    assert sampler == "ode" or facts["evaluations"] == {"heun": 9, "pndm": 6}.get(sampler, 5)
+
+
+@pytest.mark.parametrize("word", ["steps=10", "spacing=to_zero", "times=[1000,1]"])
+def test_the_adaptive_sampler_has_no_grid(tiny_run, word):
+    key = word.partition("=")[0]
+    with pytest.raises(UsageError, match=f"^sampler(.|: ){key} is not for an adaptive sampler"):
+        sampled(tiny_run, "none", "sampler=ode", f"sampler.{word}")
 
 
 def test_the_adaptive_sampler_says_what_it_took(tiny_run, caplog):

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffuse.commands import sample
+from diffuse.scoring.feature_rows import Rows
 from diffuse.system.errors import UserError
 from tests.support.commands import config, diffuse, output
 from tests.support.processes import until
@@ -57,16 +59,39 @@ def test_a_sampling_that_is_ended_goes_on_after_the_last_whole_image(tiny_run, t
     assert not (folder / "unfinished").exists()
 
 
+def keep_black(folder: Path, made_from: dict) -> None:
+    """Twenty black images, as if drawn so far."""
+    black = np.zeros((20, 8, 8, 1), np.uint8)
+    Rows(folder / "unfinished", made_from).extend(20, ["images"], lambda first: iter([{"images": black}]))
+
+
 def test_other_options_begin_again(tiny_run):
-    """The images drawn so far are of other options, and of no use."""
+    """Images drawn so far, and files of the end, are of other options: of no use, and not left beside the new ones."""
     folder = tiny_run / "samples" / "changed"
     sampled(tiny_run, "changed", "n=30")
-    (folder / "samples.json").unlink()
-    (folder / "unfinished").mkdir()
-    np.save(folder / "unfinished" / "images.npy", np.zeros((20, 8, 8, 1), np.uint8))
-    np.testing.assert_array_equal(
-        sampled(tiny_run, "changed", "n=30", "seed=4")[:5], sampled(tiny_run, "seed-4", "n=5", "seed=4")
+    facts = json.loads((folder / "samples.json").read_text())
+    made_from = {key: value for key, value in facts.items() if key not in sample.MAY_DIFFER}
+    Rows(folder / "unfinished", made_from).extend(
+        20, ["images"], lambda first: iter([{"images": np.zeros((20, 8, 8, 1), np.uint8)}])
     )
+    (folder / "samples.json").unlink()
+    black = sampled(tiny_run, "changed", "n=30")  # these options go on
+    assert not black[:20].any()
+    (folder / "samples.json").unlink()
+    Rows(folder / "unfinished", made_from).extend(
+        20, ["images"], lambda first: iter([{"images": np.zeros((20, 8, 8, 1), np.uint8)}])
+    )
+    words = ["n=30", "seed=4", "save=[png]", "trajectory=false"]
+    sample.run(config("sample", f"ckpt={tiny_run}", "name=changed", *WORDS, *words), output())
+    assert {path.name for path in folder.iterdir()} >= {"images", "samples.json"}
+    assert not {path.name for path in folder.iterdir()} & {
+        "samples.npz",
+        "trajectory.png",
+        "trajectory.gif",
+        "unfinished",
+    }
+    first = np.asarray(Image.open(folder / "images" / "00000.png"))
+    np.testing.assert_array_equal(first, sampled(tiny_run, "seed-4", "n=1", "seed=4")[0, :, :, 0])
 
 
 @pytest.mark.parametrize(

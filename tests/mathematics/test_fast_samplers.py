@@ -307,6 +307,12 @@ def test_nan_ends_the_adaptive_method():
     assert last(dormand_prince(denoiser, normal64(1, 2, 1, 2, 2), COARSE)).isnan().all()
 
 
+@pytest.mark.parametrize("factor", [1e30, math.inf])
+def test_a_network_that_overflows_ends_the_adaptive_method(factor: float):
+    denoiser = Denoiser(lambda x, time, y: x * factor, linear())
+    assert last(dormand_prince(denoiser, normal64(1, 2, 1, 2, 2).float(), COARSE)).isnan().all()
+
+
 def refused(sampler: Callable, **options) -> str:
     with pytest.raises(ValueError) as caught:
         next(sampler(Denoiser(Wavy(), linear()), normal64(1, 1, 1, 2, 2), COARSE, **options))

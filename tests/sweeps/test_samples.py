@@ -20,8 +20,9 @@ def job(number: int, evaluations: float, **varied: str) -> Record:
     return Record(number, f"{number}_x", "sample", "", [], keys, "", status=DONE, values=values)
 
 
-def drawn(sweep: Path, record: Record, images: np.ndarray) -> None:
+def drawn(sweep: Path, record: Record, images: np.ndarray, order: int | None = 1) -> None:
     (sweep / record.folder).mkdir()
+    (sweep / record.folder / "samples.json").write_text(json.dumps({"order": order}))
     np.savez(sweep / record.folder / "samples.npz", images)
 
 
@@ -36,6 +37,19 @@ def test_distances_are_from_the_finest_of_those_with_the_same_noise(tmp_path):
     pixels = images[:, :64].astype(float) / 127.5 - 1
     expected = [np.sqrt(np.mean((pixels[place] - pixels[1]) ** 2)) for place in (0, 2)]
     assert found == [pytest.approx(expected[0]), 0, pytest.approx(expected[1]), None]
+
+
+def test_the_finest_follows_the_flow_and_has_the_highest_order(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 5, 5, 1)).astype(np.uint8)
+    names, costs, orders = ("ddpm", "ddim", "unipc", "heun"), (99, 50, 50, 19), (None, 1, 3, 2)
+    jobs = [job(place, cost, sampler=name) for place, (name, cost) in enumerate(zip(names, costs, strict=True))]
+    for record, content, order in zip(jobs, images, orders, strict=True):
+        drawn(tmp_path, record, content, order)
+    found = [record.values["distance"] for record in with_distances(tmp_path, jobs)]
+    assert [distance == 0 for distance in found] == [False, False, True, False]
+    for folder in tmp_path.iterdir():
+        (folder / "samples.json").write_text('{"order": null}')
+    assert not any("distance" in record.values for record in with_distances(tmp_path, jobs))
 
 
 @pytest.mark.parametrize("what", ["missing", "damaged", "another shape", "failed", "floats"])

@@ -1,6 +1,7 @@
 """An adaptive Runge-Kutta method as a sampler: each image takes the steps that its own error asks for."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ A = (
 )
 E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
+SMALLEST = 1e-9  # step, in radians
 
 
 def _unknown(steps: int, **options: Any) -> None:
@@ -59,7 +61,7 @@ def dormand_prince(
 
     def velocity(phi: Tensor, z: Tensor, rows: Tensor) -> Tensor:
         t = _time(schedule, phi)
-        r = _shaped(radius(schedule, t), z)
+        r = _shaped(_each(partial(radius, schedule), t), z)
         return denoiser(z * r, t, None if y is None else y[rows.to(y.device)]).v / r
 
     z, phi = x / radius(schedule, times[0]), start.repeat(len(x))
@@ -67,7 +69,9 @@ def dormand_prince(
     h = 0.01 * _norm(z) / _norm(slope)  # Hairer, Norsett and Wanner 1993, section II.4: z changes by a hundredth
     most = torch.full_like(h, GROW)  # by which the next step may grow: not at all after one that was refused
     while len(rows := (phi > end).nonzero().flatten()):
-        at, step = phi[rows], torch.fmin(h[rows], phi[rows] - end)  # all of it for NaN
+        at, step = phi[rows], torch.fmin(h[rows], phi[rows] - end)
+        hopeless = h[rows] < SMALLEST  # the network overflows: the image becomes NaN, which is refused where it is used
+        step = torch.where(hopeless, phi[rows] - end, step)
         here = rows.to(z.device)
         z_t, stages = z[here], [slope[here]]
         for c, row in zip(C[1:], A[1:], strict=True):
@@ -75,27 +79,37 @@ def dormand_prince(
             stages.append(velocity((at - c * step).clamp(min=end), z_s, rows))
         allowed = tolerance * (1 + torch.maximum(z_t.abs(), z_s.abs()))
         error = _norm(_shaped(step, z) * combination(E, stages) / allowed)
-        taken = ~(error > 1)  # NaN too: its step would be tried for ever
+        z_s = torch.where(_shaped(hopeless, z).bool(), torch.nan, z_s)
+        taken = ~(error > 1) | hopeless  # NaN too: its step would be tried for ever
         there = taken.to(z.device)
         z = z.index_copy(0, here[there], z_s[there])
         slope = slope.index_copy(0, here[there], stages[-1][there])
         phi[rows[taken]] = torch.where(step < at - end, at - step, end)[taken]
-        growth = (SAFETY * error**-0.2).nan_to_num(GROW, posinf=GROW).clamp(min=SHRINK)
+        growth = _each(lambda one: SAFETY * one**-0.2, error).nan_to_num(GROW, posinf=GROW).clamp(min=SHRINK)
         most[rows[~taken]] = 1.0
         h[rows] = step * torch.minimum(growth, most[rows])
         most[rows[taken]] = GROW
-        yield z * _shaped(radius(schedule, _time(schedule, phi)), z)
+        yield z * _shaped(_each(partial(radius, schedule), _time(schedule, phi)), z)
     if closing:
         yield denoiser(z * radius(schedule, ends[1]), ends[1], y).x0
 
 
 def _time(schedule: Schedule, phi: Tensor) -> Tensor:
-    return schedule.time(-2 * torch.log(torch.tan(phi)))
+    """The times of the images' angles."""
+    return _each(lambda angle: schedule.time(-2 * torch.log(torch.tan(angle))), phi)
+
+
+def _each(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """The function of each value by itself: vectorised ones differ in the last bits with the place in a batch."""
+    return torch.stack([function(value) for value in values])
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The root mean square of each image, [b], float64 on the CPU."""
-    return x.square().flatten(1).mean(1).sqrt().cpu().double()
+    """The root mean square of each image, [b], float64 on the CPU.
+
+    One image at a time: a sum over many rows at once adds in an order that depends on their number.
+    """
+    return torch.stack([image.square().mean() for image in x]).sqrt().cpu().double()
 
 
 def _shaped(values: Tensor, like: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def heun(
     order: int = 2,
     churn: float = 0.0,
     churn_min: float = 0.0,
-    churn_max: float = math.inf,
+    churn_max: float | None = None,
     churn_noise: float = 1.0,
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
@@ -46,17 +46,18 @@ def heun(
 
     order                 2, or 1 for Euler's method: a single evaluation a step
     churn                 noise added over the whole grid (S_churn); 0 is the deterministic method
-    churn_min, churn_max  noise is added where rho is between them (S_min, S_max)
+    churn_min, churn_max  noise is added where rho is between them (S_min, S_max; null: no limit)
     churn_noise           the standard deviation of what is added, as a multiple of what is right (S_noise)
     """
     check(order in (1, 2), "order", "1 or 2", order)
     check(0 <= churn < math.inf, "churn", "at least 0", churn)
-    check(0 <= churn_min <= churn_max, "churn_min", f"between 0 and churn_max={churn_max}", churn_min)
+    largest = math.inf if churn_max is None else churn_max
+    check(0 <= churn_min <= largest, "churn_min", f"between 0 and churn_max={churn_max}", churn_min)
     check(0 < churn_noise < math.inf, "churn_noise", "positive", churn_noise)
     schedule = denoiser.schedule
     gamma = min(churn / (len(times) - 1), math.sqrt(2) - 1)
     for t, s in pairwise(times):
-        if gamma and churn_min <= _rho(schedule, t) <= churn_max:
+        if gamma and churn_min <= _rho(schedule, t) <= largest:
             raised = _raised(schedule, t, gamma)
             x = _add_noise(schedule, t, raised, x, churn_noise, noise)
             t = raised

@@ -38,7 +38,8 @@ def sampler(
     """Mark a function as a sampler, which runs without gradients, and state its order and its cost.
 
     order        a deterministic sampler of order p ends at a distance of O(h^p) from the exact probability flow with
-                 steps of length h; None is for samplers that add noise. A number, or a function of the options
+                 steps of length h, if the first steps, which have lower orders, are small enough not to show; None is
+                 for samplers that add noise. A number, or a function of the options
     evaluations  calls of the denoiser for a number of steps, a function of that number and the options; None where it
                  depends on the images. On a path whose rho(T) is infinite, methods that call it more than once a step
                  may call it less often on the first one
@@ -64,8 +65,9 @@ def sampler(
 
 
 def order_of(walk: "partial[Iterator[Tensor]]") -> int | None:
-    """The order of a sampler with its options bound, None if it adds noise."""
-    order: int | None = walk.func.order(**walk.keywords)  # type: ignore[attr-defined]
+    """The order of a sampler with its options bound, None if it adds noise or declares none."""
+    declared = getattr(walk.func, "order", None)
+    order: int | None = declared(**walk.keywords) if declared else None
     return order
 
 
