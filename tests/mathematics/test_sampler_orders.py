@@ -119,9 +119,10 @@ METHODS |= dict(case(new, new.order()) for name, new in SAMPLERS.items() if new.
 
 
 def quick(sampler, options: dict, declared: int, name: str, graded: bool) -> bool:
-    """A graded grid on three paths for methods of low order, on one of these for others; the rest are slow tests."""
-    low = max(declared, options.get("order", 0)) <= 2
-    return graded and name in (("linear", "zero_terminal", "ve") if low else ("zero_terminal",))
+    """A graded grid on three paths for methods of low order, on one of these for order 3; the rest are slow tests."""
+    order = max(declared, options.get("order", 0))
+    paths = ("linear", "zero_terminal", "ve") if order <= 2 else ("zero_terminal",) if order == 3 else ()
+    return graded and name in paths
 
 
 def bends(sampler, options: dict, path: Path) -> bool:
