@@ -55,21 +55,11 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         add_to_history(network.home, output.command, folder, network.device, config.trust)
         drawn = Rows(folder / UNFINISHED, {key: facts[key] for key in facts.keys() - {*MAY_DIFFER}})
         known, started = drawn.count(IMAGES), time.monotonic()
-        if not known:  # what is there is of another command that was stopped
-            shutil.rmtree(folder / "images", ignore_errors=True)
-            for path in [folder / "samples.npz", folder / "grid.png", *folder.glob("trajectory.*")]:
-                path.unlink(missing_ok=True)
+        if not known:
+            remove_images(folder)  # of another command that was stopped
         remove_leftovers(folder / "images")
         announce(network, drawing, config, output, folder, known)
-        way = trajectory_of(drawing, config, network.batch_size) if not known else None
-        more = partial(batches_of, drawing, config, network.batch_size, folder / "images", way)
-        try:
-            drawn.extend(config.n, [IMAGES], more)
-        except (KeyboardInterrupt, Terminated):
-            again = output.command if config.name else f"{output.command} name={folder.name}"
-            advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
-            log.info(f"stopped, {drawn.count(IMAGES):,} of {config.n:,} images are drawn{advice}")
-            raise
+        draw_missing(network, drawing, config, output, folder, drawn)
         seconds, images = time.monotonic() - started, drawn[IMAGES]
         save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
         if "npz" in kinds_of_files(config):
@@ -83,6 +73,28 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         each = f", {took:.0f} evaluations each" if took else ""
         log.info(f"{config.n - known:,} images in {duration(seconds)}{each}: {short_path(folder / 'grid.png')}")
     return cost_of(folder)
+
+
+def remove_images(folder: Path) -> None:
+    """Remove whatever shows or holds images of a sampling."""
+    shutil.rmtree(folder / "images", ignore_errors=True)
+    for path in [folder / "samples.npz", folder / "grid.png", *folder.glob("trajectory.*")]:
+        path.unlink(missing_ok=True)
+
+
+def draw_missing(
+    network: TrainedNetwork, drawing: Drawing, config: SampleConfig, output: Output, folder: Path, drawn: Rows
+) -> None:
+    """Draw the images that are not there yet. Logs how to continue where a signal stops it."""
+    way = trajectory_of(drawing, config, network.batch_size) if not drawn.count(IMAGES) else None
+    more = partial(batches_of, drawing, config, network.batch_size, folder / "images", way)
+    try:
+        drawn.extend(config.n, [IMAGES], more)
+    except (KeyboardInterrupt, Terminated):
+        again = output.command if config.name else f"{output.command} name={folder.name}"
+        advice = "" if output.sweep_folder else f"; continue with: {again}"  # a sweep prints its own
+        log.info(f"stopped, {drawn.count(IMAGES):,} of {config.n:,} images are drawn{advice}")
+        raise
 
 
 def cost_of(folder: Path) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""The time grid that suits a network best for a number of steps, searched on a few of its own trajectories.
+"""Search for the best time grid of a network for a number of steps, on a few of its own trajectories.
 
 After Chen et al. 2024 (GITS): trajectories of the probability flow have much the same shape for all samples, nearly
-straight at large noise, curved in between, straight again at the end. So one grid fits all, and few samples tell it. A
-sampler is not run again for each grid: the cost of a jump is found once for each pair of levels, by a single Euler
-step from a point of a fine trajectory, and dynamic programming finds the cheapest path of so many jumps.
+straight at large noise, curved in between, straight again at the end. So one grid fits all samples, and a few suffice
+to find it. A sampler is not run again for each grid: the cost of a jump is found once for each pair of levels, by a
+single Euler step from a point of a fine trajectory, and dynamic programming finds the cheapest path of so many jumps.
 
 Here the cost is the squared distance from the trajectory (theirs is how far a point lies from the straight line between
 its ends), and how much later errors count, one number, is not fixed: there is a path for each of several, and the best

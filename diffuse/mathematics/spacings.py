@@ -90,7 +90,7 @@ def time_grid(schedule: Schedule, steps: int | None, spacing: Spacing = uniform)
 
 
 def own_grid(schedule: Schedule, times: Sequence[float]) -> Tensor:
-    """A grid of one's own as `time_grid` would return it: these times, and 0 at the end if it is not there.
+    """The user's own grid as `time_grid` would return it: these times, and 0 at the end if it is not there.
 
     Times need not be whole levels. Raises Refused if they do not fall, or lie outside (0, T], or begin far below T.
     """

@@ -186,7 +186,7 @@ class SamplerKeys:
         str | None,
         key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, searched (null: the run's)"),
     ]
-    times: Annotated[Any, key("a grid of one's own in place of steps and spacing: falling times, or a file with them")]
+    times: Annotated[Any, key("your own grid in place of steps and spacing: falling times, or a file with them")]
     clip: Annotated[
         bool | str | None, key("clip the predicted x0 to [-1, 1]; dynamic: by its own range (null: yes for images)")
     ]

@@ -152,7 +152,7 @@ def find(ckpt: str) -> Stored:
         )
     if not path.exists():
         if ckpt.endswith(AT_BEST) and run_path(ckpt.removesuffix(AT_BEST)).is_dir():
-            raise UserError(f"ckpt={ckpt}: this run has no best checkpoint; a training with eval.every=N keeps one")
+            raise UserError(f"ckpt={ckpt}: this run has no best checkpoint, which diffuse train eval.every=N keeps")
         near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*") if beside.is_dir()])
         raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file.{near}")
     if found := newest(path / CHECKPOINTS) or newest(path):

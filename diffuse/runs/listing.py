@@ -50,7 +50,7 @@ def runs_in(place: Path) -> Iterator[Path]:
 
 
 def facts_of(folder: Path) -> Facts:
-    """What the folder of a run tells. Whatever is wrong with its files, it is not the listing that fails."""
+    """The facts in a run's folder. Damaged files never make the listing fail."""
     try:
         return _facts_of(folder)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):

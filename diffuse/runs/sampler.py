@@ -25,7 +25,7 @@ from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
-# Of the sampler, what wraps its denoiser, that in words, and a number of steps: the grid that suits, without the 0.
+# (sampler, wrapper of its denoiser, the same as a record, number of steps) -> the times of the best grid, without 0.
 Search = Callable[[partial[Iterator[Tensor]], Callable[[AnyDenoiser], AnyDenoiser], dict[str, Any], int], list[float]]
 SEARCHED = "searched"
 DYNAMIC = "dynamic"

@@ -62,7 +62,7 @@ def by_configs(jobs: Sequence[Record]) -> list[Record]:
     columns = {f"trained.{key}" if key in taken else key: found[key] for key in in_order}
     paths = [job.varied[CHECKPOINT] for job in jobs]
     described = {path: tuple(values[place] for values in columns.values()) for place, path in enumerate(paths)}
-    if len(set(described.values())) < len(described):  # paths that no option tells apart
+    if len(set(described.values())) < len(described):  # paths whose options are the same
         whole = [str(Path(path).absolute()) for path in paths]
         shared = os.path.commonpath([Path(path).parent for path in whole])
         columns = {CHECKPOINT: [os.path.relpath(path, shared) for path in whole], **columns}
@@ -110,7 +110,7 @@ def best(rows: Sequence[Row], name: str) -> Row | None:
         return None
     (first, leader), (second, follower), *_ = sorted(found, key=lambda each: each[0], reverse=kind in MORE_IS_BETTER)
     alone = [len(row.values(name)) < 2 for row in (leader, follower)]
-    if all(alone):  # no seeds, or one each: there is no spread to tell
+    if all(alone):  # no seeds, or one each: there is no spread
         return leader
     errors = [(row.deviation(name) or 0.0) ** 2 / len(row.values(name)) for row in (leader, follower)]
     return leader if not any(alone) and abs(first - second) > 2 * sum(errors) ** 0.5 else None

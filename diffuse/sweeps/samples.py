@@ -1,4 +1,4 @@
-"""What a sweep over samplers tells beside its pictures: how far each job's images are from the finest ones."""
+"""How far the images of each job of a sweep over samplers are from the finest ones."""
 
 import json
 import math

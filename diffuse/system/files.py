@@ -109,7 +109,7 @@ def make_new_folder(path: Path) -> Path:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be made or changed here, as far as its folder's rights tell."""
+    """Whether a file or folder may be made or changed here, judged by the permissions of its folder."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     return os.access(there, os.W_OK)
 

@@ -28,7 +28,8 @@ def whole_rows(path: Path) -> np.ndarray:
 class GrowingArray:
     """A .npy file [count, *shape] to which rows are appended. Whole rows of this type and shape in it are kept.
 
-    The header has the right number of rows once the array is closed; until then, and after a kill, the size tells it.
+    The header has the right number of rows once the array is closed. Until then, and after a kill, the number follows
+    from the size of the file.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]):

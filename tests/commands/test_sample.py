@@ -179,7 +179,7 @@ def test_a_run_and_its_best_checkpoint_are_found_by_their_name(tiny_run, monkeyp
     monkeypatch.chdir(tiny_run.parent.parent)
     assert find("tiny").path == find("outputs/tiny").path == find(str(tiny_run)).path
     with pytest.raises(
-        UserError, match="ckpt=tiny@best: this run has no best checkpoint; a training with eval.every=N"
+        UserError, match="ckpt=tiny@best: this run has no best checkpoint, which diffuse train eval.every=N"
     ):
         find("tiny@best")
     best = tiny_run / "checkpoints" / "best.pt"

@@ -125,7 +125,7 @@ def pndm(
     start: str = "plms",
     noise: Noise = torch.randn_like,
 ) -> Iterator[Tensor]:
-    """PNDM, pseudo numerical methods: `ipndm` with a start of its own. Liu et al. 2022, equations 10 to 12.
+    """PNDM, pseudo numerical methods: `ipndm` with other first steps. Liu et al. 2022, equations 10 to 12.
 
     plms: the first step is taken again with the mean of eps at both of its ends. runge_kutta: the first three steps are
     those of the classical Runge-Kutta method, four evaluations each, of which two are between the times of the grid.
@@ -163,7 +163,7 @@ def pndm(
 def _multistep(
     denoiser: AnyDenoiser, x: Tensor, times: Tensor, y: Tensor | None, order: int, coefficients: Coefficients
 ) -> Iterator[Tensor]:
-    """A method of this family, without a start of its own."""
+    """The steps of a method with these coefficients."""
     schedule, known = denoiser.schedule, list[tuple[Tensor, Tensor]]()
     for t, s in pairwise(times):
         guess = denoiser(x, t, y)
