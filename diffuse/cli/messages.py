@@ -143,6 +143,7 @@ def _unknown_key(key: str, command: str) -> str:
         return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
     if key in of_options:
         group = key.partition(".")[0]
-        return f"{key} is a key of {' and '.join(f'{group}={option}' for option in of_options[key])} only"
+        with_it = " and ".join(f"{group}={option}" for option in of_options[key])
+        return f"{key} is a key of {with_it} only: choose one of them"
     hint = did_you_mean(key, {*known, *of_options})
     return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")

@@ -12,6 +12,7 @@ from diffuse.options.score_names import EVALUATIONS, LIKELIHOODS, SAMPLE_SCORES
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
+from diffuse.runs.recommended import faster_sampler
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.report import EVAL_JSON, Report, expand_metrics, is_continued
@@ -43,6 +44,10 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         report = Report(folder, config, provenance, begun)
         if report.facts["values"]:
             log.info(f"scored before: {', '.join(report.facts['values'])}")
+        drawings = [part.drawing for part in parts if isinstance(part, SamplesPart) and part.drawing]
+        for drawing in drawings:
+            if network and (faster := faster_sampler(network.config.prediction, drawing.sampler, output.typed_keys)):
+                log.info(faster)
         try:
             for part in parts:
                 part.score(report)
@@ -57,8 +62,7 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
         beside = f", {' and '.join(names)} beside it" if names else ""
         log.info(f"written: {short_path(folder / EVAL_JSON)}{beside}")
-    drawings = [part.drawing for part in parts if isinstance(part, SamplesPart)]
-    cost = next((drawing.evaluations for drawing in drawings if drawing), None)
+    cost = next((drawing.evaluations for drawing in drawings), None)
     return {**report.values, EVALUATIONS: cost} if cost else report.values
 
 

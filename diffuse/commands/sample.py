@@ -19,6 +19,7 @@ from diffuse.runs.drawing import Drawing, drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import image_grid, save_png
+from diffuse.runs.recommended import faster_sampler
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.runs.trajectory import Trajectory
 from diffuse.scoring.feature_rows import Rows
@@ -30,7 +31,6 @@ GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
 # Where, how long, at what cost, and what follows from the sampler; of the checkpoint its hash counts.
 MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS, "order")
-MANY = 250  # network calls for an image
 LISTED = 4  # keys in a message
 MOST_SHOWN = 64  # images whose way is shown, unless `trajectory` says so
 MOST_FILES = 1000  # images that are written as files of their own, unless `save` says so
@@ -107,14 +107,14 @@ def announce(
     network: TrainedNetwork, drawing: Drawing, config: SampleConfig, output: Output, folder: Path, known: int
 ) -> None:
     """Say what is drawn, how, where to, and how long it will take; `known` images are there."""
-    sampler, method = drawing.sampler, output.choices.get("sampler", drawing.sampler.name)
-    steps = f"{len(sampler.times) - 1} steps of {method}" if sampler.evaluations else f"adaptive steps of {method}"
+    sampler = drawing.sampler
+    steps = f"{len(sampler.times) - 1:,} steps" if sampler.evaluations else "adaptive steps"
     what = f"{config.n:,} images of {network.kind.name} (step {network.step:,})"
-    log.info(f"{what}: {steps} on {network.where}, into {short_path(folder)}")
+    log.info(f"{what}: {steps} of {sampler.name} on {network.where}, into {short_path(folder)}")
     if known:
         log.info(f"continuing after {known:,} of {config.n:,} images")
-    if sampler.cost > MANY:
-        log.info(f"an image takes {sampler.cost:,} network calls; sampler=ddim takes 50")
+    if faster := faster_sampler(network.config.prediction, sampler, output.typed_keys):
+        log.info(faster)
     log_cost({"drawing": (config.n - known) * sampler.cost / network.images_per_second()})
 
 

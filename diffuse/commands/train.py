@@ -30,6 +30,7 @@ from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.pictures import gif_of_pngs
+from diffuse.runs.recommended import chosen, faster_sampler
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
@@ -175,7 +176,8 @@ def refuse_large_targets(formulas: Formulas) -> None:
 def self_contained(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
 
-    The ends of a table of betas that are null get their numbers, and the spacing of the times its name.
+    The ends of a table of betas that are null get their numbers, and the spacing of the times its name;
+    sampler=method and auto become the sampler that they stand for.
     """
 
     def absolute(node: Node, *keys: str) -> Node:
@@ -190,7 +192,7 @@ def self_contained(config: TrainConfig) -> TrainConfig:
         for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
             if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
                 schedule[key] = usual
-    sampler = config.sampler
+    sampler = chosen(config.sampler, config.prediction, config.sampler)
     if sampler.get("spacing", "") is None:
         sampler = {**sampler, "spacing": uniform.__name__}
     return replace(
@@ -218,7 +220,7 @@ def train(
     config, trainer = training.config, training.trainer
     trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
     again = shlex.join(["diffuse", "train", as_word("resume", short_path(folder)), *trusted])
-    log_setup(training, folder)
+    log_setup(training, folder, output)
     try:
         training.run(folder, deadline, threads, "" if trainer.step else smaller_training(output))
     except NotFinite as failure:
@@ -242,12 +244,12 @@ def train(
     scores = [tag(SCORE_PREFIX + name) for name in values if name != "loss"]
     write_hparams(folder / EVENTS, {**flat(plain(config)), **chosen}, output.typed_keys, ["loss", *scores])
     ckpt = shlex.join([as_word("ckpt", short_path(folder)), *trusted])
-    log.info(f"next: diffuse sample {ckpt} sampler=ddim   or   diffuse eval {ckpt}")
+    log.info(f"next: diffuse sample {ckpt} sampler=auto   or   diffuse eval {ckpt}")
     return values
 
 
-def log_setup(training: Training, folder: Path) -> None:
-    """Log the data, the network, the device, and the disk space that checkpoints take."""
+def log_setup(training: Training, folder: Path, output: Output) -> None:
+    """Log the data, the network, the device, the disk space that checkpoints take, and what is unusual."""
     config, trainer, kind = training.config, training.trainer, training.trainer.data.kind
     parameters = sum(weight.numel() for weight in trainer.net.parameters())
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
@@ -257,6 +259,10 @@ def log_setup(training: Training, folder: Path) -> None:
     if config.class_conditional:
         log.info(f"classes in their order, from 0: {in_order(kind.classes)}")
     log.info(cost_on_disk(training, folder))
+    if not trainer.step and (
+        faster := faster_sampler(config.prediction, training.drawing.sampler, output.typed_keys, "of the sample grids")
+    ):
+        log.info(faster)
     warn_of_schedule(trainer.time_sampling.schedule)
     if config.optim.warmup > config.steps:
         warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"

@@ -61,6 +61,11 @@ def option(group: str, path: Path) -> Option:
     return Option(group, path.stem, description, target, values)
 
 
+def option_with(group: str, target: str) -> str:
+    """The name of the first option with this `_target_`, ddpm for ancestral; the target itself where none has it."""
+    return next((each.name for each in options(group) if each.target == own_name(group, target)), target)
+
+
 def with_shared_keys(content: dict[str, Any]) -> dict[str, Any]:
     """The content of an option's file with the keys of the file that it begins with, `/sampler_keys@_here_`."""
     shared = [each for each in content.get("defaults", []) if isinstance(each, str) and each.endswith(HERE)]

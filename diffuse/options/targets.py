@@ -15,7 +15,7 @@ HOMES = {
     "weight": ("mathematics.loss_weights",),
     "times": ("mathematics.time_sampling",),
     "unet": ("networks.unet",),
-    "sampler": ("mathematics.samplers",),
+    "sampler": ("mathematics.samplers", "runs.recommended"),
     "features": ("scoring.features", "scoring.feature_classifier"),
     "device": ("system.device",),
 }

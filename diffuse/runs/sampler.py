@@ -21,6 +21,7 @@ from diffuse.mathematics.wrappers import Clipped, DynamicallyClipped, EpsScaled,
 from diffuse.options.build import about, bind, checked_options
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
+from diffuse.options.reference import option_with
 from diffuse.options.schema import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
@@ -34,6 +35,7 @@ DYNAMIC = "dynamic"
 class Sampler:
     """A sampler with its options, its time grid, and what is done to the predictions before it sees them.
 
+    name         that of its option, or of a function of the user's
     walk         the function of (denoiser, x, times, y)
     times        the time grid, from T to 0
     wrap         puts eps_scale and clipping around a denoiser
@@ -59,7 +61,7 @@ class Sampler:
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
         keys = SamplerKeys(**checked_options(SamplerKeys, common, "sampler"))
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
-        self.name = self.walk.func.__name__
+        self.name = option_with("sampler", node["_target_"])
         self.adaptive = evaluations_of(self.walk) is None
         with about("sampler"):
             self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)

@@ -27,7 +27,7 @@ GRID_PIXELS = 400  # side of a grid in a montage; larger ones are made smaller
 DISTINCT_COLOURS = 10  # for so many lines; the colours of more lines go from dark to light
 LOGARITHMIC_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 LABEL = 44  # characters
-STEPS = "sampler.steps"
+STEPS, ASKED = "sampler.steps", "sampler.evaluations"
 Curve = list[tuple[int, float]]  # (step, value)
 
 
@@ -100,7 +100,7 @@ def by_sampler(grids: Sequence[tuple[Record, Path]]) -> tuple[list[tuple[Record,
     """
     rows: dict[str, list[tuple[Record, Path]]] = {}
     for job, path in grids:
-        others = [f"{key}={value}" for key, value in job.varied.items() if key != STEPS]
+        others = [f"{key}={value}" for key, value in job.varied.items() if key not in (STEPS, ASKED)]
         rows.setdefault(" ".join(others), []).append((job, path))
     lengths = {len(row) for row in rows.values()}
     if len(lengths) != 1 or max(lengths) < 2 or any(job.value(EVALUATIONS) is None for job, _ in grids):
@@ -157,7 +157,7 @@ def draw_montage(
         step = f", step {int(path.stem.removeprefix('step_')):,}" if unfinished else ""
         calls = job.value(EVALUATIONS)
         cost = f", {calls:.0f} evaluations" if calls else ""
-        shown = [key for key in keys if not (calls and key == STEPS)] or keys
+        shown = [key for key in keys if not (calls and key in (STEPS, ASKED))] or keys
         panel.set_title(wrap(label(job, shown) + step + cost, 22 if wide > 4 else 32), fontsize="small")
     part.suptitle(f"samples, by {', '.join(keys)}{left_out}" if keys else "samples", fontsize="medium")
 

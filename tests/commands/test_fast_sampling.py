@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from diffuse.commands import sample
+from diffuse.options import reference
+from diffuse.runs.recommended import CHOICES
 from diffuse.system.errors import UsageError
-from tests.support.commands import FAST, config, output
+from tests.support.commands import FAST, TINY, config, diffuse, output
 
 
 def sampled(run: Path, name: str, *overrides: str) -> tuple[np.ndarray, dict]:
@@ -94,3 +97,44 @@ def test_the_adaptive_sampler_says_what_it_took(tiny_run, caplog):
     assert not {"steps", "spacing"} & facts["sampler"].keys()
     assert "network_calls" not in facts
     assert f"{facts['evaluations']:.0f} evaluations each" in caplog.text
+
+
+def test_the_recommended_sampler_draws_and_is_recorded_as_itself(tiny_run):
+    found, facts = sampled(tiny_run, "auto", "n=3", "sampler=auto", "sampler.evaluations=5")
+    name = reference.option_with("sampler", facts["sampler"]["_target_"])
+    expected, typed = sampled(tiny_run, "auto-typed", "n=3", f"sampler={name}", "sampler.steps=5")
+    np.testing.assert_array_equal(found, expected)
+    assert facts["sampler"] == typed["sampler"]
+    assert facts["evaluations"] == 5
+
+
+def test_a_training_records_the_sampler_that_it_was_recommended(tmp_path):
+    quick = [word for word in TINY if not word.startswith("sampler.steps")]
+    words = ["train", *quick, "name=run", "sampler=auto", "sampler.evaluations=4"]
+    done = diffuse(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    stored = yaml.safe_load((tmp_path / "outputs/run/config.yaml").read_text())["sampler"]
+    assert stored["_target_"] in {option.target for option in reference.options("sampler")} - CHOICES.keys()
+    assert stored["steps"] == 4
+    assert "outputs/run is finished" in diffuse(*words, cwd=tmp_path).stdout
+    scored = ["eval", "ckpt=outputs/run", "name=e", "n=20", "metrics=[fid]", "features=classifier", *FAST]
+    assert "takes" not in diffuse(*scored, cwd=tmp_path).stdout
+    protocol = json.loads((tmp_path / "outputs/run/eval/e/eval.json").read_text())["sample_protocol"]["samples"]
+    assert {key: protocol["sampler"][key] for key in ("_target_", "steps")} == {
+        key: stored[key] for key in ("_target_", "steps")
+    }
+
+
+def test_each_command_without_a_sampler_says_which_faster_one_would_do(tmp_path):
+    quick = [word for word in TINY if not word.startswith("sampler.steps")]
+    trained = diffuse("train", *quick, "name=run", cwd=tmp_path).stdout
+    assert "an image of the sample grids takes 50 network calls with sampler=ddim; sampler=auto takes 10, " in trained
+    drawn = diffuse("sample", "ckpt=outputs/run", "n=1", *FAST, cwd=tmp_path).stdout
+    assert "1,000 steps of ddpm on cpu" in drawn
+    assert "an image takes 1,000 network calls with sampler=ddpm; sampler=auto takes 10, with" in drawn
+    scored = ["eval", "ckpt=outputs/run", "n=20", "metrics=[fid]", "features=classifier", *FAST]
+    assert (
+        "an image takes 50 network calls with sampler=ddim; sampler=auto takes 10, with"
+        in diffuse(*scored, cwd=tmp_path).stdout
+    )
+    assert "takes" not in diffuse(*scored, "sampler=ddim", cwd=tmp_path).stdout

@@ -18,6 +18,7 @@ from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.network import build_network
 from diffuse.options.schema import PRESETS, SCHEMAS, all_keys, flat, groups, plain
+from diffuse.runs.recommended import chosen
 from diffuse.runs.sampler import Sampler
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError
@@ -150,8 +151,9 @@ def test_every_sampler_builds(sampler):
     def estimated(times: list[float]) -> Analytic:
         return Analytic(linear(), dict.fromkeys(times, 0.5))
 
-    node = config("sample", "ckpt=x", f"sampler={sampler}").sampler
-    assert Sampler(node, Formulas.of(config("train"), BYTES), BYTES, (), estimated).clip
+    run = config("train")
+    node = chosen(config("sample", "ckpt=x", f"sampler={sampler}").sampler, run.prediction, run.sampler)
+    assert Sampler(node, Formulas.of(run, BYTES), BYTES, (), estimated).clip
 
 
 @pytest.mark.parametrize("device", options("device"))

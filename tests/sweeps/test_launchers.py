@@ -162,7 +162,7 @@ def test_a_sweep_goes_through_slurm(tmp_path):
 
 def test_optuna_is_not_sent_downhill_where_more_is_better(tmp_path, tiny_run):
     words = ["eval", "-m", "name=o", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1"]
-    scored = [f"ckpt={tiny_run}", "metrics=[precision_recall]", "sampler.eta=interval(0,1)"]
+    scored = [f"ckpt={tiny_run}", "metrics=[precision_recall]", "sampler=ddim", "sampler.eta=interval(0,1)"]
     done = diffuse(*words, *scored, cwd=tmp_path)
     assert done.returncode == 1
     assert "precision_recall is better when it is larger: set hydra.sweeper.direction=maximize" in done.stderr
