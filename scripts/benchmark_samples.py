@@ -28,10 +28,10 @@ clock = time.monotonic if torch.cuda.is_available() else time.process_time
 
 
 class Timed:
-    """A function with the seconds that its calls took."""
+    """A function with the seconds and the number of its calls."""
 
     def __init__(self, function: Callable[..., Any], device: Device):
-        self.function, self.device, self.seconds = function, device, 0.0
+        self.function, self.device, self.seconds, self.count = function, device, 0.0, 0
 
     def __call__(self, *arguments: Any) -> Any:
         self.device.synchronize()
@@ -39,6 +39,7 @@ class Timed:
         result = self.function(*arguments)
         self.device.synchronize()
         self.seconds += clock() - started
+        self.count += 1
         return result
 
 

@@ -78,11 +78,13 @@ def cheapest_path(costs: Tensor, jumps: int, growth: float = 1.0) -> list[int]:
     return [*path, last]
 
 
-def candidates(found: Trajectories, steps: int) -> list[list[float]]:
-    """The times of the best grid of so many steps for each growth, without 0, from where the trajectories begin."""
-    costs = found.costs()
+def candidates(times: Tensor, costs: Tensor, steps: int) -> list[list[float]]:
+    """The times of the best grid of so many steps for each growth, without 0, from where the trajectories begin.
+
+    times and costs are those of `Trajectories`; costs of several batches may have been averaged.
+    """
     paths = {tuple(cheapest_path(costs, steps, growth)): None for growth in GROWTHS}
-    return [[float(found.times[place]) for place in path[:-1]] for path in paths]
+    return [[float(times[place]) for place in path[:-1]] for path in paths]
 
 
 def distance(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from diffuse.data.conditions import Condition
 from diffuse.mathematics.denoiser import AnyDenoiser
-from diffuse.mathematics.grid_search import GROWTHS, Trajectories, candidates, distance
+from diffuse.mathematics.grid_search import Trajectories, candidates, distance
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, time_grid
-from diffuse.mathematics.wrappers import Observed
+from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import Refused
 from diffuse.system.files import atomic_path, json_round_trip, sha256, short_path, write_json
@@ -26,6 +26,7 @@ from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
 
 IMAGES, FINE = 64, 60  # trajectories, and the steps of each
+HELD = 2**28  # bytes of trajectories at once
 SPACED = ("uniform", "quadratic", "log_snr", "karras")  # they compete, and are drawn beside the searched one
 Walk = partial[Iterator[Tensor]]
 
@@ -88,27 +89,41 @@ def _search(
     empty = torch.empty(IMAGES, *network.kind.shape, device=network.device.torch)
     x = ImageNoise(0, "searched", images)(empty) * schedule.prior_std
     y = condition.of_samples(images, network.device.torch)
-    with Progress("search", len(fine) - 1 + (len(GROWTHS) + len(SPACED)) * steps, "step") as progress:
+    denoiser = wrap(network.denoiser(float32=True))
+    batches = torch.arange(IMAGES).split(max(1, HELD // (2 * FINE * x[0].numel() * x.element_size())))
+    costs, ends = torch.zeros((), dtype=torch.float64), list[Tensor]()
+    with Progress("trajectories", (len(fine) - 1) * len(batches), "step") as progress:
+        for batch in batches:
+            found = Trajectories(
+                Observed(denoiser, each_call(progress)), x[batch], fine, None if y is None else y[batch]
+            )
+            costs = costs + len(batch) / IMAGES * found.costs()
+            ends.append(found.y[-1])
+    before = [] if len(found.times) == len(fine) - 1 else [float(schedule.T)]  # where rho is infinite
+    inner = steps - len(before)
+    grids = [[*before, *times] for times in (candidates(found.times, costs, inner) if inner else [[]])]
+    grids += [times_of(schedule, steps, name) for name in SPACED]
+    grids = [[*grid, 0.0] for grid in grids if grid]
+    with Progress("grids", len(grids), "grid") as progress:
 
-        def seen(guess: object) -> None:
-            raise_pending()
+        def ends_from(grid: Sequence[float]) -> float:
+            """How far from the trajectories' ends the sampler ends on a grid."""
+            observed = Observed(denoiser, lambda guess: raise_pending())
+            found = distance(walk, observed, x, torch.tensor(grid, dtype=torch.float64), y, torch.cat(ends))
             progress.advance()
+            return found
 
-        denoiser = Observed(wrap(network.denoiser(float32=True)), seen)
-        found = Trajectories(denoiser, x, fine, y)
-        before = [] if len(found.times) == len(fine) - 1 else [float(schedule.T)]  # where rho is infinite
-        inner = steps - len(before)
-        grids = [[*before, *times] for times in (candidates(found, inner) if inner else [[]])]
-        grids += [times_of(schedule, steps, name) for name in SPACED]
-        return min((grid for grid in grids if grid), key=lambda grid: ends_from(found, walk, denoiser, x, grid, y))
+        return min(grids, key=ends_from)[:-1]
 
 
-def ends_from(
-    found: Trajectories, walk: Walk, denoiser: AnyDenoiser, x: Tensor, times: Sequence[float], y: Tensor | None
-) -> float:
-    """How far from the trajectories' ends the sampler ends on a grid."""
-    grid = torch.tensor([*times, 0.0], dtype=torch.float64)
-    return distance(walk, denoiser, x, grid, y, found.y[-1])
+def each_call(progress: Progress) -> Seen:
+    """What is done after each call of the network: a signal is obeyed, and the progress shown."""
+
+    def seen(guess: object) -> None:
+        raise_pending()
+        progress.advance()
+
+    return seen
 
 
 def times_of(schedule: Schedule, steps: int, spacing: str) -> list[float]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from diffuse.commands import sample, train
+from diffuse.runs import searched
 from diffuse.system.errors import UsageError
 from tests.support.commands import FAST, TINY, config, output
 
@@ -47,6 +48,26 @@ def test_a_file_that_is_not_of_this_search_is_not_used(tiny_run, damage):
     _, again = sampled(tiny_run, f"after-{len(damage)}", *SEARCHED)
     assert again["sampler"]["times"] == facts["sampler"]["times"]
     assert path.read_text() == content
+
+
+@pytest.mark.parametrize("held", [1, 2 * 60 * 4 * 64 * 10])
+def test_the_memory_for_trajectories_does_not_change_the_grid(tiny_run, monkeypatch, held):
+    """One image at a time, and ten."""
+    _, facts = sampled(tiny_run, "at-once", *SEARCHED)
+    for path in (tiny_run / "searched").glob("*_4-steps.json"):
+        path.unlink()
+    asked: list[int] = []
+
+    class Spied(searched.Trajectories):
+        def __init__(self, denoiser, x, times, y=None):
+            asked.append(len(x))
+            super().__init__(denoiser, x, times, y)
+
+    monkeypatch.setattr(searched, "Trajectories", Spied)
+    monkeypatch.setattr(searched, "HELD", held)
+    _, again = sampled(tiny_run, f"batches-{held}", *SEARCHED)
+    assert asked == ([1] * 64 if held == 1 else [10] * 6 + [4])
+    assert again["sampler"]["times"] == facts["sampler"]["times"]
 
 
 def test_a_label_has_a_grid_of_its_own(conditional_run):

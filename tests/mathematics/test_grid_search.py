@@ -69,7 +69,8 @@ def test_the_cost_of_a_jump_is_its_error_on_the_flow():
 def test_a_point_is_reached_in_one_step_and_many_steps_go_where_it_is_curved():
     """Data of a single point have straight trajectories. Others are curved where rho is about their spread."""
     assert gaussian_trajectories(1e-9).costs()[0, -1] < 1e-12
-    times = candidates(gaussian_trajectories(0.5), 8)[0]
+    found = gaussian_trajectories(0.5)
+    times = candidates(found.times, found.costs(), 8)[0]
     rho = [VE().alpha_sigma(torch.tensor(time))[1].item() for time in times]
     assert (times[0], len(times)) == (1000, 8)
     assert all(early > late for early, late in itertools.pairwise(times))
@@ -84,7 +85,7 @@ def test_a_trajectory_begins_where_rho_is_finite(schedule, prediction):
     assert len(found.times) == (20 if prediction is None else 19)
     assert all(map(math.isfinite, found.rho))
     assert all(torch.isfinite(y).all() for y in found.y)
-    assert all(len(times) == 4 for times in candidates(found, 4))
+    assert all(len(times) == 4 for times in candidates(found.times, found.costs(), 4))
 
 
 def test_distance_is_from_the_ends_of_each_image():
