@@ -3,7 +3,6 @@
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import LogLocator
 from PIL import Image
 
 from diffuse.options.score_names import EVALUATIONS
@@ -26,6 +26,7 @@ MOST_GRIDS = 40  # in a montage; more would be too small to see anything
 GRID_PIXELS = 400  # side of a grid in a montage; larger ones are made smaller
 DISTINCT_COLOURS = 10  # for so many lines; the colours of more lines go from dark to light
 LOGARITHMIC_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+COSTS_LOGARITHMIC_FROM = 4.0  # of evaluations, which are doubled rather than raised
 LABEL = 44  # characters
 STEPS, ASKED = "sampler.steps", "sampler.evaluations"
 Curve = list[tuple[int, float]]  # (step, value)
@@ -231,9 +232,14 @@ def draw_lines(
     places = sorted({place_of(row, key) for row in scored})
     panel.grid(alpha=0.3)
     values = [value for row in scored for value in row.values(name)]
-    panel.set(xlabel=key, xscale=axis_scale(places), yscale=axis_scale(values))
-    if len(places) <= 8 and far_apart(places):
-        panel.set_xticks(places, [short(place) for place in places], minor=False)
+    scale = axis_scale(places, COSTS_LOGARITHMIC_FROM if key == EVALUATIONS else LOGARITHMIC_FROM)
+    panel.set(xlabel=key, xscale=scale, yscale=axis_scale(values))
+    if panel.get_yscale() == "log":  # 0.5 in place of 5 x 10^-1
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(lambda value, place: short(value))
+        panel.yaxis.set_minor_formatter("")
+    if shown := ticks(places, scale):
+        panel.set_xticks(shown, [short(place) for place in shown], minor=False)
         panel.set_xticks([], minor=True)
     return handles
 
@@ -258,13 +264,17 @@ def mean_and_deviation(row: Row, name: str) -> tuple[float, float]:
     return row.mean(name) or 0.0, row.deviation(name) or 0.0
 
 
-def axis_scale(values: Sequence[float]) -> str:
-    """The scale of an axis: logarithmic if the values span more than a decade, otherwise linear."""
-    return "log" if values and min(values) > 0 and max(values) >= LOGARITHMIC_FROM * min(values) else "linear"
+def axis_scale(values: Sequence[float], least: float = LOGARITHMIC_FROM) -> str:
+    """The scale of an axis: logarithmic if the largest value is `least` times the smallest, otherwise linear."""
+    return "log" if values and min(values) > 0 and max(values) >= least * min(values) else "linear"
 
 
-def far_apart(places: Sequence[float]) -> bool:
-    """Whether a tick at each place leaves room for its label."""
-    scaled = [math.log(place) for place in places] if axis_scale(places) == "log" else list(places)
-    room = (scaled[-1] - scaled[0]) / 10 if scaled else 0
-    return all(later - earlier >= room for earlier, later in pairwise(scaled))
+def ticks(places: Sequence[float], scale: str) -> list[float]:
+    """The places with a tick: on a logarithmic axis those that leave room for labels, otherwise all if they do."""
+    scaled = {place: math.log(place) if scale == "log" else place for place in places}
+    room = (scaled[places[-1]] - scaled[places[0]]) / 10 if places else 0
+    shown: list[float] = []
+    for place in places:
+        if not shown or scaled[place] - scaled[shown[-1]] >= room:
+            shown.append(place)
+    return shown if scale == "log" or (len(places) <= 8 and len(shown) == len(places)) else []
