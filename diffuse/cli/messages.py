@@ -143,7 +143,8 @@ def _unknown_key(key: str, command: str) -> str:
         return f"{key} is a key of diffuse train; diffuse {command} reads it from the checkpoint"
     if key in of_options:
         group = key.partition(".")[0]
-        with_it = " and ".join(f"{group}={option}" for option in of_options[key])
-        return f"{key} is a key of {with_it} only: choose one of them"
+        with_it = [f"{group}={option}" for option in of_options[key]]
+        advice = f"set {with_it[0]}" if len(with_it) == 1 else "set one of them"
+        return f"{key} is a key of {' and '.join(with_it)} only: {advice}"
     hint = did_you_mean(key, {*known, *of_options})
     return f"there is no key {key!r} in diffuse {command}." + (hint or f" See diffuse {command} --help")

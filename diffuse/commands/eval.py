@@ -3,16 +3,17 @@
 import time
 from collections import ChainMap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from diffuse.options.schema import EvalConfig, plain
 from diffuse.options.score_names import EVALUATIONS, LIKELIHOODS, SAMPLE_SCORES
-from diffuse.runs.drawing import drawing_of
+from diffuse.runs.drawing import Drawing, drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
-from diffuse.runs.recommended import faster_sampler
+from diffuse.runs.recommended import faster_sampler, resolved
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.report import EVAL_JSON, Report, expand_metrics, is_continued
@@ -31,7 +32,11 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
                 f"samples= are scored by metrics=[{','.join(SAMPLE_SCORES)}], and "
                 f"metrics=[{','.join(config.metrics)}] scores the network: set metrics=[fid], for example"
             )
-    network, parts = parts_of(config)
+    network = network_of(config)
+    if network:
+        sampler = resolved(config.sampler, network.config.prediction, network.config.sampler)
+        config = replace(config, sampler=sampler)
+    parts, drawing = parts_of(config, network)
     begun = {"command": output.command, "date": time.strftime("%Y-%m-%d %H:%M:%S"), "threads": torch.get_num_threads()}
     home, provenance = (network.home, network.provenance) if network else (OUTPUTS, {})
 
@@ -44,10 +49,8 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         report = Report(folder, config, provenance, begun)
         if report.facts["values"]:
             log.info(f"scored before: {', '.join(report.facts['values'])}")
-        drawings = [part.drawing for part in parts if isinstance(part, SamplesPart) and part.drawing]
-        for drawing in drawings:
-            if network and (faster := faster_sampler(network.config.prediction, drawing.sampler, output.typed_keys)):
-                log.info(faster)
+        elif drawing and (faster := faster_sampler(drawing.sampler, output.typed_keys)):
+            log.info(faster)
         try:
             for part in parts:
                 part.score(report)
@@ -62,23 +65,31 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         names = [name for name in ("terms.csv", "terms.png", "memorisation.png") if (folder / name).exists()]
         beside = f", {' and '.join(names)} beside it" if names else ""
         log.info(f"written: {short_path(folder / EVAL_JSON)}{beside}")
-    cost = next((drawing.evaluations for drawing in drawings), None)
+    cost = drawing and drawing.evaluations
     return {**report.values, EVALUATIONS: cost} if cost else report.values
 
 
-def parts_of(config: EvalConfig) -> tuple[TrainedNetwork | None, list[LikelihoodPart | SamplesPart]]:
-    """The trained network, if any, and the parts that compute the requested scores; checked, with nothing written."""
-    names = set(expand_metrics(config.metrics))
-    likelihoods, of_samples = names & set(LIKELIHOODS), names & set(SAMPLE_SCORES)
-    if config.ckpt is None and (likelihoods or config.samples is None):
+def network_of(config: EvalConfig) -> TrainedNetwork | None:
+    """The trained network; None where images are given and no likelihood is asked for."""
+    if config.ckpt is not None:
+        return load_for(config)
+    if config.samples is None or set(expand_metrics(config.metrics)) & set(LIKELIHOODS):
         raise UsageError(
             "ckpt is required: diffuse eval ckpt=RUN. Only samples are scored without a network: "
             "samples=IMAGES reference=IMAGES metrics=[fid]"
         )
-    network = load_for(config) if config.ckpt is not None else None
+    return None
+
+
+def parts_of(
+    config: EvalConfig, network: TrainedNetwork | None
+) -> tuple[list[LikelihoodPart | SamplesPart], Drawing | None]:
+    """The parts that compute the requested scores, checked, with nothing written; and what draws images, if needed."""
+    names = set(expand_metrics(config.metrics))
+    likelihoods, of_samples = names & set(LIKELIHOODS), names & set(SAMPLE_SCORES)
     drawing = drawing_of(network, config) if network and of_samples and config.samples is None else None
     parts: list[LikelihoodPart | SamplesPart] = [LikelihoodPart(config, network)] if network and likelihoods else []
-    return network, [*parts, SamplesPart(config, network, drawing)] if of_samples else parts
+    return ([*parts, SamplesPart(config, network, drawing)] if of_samples else parts), drawing
 
 
 def refuse_keys_of_drawing(overrides: Sequence[str]) -> None:

@@ -113,7 +113,7 @@ def announce(
     log.info(f"{what}: {steps} of {sampler.name} on {network.where}, into {short_path(folder)}")
     if known:
         log.info(f"continuing after {known:,} of {config.n:,} images")
-    if faster := faster_sampler(network.config.prediction, sampler, output.typed_keys):
+    elif faster := faster_sampler(sampler, output.typed_keys):
         log.info(faster)
     log_cost({"drawing": (config.n - known) * sampler.cost / network.images_per_second()})
 

@@ -30,7 +30,7 @@ from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.pictures import gif_of_pngs
-from diffuse.runs.recommended import chosen, faster_sampler
+from diffuse.runs.recommended import faster_sampler, resolved
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
@@ -192,7 +192,7 @@ def self_contained(config: TrainConfig) -> TrainConfig:
         for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
             if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
                 schedule[key] = usual
-    sampler = chosen(config.sampler, config.prediction, config.sampler)
+    sampler = resolved(config.sampler, config.prediction, config.sampler)
     if sampler.get("spacing", "") is None:
         sampler = {**sampler, "spacing": uniform.__name__}
     return replace(
@@ -260,7 +260,7 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
         log.info(f"classes in their order, from 0: {in_order(kind.classes)}")
     log.info(cost_on_disk(training, folder))
     if not trainer.step and (
-        faster := faster_sampler(config.prediction, training.drawing.sampler, output.typed_keys, "of the sample grids")
+        faster := faster_sampler(training.drawing.sampler, output.typed_keys, "of the sample grids")
     ):
         log.info(faster)
     warn_of_schedule(trainer.time_sampling.schedule)

@@ -181,7 +181,10 @@ class EvalConfig(NetworkConfig):
 class SamplerKeys:
     """The keys of every option of the group `sampler`; its other keys are arguments of its function."""
 
-    steps: Annotated[int | None, key("steps from noise to image (null: every level)")]
+    steps: Annotated[
+        int | None,
+        key("steps from noise to image (null: every level; method, training, auto: as chosen)"),
+    ]
     spacing: Annotated[
         str | None,
         key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, searched (null: the run's)"),

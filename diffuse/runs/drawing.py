@@ -15,7 +15,7 @@ from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
-from diffuse.runs.recommended import chosen
+from diffuse.runs.recommended import resolved
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.searched import searched
 from diffuse.runs.trained import TrainedNetwork
@@ -126,7 +126,7 @@ def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
         raise UsageError(str(error)) from error
     estimate = partial(analytic, network)
     search = partial(searched, network, condition)
-    node = chosen(config.sampler, network.config.prediction, network.config.sampler)
+    node = resolved(config.sampler, network.config.prediction, network.config.sampler)
     sampler = Sampler(node, network.formulas, network.kind, config.trust, estimate, search)
     denoiser = sampler.wrap(network.denoiser())
     return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)

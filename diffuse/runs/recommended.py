@@ -4,9 +4,9 @@ The options `method`, `training` and `auto` of the group `sampler` are choices o
 place before anything is built or recorded.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NamedTuple
 
 from diffuse.options.build import about, bind
 from diffuse.options.keys import Node
@@ -21,22 +21,14 @@ GROUP = "sampler"
 DEFAULT_EVALUATIONS = 10
 MANY = 250  # network calls for an image
 
-
-class Row(NamedTuple):
-    """Up to `most` evaluations an image, the option `name`, which takes one evaluation a step."""
-
-    most: float
-    name: str
-
-
-# By measurement: docs/samplers.md has the scores.
-ANY_METHOD = (Row(float("inf"), "deis"),)
-EDM = (Row(float("inf"), "deis"),)
+# Up to so many evaluations an image, the option that scores best of those with one evaluation a step: docs/samplers.md.
+RECOMMENDED = ((9, "unipc"), (math.inf, "deis"))
 
 
 def method(prediction: Node, grids: Node) -> Node:
-    """The sampler of the run's method: ancestral sampling, Heun's for prediction=edm, Euler's for prediction=flow."""
-    return node_of({"edm": "heun", "flow": "ddim"}.get(name_of(prediction), "ddpm"))
+    """The sampler of the run's method: Heun's for prediction=edm, Euler's for flow, ancestral sampling otherwise."""
+    name = own_name("prediction", prediction["_target_"]) or ""
+    return node_of({"edm": "heun", "flow": "ddim"}.get(name, "ddpm"))
 
 
 def training(prediction: Node, grids: Node) -> Node:
@@ -50,19 +42,18 @@ def auto(prediction: Node, grids: Node, *, evaluations: int = DEFAULT_EVALUATION
     evaluations  calls of the denoiser for an image
     """
     check(evaluations >= 1, "evaluations", "at least 1", evaluations)
-    table = EDM if name_of(prediction) == "edm" else ANY_METHOD
-    chosen = next(row for row in table if evaluations <= row.most)
-    return {**node_of(chosen.name), "steps": evaluations}
+    name = next(name for most, name in RECOMMENDED if evaluations <= most)
+    return {**node_of(name), "steps": evaluations}
 
 
 CHOICES = {choice.__name__: choice for choice in (method, training, auto)}
 
 
-def chosen(node: Node, prediction: Node, grids: Node) -> Node:
-    """The sampler that a choice stands for, with the shared keys that were set beside it; other nodes as they are.
+def resolved(node: Node, prediction: Node, grids: Node) -> Node:
+    """The sampler that a choice stands for, with the shared keys beside it that are not null; other nodes as they are.
 
     prediction and grids are what the run has in the groups `prediction` and `sampler`. Raises UsageError where
-    sampler=auto is given steps or times.
+    sampler=auto is given steps or times, or a spacing would move times that the training was given.
     """
     name = node.get("_target_")
     if name not in CHOICES:
@@ -75,14 +66,14 @@ def chosen(node: Node, prediction: Node, grids: Node) -> Node:
         found = bind({key: value for key, value in node.items() if key not in shared}, GROUP)(prediction, grids)
     if found["_target_"] in CHOICES:
         raise UsageError("sampler=training is for a trained network; the grids of a training need another sampler")
-    if "steps" in typed:  # not those of a grid that the training was given
+    if found.get("times") is not None and typed.keys() & {"steps", "spacing"}:
+        if "steps" not in typed:
+            given = f"sampler.times={found['times']}"
+            raise UsageError(f"the training had {given}: sampler.spacing needs sampler.steps too")
         found = {**found, "times": None}
+    if typed.get("clip") is not None:  # a percentile belongs to clip=dynamic
+        found = {**found, "percentile": None}
     return {**found, **typed}
-
-
-def name_of(prediction: Node) -> str:
-    """The name of a prediction, also as older configs have it."""
-    return own_name("prediction", prediction["_target_"]) or ""
 
 
 def node_of(name: str) -> Node:
@@ -91,12 +82,12 @@ def node_of(name: str) -> Node:
     return {"_target_": found.target, **found.values}
 
 
-def faster_sampler(prediction: Node, sampler: Sampler, typed_keys: Sequence[str], what: str = "") -> str:
+def faster_sampler(sampler: Sampler, typed_keys: Sequence[str], what: str = "") -> str:
     """A message that names a faster sampler, for one that takes many calls, or several and was not typed; or ""."""
     is_typed = any(key.partition(".")[0] == GROUP for key in typed_keys)
-    if sampler.cost < (MANY if is_typed else 2 * DEFAULT_EVALUATIONS):
+    if sampler.calls is None or sampler.calls < (MANY if is_typed else 2 * DEFAULT_EVALUATIONS):
         return ""
-    name = option_with(GROUP, auto(prediction, {})["_target_"])
+    name = option_with(GROUP, auto({}, {})["_target_"])
     image = f"an image {what}".strip()
-    taken = f"{image} takes {sampler.cost:,} network calls with sampler={sampler.name}"
+    taken = f"{image} takes {sampler.calls:,} network calls with sampler={sampler.name}"
     return f"{taken}; sampler=auto takes {DEFAULT_EVALUATIONS}, with {name}"

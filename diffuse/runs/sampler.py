@@ -147,7 +147,7 @@ def ends_alone(
     keys: SamplerKeys, schedule: Schedule, spacing: str, search: object = None
 ) -> tuple[Tensor, dict[str, Any]]:
     """The grid of an adaptive method, which chooses its own steps: T, the smallest time of the training, and 0."""
-    for name in ("steps", "spacing", "times"):
+    for name in ("steps", "times"):  # a spacing may be the method's
         if getattr(keys, name) is not None:
             raise Refused(name, "is not for an adaptive sampler, which chooses its steps by tolerance: leave it out")
     return torch.tensor([schedule.T, schedule.t_min, 0], dtype=torch.float64), {}

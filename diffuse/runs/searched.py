@@ -26,7 +26,7 @@ from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
 
 IMAGES, FINE = 64, 60  # trajectories, and the steps of each
-HELD = 2**28  # bytes of trajectories at once
+HELD = 2**28  # bytes of trajectories at a time
 SPACED = ("uniform", "quadratic", "log_snr", "karras")  # they compete, and are drawn beside the searched one
 Walk = partial[Iterator[Tensor]]
 
@@ -89,8 +89,9 @@ def _search(
     empty = torch.empty(IMAGES, *network.kind.shape, device=network.device.torch)
     x = ImageNoise(0, "searched", images)(empty) * schedule.prior_std
     y = condition.of_samples(images, network.device.torch)
-    denoiser = wrap(network.denoiser(float32=True))
-    batches = torch.arange(IMAGES).split(max(1, HELD // (2 * FINE * x[0].numel() * x.element_size())))
+    at_once = images_at_once(x)
+    denoiser = wrap(network.formulas.denoiser(network.net, network.device, min(at_once, network.rows), float32=True))
+    batches = torch.arange(IMAGES).split(at_once)
     costs, ends = torch.zeros((), dtype=torch.float64), list[Tensor]()
     with Progress("trajectories", (len(fine) - 1) * len(batches), "step") as progress:
         for batch in batches:
@@ -114,6 +115,12 @@ def _search(
             return found
 
         return min(grids, key=ends_from)[:-1]
+
+
+def images_at_once(x: Tensor) -> int:
+    """How many of the images have trajectories that memory holds: a power of two, so that no batch is filled up."""
+    bytes_each = 4 * FINE * x[0].numel() * x.element_size()  # x_t, x0, y and eps of each step
+    return 1 << max(0, min(IMAGES, HELD // bytes_each).bit_length() - 1)
 
 
 def each_call(progress: Progress) -> Seen:

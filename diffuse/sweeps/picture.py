@@ -28,7 +28,7 @@ DISTINCT_COLOURS = 10  # for so many lines; the colours of more lines go from da
 LOGARITHMIC_FROM = 20.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 COSTS_LOGARITHMIC_FROM = 4.0  # of evaluations, which are doubled rather than raised
 LABEL = 44  # characters
-STEPS, ASKED = "sampler.steps", "sampler.evaluations"
+COST_KEYS = ("sampler.steps", "sampler.evaluations")  # what evaluations follow from
 Curve = list[tuple[int, float]]  # (step, value)
 
 
@@ -101,7 +101,7 @@ def by_sampler(grids: Sequence[tuple[Record, Path]]) -> tuple[list[tuple[Record,
     """
     rows: dict[str, list[tuple[Record, Path]]] = {}
     for job, path in grids:
-        others = [f"{key}={value}" for key, value in job.varied.items() if key not in (STEPS, ASKED)]
+        others = [f"{key}={value}" for key, value in job.varied.items() if key not in COST_KEYS]
         rows.setdefault(" ".join(others), []).append((job, path))
     lengths = {len(row) for row in rows.values()}
     if len(lengths) != 1 or max(lengths) < 2 or any(job.value(EVALUATIONS) is None for job, _ in grids):
@@ -158,7 +158,7 @@ def draw_montage(
         step = f", step {int(path.stem.removeprefix('step_')):,}" if unfinished else ""
         calls = job.value(EVALUATIONS)
         cost = f", {calls:.0f} evaluations" if calls else ""
-        shown = [key for key in keys if not (calls and key in (STEPS, ASKED))] or keys
+        shown = [key for key in keys if not (calls and key in COST_KEYS)] or keys
         panel.set_title(wrap(label(job, shown) + step + cost, 22 if wide > 4 else 32), fontsize="small")
     part.suptitle(f"samples, by {', '.join(keys)}{left_out}" if keys else "samples", fontsize="medium")
 
@@ -188,7 +188,7 @@ def draw_scores(part: SubFigure, names: Sequence[str], jobs: Sequence[Record], c
     rows, all_keys = rows_and_keys(jobs)
     against_cost = costs_differ(rows)
     keys = [EVALUATIONS] if against_cost else numeric_keys(jobs)[:1]
-    others = [key for key in all_keys if key not in ([STEPS] if against_cost else keys)]
+    others = [key for key in all_keys if key not in (COST_KEYS if against_cost else keys)]
     handles: dict[str, Any] = {}
     for panel, name in zip(panels(part, len(names), columns), names, strict=True):
         scored = [row for row in rows if row.mean(name) is not None]
@@ -235,7 +235,8 @@ def draw_lines(
     scale = axis_scale(places, COSTS_LOGARITHMIC_FROM if key == EVALUATIONS else LOGARITHMIC_FROM)
     panel.set(xlabel=key, xscale=scale, yscale=axis_scale(values))
     if panel.get_yscale() == "log":  # 0.5 in place of 5 x 10^-1
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        few_decades = max(values) <= 1000 * min(values)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,)))
         panel.yaxis.set_major_formatter(lambda value, place: short(value))
         panel.yaxis.set_minor_formatter("")
     if shown := ticks(places, scale):

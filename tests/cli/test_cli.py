@@ -59,7 +59,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("sampler=ddim sampler.etaa=1", "Did you mean 'sampler.eta'?"),
         (
             "sampler=ddpm sampler.eta=1",
-            "is a key of sampler=analytic_ddim and sampler=ddim and sampler=dpm_solver only: choose one of them",
+            "is a key of sampler=analytic_ddim and sampler=ddim and sampler=dpm_solver only: set one of them",
         ),
         ("+foo=1", "there is no key 'foo'"),
         ("+optim.foo=1", "there is no key 'optim.foo'"),

@@ -18,7 +18,7 @@ from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.network import build_network
 from diffuse.options.schema import PRESETS, SCHEMAS, all_keys, flat, groups, plain
-from diffuse.runs.recommended import chosen
+from diffuse.runs.recommended import resolved
 from diffuse.runs.sampler import Sampler
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError
@@ -76,18 +76,18 @@ def test_every_option_of_the_mathematics_builds(group):
 def test_methods_are_what_their_papers_chose():
     """And anything typed wins."""
 
-    def chosen(*words: str) -> list[str]:
+    def resolved(*words: str) -> list[str]:
         typed = config("train", *words)
         nodes = (typed.schedule, typed.prediction, typed.loss, typed.times)
         return [*(node["_target_"] for node in nodes), typed.variance]
 
-    assert chosen() == chosen("method=ddpm") == ["linear", "eps", "simple", "UniformTimes", "fixed_large"]
-    assert chosen("method=improved_ddpm") == ["cosine", "eps", "hybrid", "UniformTimes", "learned"]
-    assert chosen("method=score_sde") == ["VP", "eps", "simple", "UniformTimes", "fixed_large"]
-    assert chosen("method=ncsn") == ["VE", "eps", "simple", "UniformTimes", "fixed_large"]
-    assert chosen("method=edm") == ["VE", "edm", "simple", "LogNormalTimes", "fixed_large"]
-    assert chosen("method=flow") == ["Flow", "flow", "simple", "UniformTimes", "fixed_large"]
-    assert chosen("method=edm", "schedule=vp")[0] == "VP"
+    assert resolved() == resolved("method=ddpm") == ["linear", "eps", "simple", "UniformTimes", "fixed_large"]
+    assert resolved("method=improved_ddpm") == ["cosine", "eps", "hybrid", "UniformTimes", "learned"]
+    assert resolved("method=score_sde") == ["VP", "eps", "simple", "UniformTimes", "fixed_large"]
+    assert resolved("method=ncsn") == ["VE", "eps", "simple", "UniformTimes", "fixed_large"]
+    assert resolved("method=edm") == ["VE", "edm", "simple", "LogNormalTimes", "fixed_large"]
+    assert resolved("method=flow") == ["Flow", "flow", "simple", "UniformTimes", "fixed_large"]
+    assert resolved("method=edm", "schedule=vp")[0] == "VP"
     assert config("train", "method=edm").schedule["sigma_max"] == 80.0
     assert config("train", "loss=hybrid").variance == "learned"
     assert config("train", "loss=vlb", "variance=fixed_small").variance == "fixed_small"
@@ -152,7 +152,7 @@ def test_every_sampler_builds(sampler):
         return Analytic(linear(), dict.fromkeys(times, 0.5))
 
     run = config("train")
-    node = chosen(config("sample", "ckpt=x", f"sampler={sampler}").sampler, run.prediction, run.sampler)
+    node = resolved(config("sample", "ckpt=x", f"sampler={sampler}").sampler, run.prediction, run.sampler)
     assert Sampler(node, Formulas.of(run, BYTES), BYTES, (), estimated).clip
 
 

@@ -5,7 +5,7 @@ import pytest
 from diffuse.data.images import ImageKind
 from diffuse.options.formulas import Formulas
 from diffuse.options.reference import options
-from diffuse.runs.recommended import auto, chosen
+from diffuse.runs.recommended import method, resolved
 from diffuse.runs.sampler import Sampler
 from diffuse.system.errors import UsageError
 from tests.support.commands import config
@@ -17,7 +17,7 @@ METHODS = [option.name for option in options("method")]
 def sampler_of(words: list[str], training: list[str], command: str = "sample") -> dict:
     """The node of `diffuse COMMAND WORDS` for a network that was trained with these words."""
     run = config("train", *training)
-    return chosen(config(command, "ckpt=x", *words).sampler, run.prediction, run.sampler)
+    return resolved(config(command, "ckpt=x", *words).sampler, run.prediction, run.sampler)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -38,6 +38,17 @@ def test_an_evaluation_draws_as_the_training_did():
 def test_typed_keys_go_before_those_of_the_choice():
     node = sampler_of(["sampler.steps=9", "sampler.clip=dynamic", "sampler.eps_scale=1.01"], ["sampler=deis"], "eval")
     assert [node[key] for key in ("_target_", "steps", "clip", "eps_scale")] == ["deis", 9, "dynamic", 1.01]
+
+
+def test_clipping_is_typed_without_the_percentile_of_the_training():
+    given = ["sampler=ddim", "sampler.clip=dynamic", "sampler.percentile=0.9"]
+    assert sampler_of([], given, "eval")["percentile"] == 0.9
+    assert sampler_of(["sampler.clip=true"], given, "eval")["percentile"] is None
+
+
+def test_a_spacing_needs_steps_where_the_training_had_times():
+    with pytest.raises(UsageError, match="^the training had sampler.times=.* sampler.spacing needs sampler.steps too"):
+        sampler_of(["sampler.spacing=karras"], ["sampler=ddim", "sampler.times=[1000,500]"], "eval")
 
 
 def test_typed_steps_replace_the_times_of_the_training():
@@ -77,9 +88,8 @@ def test_impossible_choices_are_refused(command: str, words: list[str], message:
 def test_the_grids_of_a_training_need_a_sampler():
     run = config("train", "sampler=training")
     with pytest.raises(UsageError, match="sampler=training is for a trained network"):
-        chosen(run.sampler, run.prediction, run.sampler)
+        resolved(run.sampler, run.prediction, run.sampler)
 
 
 def test_the_prediction_of_an_older_config_is_known_by_its_path():
-    node = auto({"_target_": "diffuse.predictions.edm"}, {})
-    assert node == auto({"_target_": "edm"}, {})
+    assert method({"_target_": "diffuse.predictions.edm"}, {})["_target_"] == "heun"
