@@ -91,3 +91,13 @@ def test_nan_ends_the_adaptive_method():
 def test_a_network_that_overflows_ends_the_adaptive_method(factor: float):
     denoiser = Denoiser(lambda x, time, y: x * factor, linear())
     assert last(dormand_prince(denoiser, normal64(1, 2, 1, 2, 2).float(), COARSE)).isnan().all()
+
+
+@pytest.mark.parametrize("between", [[], [800.0, 700.0, 650.0]])
+def test_the_last_step_lands_on_the_x0_predicted_at_the_time_before(gaussian: Gaussian, between: list[float]):
+    """On a path whose x grows, from a time with much noise; the times between do not count."""
+    schedule, x = VE(), 100 * normal64(3, 2, 3, 2, 2)
+    denoiser = gaussian.denoiser(schedule)
+    ends = [torch.tensor([1000.0, *between, 600.0, *rest], dtype=torch.float64) for rest in ([], [0.0])]
+    before, landed = (last(dormand_prince(denoiser, x, times, tolerance=1e-6)) for times in ends)
+    torch.testing.assert_close(landed, denoiser(before, ends[0][-1]).x0, rtol=1e-9, atol=1e-9)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffuse.mathematics.continuous import VE, Flow
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.grid_search import Trajectories, candidates, cheapest_path, distance
+from diffuse.mathematics.grid_search import GROWTHS, Trajectories, candidates, cheapest_path, distance
 from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.predictions import flow
 from diffuse.mathematics.spacings import SPACINGS, time_grid
@@ -96,3 +96,58 @@ def test_distance_is_from_the_ends_of_each_image():
         yield torch.tensor([3.0, 1.0]).double().reshape(2, 1, 1, 1).expand_as(x)
 
     assert distance(walk, Denoiser(Wavy(), linear()), ends, ends, None, ends) == 2.0  # (3 + 1) / 2
+    assert distance(walk, Denoiser(Wavy(), linear()), ends, ends, None, ends + 1) == 1.0  # (2 + 0) / 2
+    half = torch.tensor([3.0, 1.0]).double().reshape(2, 1, 1, 1).expand(2, 1, 2, 2).clone()
+    half[0, 0, 1] -= 4
+    assert (
+        distance(walk, Denoiser(Wavy(), linear()), ends, ends, None, half) == math.sqrt(8) / 2
+    )  # (root of 16 / 2) / 2
+
+
+def test_distance_hands_everything_to_the_sampler():
+    given = (Denoiser(Wavy(), linear()), normal64(1, 2, 1, 2, 2), torch.ones(3), torch.tensor([3, 7]))
+    seen: list[object] = []
+
+    def walk(*arguments):
+        seen.extend(arguments)
+        yield given[1]
+
+    assert distance(walk, *given, given[1]) == 0
+    assert all(one is other for one, other in zip(seen, given, strict=True))
+
+
+def test_a_trajectory_is_that_of_its_labels():
+    asked: list[Tensor] = []
+
+    def network(x: Tensor, time: Tensor, y: Tensor) -> Tensor:
+        asked.append(y)
+        return x
+
+    Trajectories(
+        Denoiser(network, linear()), normal64(1, 2, 1, 2, 2), torch.tensor([1000.0, 500, 0]), torch.tensor([3, 7])
+    )
+    assert [y.tolist() for y in asked] == [[3, 7], [3, 7]]
+
+
+def test_points_are_divided_by_alpha():
+    """rho = sigma / alpha and y = x / alpha, where alpha is not 1: with eps = 0, x is alpha times what it was."""
+    schedule, x = linear(), normal64(1, 2, 1, 2, 2)
+    times = torch.tensor([1000.0, 500, 100, 0], dtype=torch.float64)
+    found = Trajectories(Denoiser(lambda x, time, y: 0 * x, schedule), x, times)
+    alpha, sigma = schedule.alpha_sigma(times[:-1])
+    assert found.rho == pytest.approx([*(sigma / alpha).tolist(), 0.0], rel=1e-12)
+    for y in found.y:
+        torch.testing.assert_close(y, x / alpha[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_jump_to_the_next_point_has_a_cost():
+    costs = gaussian_trajectories(0.5).costs()
+    assert costs.dtype == torch.float64
+    assert torch.isfinite(costs[torch.ones(61, 61).triu(1) > 0]).all()
+
+
+def test_each_growth_has_its_path():
+    times, costs = torch.arange(8, 0, -1.0), random_costs(9, 3)
+    expected = {tuple(cheapest_path(costs, 4, growth)[:-1]) for growth in GROWTHS}
+    assert len(expected) > 1
+    assert {tuple(8 - int(time) for time in grid) for grid in candidates(times, costs, 4)} == expected

@@ -78,3 +78,8 @@ def test_clipping_comes_after_scaling_and_is_what_is_observed():
 def test_a_percentile_is_between_0_and_1(percentile: float):
     with pytest.raises(ValueError, match="^percentile must be above 0 and at most 1"):
         DynamicallyClipped(knowing(torch.zeros(1)), percentile)
+
+
+def test_the_largest_percentile_is_the_largest_pixel():
+    x0 = torch.tensor([0.5, -4.0, 2.0, 1.0]).double().reshape(1, 1, 2, 2)
+    torch.testing.assert_close(DynamicallyClipped(knowing(x0), 1.0)(normal64(2, *x0.shape), T).x0, x0 / 4)
