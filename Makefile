@@ -11,7 +11,7 @@ help:
 	@echo "make test-core  the tests of the mathematics alone, in seconds"
 	@echo "make test-slow  the tests that train for minutes"
 	@echo "make pages      run every command of the README and of docs/, made small"
-	@echo "make mutants    which slip in a formula would the tests miss? (12 minutes on one core)"
+	@echo "make mutants    which slip in a formula would the tests miss? (50 minutes on one core)"
 	@echo "make install    only the virtual environment, in $(VENV)"
 	@echo "make clean      remove the virtual environment and caches; runs in outputs/ stay"
 
