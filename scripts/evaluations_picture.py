@@ -29,6 +29,7 @@ def main(panels: list[str]) -> None:
         rows.sort(key=lambda row: row.varied("sampler"))  # the same colours in each panel
         handles |= draw_lines(axes, rows, SCORE, EVALUATIONS, ["sampler"], rows)
         axes.set(title=title, ylabel=SCORE)
+        axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
     figure.savefig(PICTURE)
 

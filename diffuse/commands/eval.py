@@ -49,8 +49,10 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         report = Report(folder, config, provenance, begun)
         if report.facts["values"]:
             log.info(f"scored before: {', '.join(report.facts['values'])}")
-        elif drawing and (faster := faster_sampler(drawing.sampler, output.typed_keys)):
-            log.info(faster)
+        elif drawing:
+            log.info(f"images are drawn by {drawing.sampler.summary}")
+            if faster := faster_sampler(drawing.sampler, output.typed_keys):
+                log.info(faster)
         try:
             for part in parts:
                 part.score(report)

@@ -108,9 +108,8 @@ def announce(
 ) -> None:
     """Say what is drawn, how, where to, and how long it will take; `known` images are there."""
     sampler = drawing.sampler
-    steps = f"{len(sampler.times) - 1:,} steps" if sampler.evaluations else "adaptive steps"
     what = f"{config.n:,} images of {network.kind.name} (step {network.step:,})"
-    log.info(f"{what}: {steps} of {sampler.name} on {network.where}, into {short_path(folder)}")
+    log.info(f"{what}: {sampler.summary} on {network.where}, into {short_path(folder)}")
     if known:
         log.info(f"continuing after {known:,} of {config.n:,} images")
     elif faster := faster_sampler(sampler, output.typed_keys):

@@ -61,7 +61,7 @@ def resolved(node: Node, prediction: Node, grids: Node) -> Node:
     shared = {field.name for field in fields(SamplerKeys)}
     typed = {key: value for key, value in node.items() if key in shared and value is not None}
     if name == auto.__name__ and (wrong := sorted(typed.keys() & {"steps", "times"})):
-        raise UsageError(f"sampler.{wrong[0]} follows from sampler.evaluations where sampler=auto: leave it out")
+        raise UsageError(f"sampler.{wrong[0]} follows from sampler.evaluations where sampler=auto: set that instead")
     with about(GROUP):
         found = bind({key: value for key, value in node.items() if key not in shared}, GROUP)(prediction, grids)
     if found["_target_"] in CHOICES:

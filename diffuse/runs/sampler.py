@@ -119,6 +119,12 @@ class Sampler:
         return counted["evaluations"], counted["calls"]
 
     @property
+    def summary(self) -> str:
+        """The steps and the option's name, for a log line."""
+        steps = len(self.times) - 1
+        return f"{'adaptive steps' if self.adaptive else f'{steps:,} steps' if steps > 1 else '1 step'} of {self.name}"
+
+    @property
     def order(self) -> int | None:
         """Of a sampler that declares none, None."""
         return order_of(self.walk)

@@ -153,4 +153,5 @@ def test_each_command_without_a_sampler_says_which_faster_one_would_do(tmp_path)
     )
     typed = diffuse(*scored, "sampler=ddim", cwd=tmp_path)
     assert typed.returncode == 0
+    assert "images are drawn by 50 steps of ddim" in typed.stdout
     assert "takes" not in typed.stdout
