@@ -131,9 +131,15 @@ def quick(sampler, options: dict, declared: int, name: str, graded: bool) -> boo
     return graded and name in ("zero_terminal", "ve") and max(declared, options.get("order", 0)) <= 2
 
 
-def bends(sampler, options: dict, path: Path) -> bool:
-    """Whether a polynomial of degree 3 in t sees that a table is interpolated: its slope jumps at each level."""
-    return sampler is deis and options == {"order": 4, "space": "t"} and path.schedule.discrete
+def bends(sampler, options: dict, name: str, path: Path, graded: bool) -> bool:
+    """Whether a polynomial in t sees that a table is interpolated: its slope jumps at each level.
+
+    One of degree 3 does on every table; one of degree 2 on `linear` and an even grid, where 2.82 was measured for 3, and
+    not on its path in continuous time, `vp`.
+    """
+    if sampler is not deis or options["space"] != "t" or not path.schedule.discrete:
+        return False
+    return options["order"] == 4 or (options["order"], name, graded) == (3, "linear", False)
 
 
 CASES = [
@@ -145,7 +151,7 @@ CASES = [
     for label, (sampler, options, declared) in METHODS.items()
     for name, path in PATHS.items()
     for graded in (False, True)
-    if not bends(sampler, options, path)
+    if not bends(sampler, options, name, path, graded)
 ]
 
 
