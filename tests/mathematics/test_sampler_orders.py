@@ -134,8 +134,8 @@ def quick(sampler, options: dict, declared: int, name: str, graded: bool) -> boo
 def bends(sampler, options: dict, name: str, path: Path, graded: bool) -> bool:
     """Whether a polynomial in t sees that a table is interpolated: its slope jumps at each level.
 
-    One of degree 3 does on every table; one of degree 2 on `linear` and an even grid, where 2.82 was measured for 3, and
-    not on its path in continuous time, `vp`.
+    One of degree 3 does on every table; one of degree 2 on `linear` and an even grid, where 2.82 was measured for 3,
+    and not on its path in continuous time, `vp`.
     """
     if sampler is not deis or options["space"] != "t" or not path.schedule.discrete:
         return False
