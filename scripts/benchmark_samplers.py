@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python scripts/benchmark_samplers.py [--steps 50] [--n 1] [unet=base ...]
 
-The weights are random: time does not depend on them. A clock stands around each network call of the sampler's own run.
+The weights are random: time does not depend on them. A clock stands around each network call of the same run.
 Expected: ratios of at most 1.05. Cost: 4 minutes on one core; `--steps 5` is enough to see an expensive step.
 """
 

@@ -1,4 +1,4 @@
-"""Search for the best time grid of a network for a number of steps, on a few of its own trajectories.
+"""Search for the best time grid of a network for a number of steps, on a few of its trajectories.
 
 After Chen et al. 2024 (GITS): trajectories of the probability flow have much the same shape for all samples, nearly
 straight at large noise, curved in between, straight again at the end. So one grid fits all samples, and a few suffice
