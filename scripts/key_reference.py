@@ -70,7 +70,8 @@ def page() -> str:
     """The whole page."""
     commands = list(SCHEMAS)
     parts = [BEGINNING, "## Groups\n"]
-    parts += [of_group(name, commands) for name in groups("train")]
+    names = dict.fromkeys(name for command in commands for name in groups(command))
+    parts += [of_group(name, commands) for name in names]
     parts += [of_command(command) for command in commands]
     return "\n".join(parts)
 

@@ -98,5 +98,5 @@ def refuse_keys_of_drawing(overrides: Sequence[str]) -> None:
     """Raise UsageError where the command line has keys about drawing images, although images are given."""
     for word in overrides:
         key = word.lstrip("+").partition("=")[0]
-        if key.partition(".")[0] in ("sampler", "label"):
+        if key.partition(".")[0] in ("sampler", "label", "guidance"):
             raise UsageError(f"{key} is about drawing images, and samples= gives images: leave one of them out")

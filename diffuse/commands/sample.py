@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffuse.data.images import to_uint8
 from diffuse.options.schema import SampleConfig, flat
@@ -18,7 +17,7 @@ from diffuse.options.score_names import EVALUATIONS, SECONDS
 from diffuse.runs.drawing import Drawing, drawing_of
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
-from diffuse.runs.pictures import image_grid, save_png
+from diffuse.runs.pictures import save_png
 from diffuse.runs.recommended import faster_sampler
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.runs.trajectory import Trajectory
@@ -61,9 +60,9 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         announce(network, drawing, config, output, folder, known)
         draw_missing(network, drawing, config, output, folder, drawn)
         seconds, images = time.monotonic() - started, drawn[IMAGES]
-        save_png(folder / "grid.png", image_grid(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
+        save_png(folder / "grid.png", drawing.picture(torch.from_numpy(images[:GRID_IMAGES]).permute(0, 3, 1, 2)))
         if "npz" in kinds_of_files(config):
-            write_npz(folder / "samples.npz", images, drawing.condition.of_samples(range(config.n)))
+            write_npz(folder / "samples.npz", images, drawing.condition.arrays(config.n))
         hardware = {"device": network.where, "seconds": round(seconds, 3)}
         if known < config.n:
             hardware[SECONDS] = round(seconds / (config.n - known), 6)  # of those drawn now
@@ -166,7 +165,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / LOG).exists() and not (folder / FACTS).exists()
 
 
-def write_npz(path: Path, images: np.ndarray, labels: Tensor | None) -> None:
-    """Write arr_0, the images [n, H, W, C], and arr_1, the labels if any: the format of the ADM evaluator."""
-    arrays = [images, *([] if labels is None else [labels.numpy()])]
-    write_atomic(path, lambda file: np.savez(file, *arrays), mode="wb")
+def write_npz(path: Path, images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arr_0, the images [n, H, W, C], and arrays of their condition: the format of the ADM evaluator."""
+    named: dict[str, Any] = {"arr_0": images, **arrays}
+    write_atomic(path, lambda file: np.savez(file, **named), mode="wb")

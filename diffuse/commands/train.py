@@ -177,7 +177,7 @@ def self_contained(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
 
     The ends of a table of betas that are null get their numbers, and the spacing of the times its name;
-    sampler=method and auto become the sampler that they stand for.
+    sampler=method and auto become the sampler that they stand for, and without classes no label is dropped.
     """
 
     def absolute(node: Node, *keys: str) -> Node:
@@ -198,6 +198,7 @@ def self_contained(config: TrainConfig) -> TrainConfig:
     return replace(
         config,
         sampler=sampler,
+        label_dropout=config.label_dropout if config.class_conditional else 0.0,
         data_dir=str(data_folder(config.data_dir)),
         dataset=absolute(config.dataset, "path", "test_path"),
         schedule=schedule,

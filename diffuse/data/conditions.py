@@ -1,7 +1,10 @@
-"""The condition of a network: nothing, or the class of each image. Here it becomes the y of denoisers and samplers."""
+"""The condition of a network: nothing, or the class of each image. Here it becomes the y of denoisers and samplers.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+Nothing outside knows that a class is a number: a tensor y is made here, and what stands for "no class" in it too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +13,10 @@ from torch import Tensor
 
 from diffuse.data.arrays import Split
 from diffuse.system.device import send
-from diffuse.system.errors import Refused, check
+from diffuse.system.errors import Refused, did_you_mean
 
 CPU = torch.device("cpu")
+LISTED = 100  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -20,22 +24,45 @@ class Condition:
     """The condition of a network's images; its tensors are the y of denoisers and samplers.
 
     classes  the names of the classes of a class-conditional network; empty for an unconditional one
-    label    the class of every sample; None for all classes in turn
+    dropout  the share of labels that training replaces by the null label, "no class", so that one network is
+             conditional and unconditional: Ho and Salimans 2022, algorithm 1. At 0 there is no null label
+    drawn    the numbers of the classes that samples have in turn; None for all of them
     """
 
     classes: Sequence[str] = ()
-    label: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.label is not None and not self.classes:
-            raise Refused("label", "needs a class-conditional network (class_conditional=true), and this one is not")
-        if self.label is not None:
-            check(0 <= self.label < len(self.classes), "label", f"between 0 and {len(self.classes) - 1}", self.label)
+    dropout: float = 0.0
+    drawn: Sequence[int] | None = None
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """The arguments of a network for this condition."""
-        return {"num_classes": len(self.classes) or None}
+        """The arguments of a network for this condition: the null label has the last row of the embedding."""
+        return {"num_classes": len(self.classes) + bool(self.dropout) if self.classes else None}
+
+    def of(self, label: Any) -> "Condition":
+        """The condition of samples of a class, given by name or number, or of those in a list, in turn; None for all.
+
+        Raises Refused where there is no such class.
+        """
+        if label is None:
+            return replace(self, drawn=None)
+        if not self.classes:
+            raise Refused("label", "needs a class-conditional network (class_conditional=true), and this one is not")
+        several = label if isinstance(label, list | tuple) else [label]
+        if not several:
+            raise Refused("label", "must be a class or a list of classes, not empty")
+        return replace(self, drawn=[self._number(each) for each in several])
+
+    def _number(self, label: Any) -> int:
+        """The number of a class. Names come first; where they are numbers themselves, no other number is taken."""
+        names = [str(name) for name in self.classes]
+        if (name := str(label)) in names and not isinstance(label, bool):
+            return names.index(name)
+        is_number = name.isascii() and name.isdigit() and not any(each.isdigit() for each in names)
+        if is_number and int(name) < len(names):
+            return int(name)
+        known = ", ".join(names if len(names) <= LISTED else [*names[: LISTED - 1], f"... ({len(names):,} in all)"])
+        numbers = "" if any(each.isdigit() for each in names) else f", or a number from 0 to {len(names) - 1}"
+        raise Refused("label", f"must be one of the classes {known}{numbers}, not {name}.{did_you_mean(name, names)}")
 
     def of_split(
         self, split: Split, rows: np.ndarray | slice = slice(None), device: torch.device = CPU
@@ -49,10 +76,38 @@ class Condition:
         """The labels [n] of the samples with these numbers; None without classes."""
         if not self.classes:
             return None
-        labels = [i % len(self.classes) if self.label is None else self.label for i in images]
-        return send(torch.tensor(labels), device)
+        return send(torch.tensor([self.number_of(image) for image in images]), device)
+
+    def number_of(self, image: int) -> int:
+        """The number of the class of a sample."""
+        drawn = range(len(self.classes)) if self.drawn is None else self.drawn
+        return drawn[image % len(drawn)]
+
+    def null(self, y: Tensor) -> Tensor:
+        """The null label for each image of y."""
+        return torch.full_like(y, len(self.classes))
+
+    def drop(self, y: Tensor | None) -> Tensor | None:
+        """The labels of a training step, each replaced by the null label with probability `dropout`.
+
+        Draws one number for each image from torch's generator, and none without dropout.
+        """
+        if y is None or not self.dropout:
+            return y
+        return torch.where(torch.rand(len(y), device=y.device) < self.dropout, self.null(y), y)
 
     @property
     def record(self) -> dict[str, Any]:
-        """The condition of samples, for the record beside them."""
-        return {"label": self.label}
+        """The condition of samples, for the record beside them: the names of the classes that they have in turn."""
+        if not self.classes:
+            return {"label": None}
+        return {"label": [self.classes[number] for number in self.drawn] if self.drawn else list(self.classes)}
+
+    def titles(self, images: Sequence[int]) -> list[str]:
+        """The name of the class of each of these samples; none without classes."""
+        return [str(self.classes[self.number_of(image)]) for image in images] if self.classes else []
+
+    def arrays(self, n: int) -> Mapping[str, np.ndarray]:
+        """What an npz file of n samples holds beside the images: arr_1, their labels, and the names of the classes."""
+        y = self.of_samples(range(n))
+        return {} if y is None else {"arr_1": y.numpy(), "classes": np.array(list(self.classes), dtype=str)}

@@ -1,7 +1,7 @@
 """A denoiser: a network, the schedule it was trained with, and its prediction type, which give x0 and eps from x_t."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ class Prediction:
     of x_t.
 
     c_out    the derivative of the network's x0 with respect to its output
+    c_skip   the share of x_t in x0: output = (x0 - c_skip x_t) / c_out
     between  the reverse variance of each pixel: 0 is the smallest, 1 the largest, on a logarithmic scale; None if the
              network does not learn it
     """
@@ -31,6 +32,7 @@ class Prediction:
     sigma: Tensor
     x0: Tensor
     c_out: Tensor
+    c_skip: Tensor
     between: Tensor | None = None
 
     @property
@@ -44,6 +46,17 @@ class Prediction:
     @property
     def score(self) -> Tensor:
         return -self.eps / self.sigma
+
+    @property
+    def output(self) -> Tensor:
+        """What the network would have to return for this x0."""
+        return (self.x0 - self.c_skip * self.x_t) / self.c_out
+
+    def of(self, rows: slice | Tensor) -> "Prediction":
+        """The prediction of some images of the batch."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        batched = {name: value for name, value in values.items() if value is not None and value.ndim}
+        return replace(self, **{name: value[rows] for name, value in batched.items()})
 
 
 class AnyDenoiser(Protocol):
@@ -84,7 +97,7 @@ class Denoiser(nn.Module):
             output, variance = output.chunk(2, dim=1)
             between = (variance + 1) / 2
         x0 = coefficients.c_skip * x_t + coefficients.c_out * output
-        return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, between)
+        return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, coefficients.c_skip, between)
 
     def numbers(self, t: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
         """alpha, sigma and the prediction type's coefficients, shaped so that they multiply images like x_t.

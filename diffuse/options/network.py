@@ -23,7 +23,7 @@ def condition_of(config: TrainConfig, kind: ImageKind) -> Condition:
     """What the network is conditioned on. Raises UsageError if that is a class and the data set has no labels."""
     if config.class_conditional and not kind.classes:
         raise UsageError(f"class_conditional=true needs labels, and the data set {kind.name} has none")
-    return Condition(kind.classes if config.class_conditional else [])
+    return Condition(kind.classes, config.label_dropout) if config.class_conditional else Condition()
 
 
 def refuse_sizes_that_do_not_halve(config: TrainConfig, kind: ImageKind) -> None:

@@ -85,6 +85,9 @@ class TrainConfig:
     device: Annotated[Node, group("where the network runs, in which precision", may_change=True)]
     sampler: Annotated[Node, group("method that draws the sample grids")]
     class_conditional: Annotated[bool, key("train on class labels as well")]
+    label_dropout: Annotated[
+        float, key("share of labels replaced by 'no class' while training on them, for guidance", "[0, 1)", before=0.0)
+    ]
     steps: Annotated[int, key("steps of training; may grow later where optim.decay=none", AT_LEAST_1, may_change=True)]
     batch_size: Annotated[int, key("images in a step", AT_LEAST_1)]
     optim: Optim
@@ -119,7 +122,8 @@ class NetworkConfig:
     name: Annotated[str | None, key("the folder in the run's samples/ or eval/ (null: the time)", may_change=True)]
     seed: Annotated[int, key("seed of every random number; image i depends on (seed, i) alone")]
     batch_size: Annotated[int, key("images drawn at once; changes no image on a CPU", AT_LEAST_1, may_change=True)]
-    label: Annotated[int | None, key("class to draw with a class-conditional run (null: all in turn)")]
+    label: Annotated[Any, key("class to draw, by name or number, or a list of classes (null: all in turn)")]
+    guidance: Annotated[Node, group("what predictions are pushed towards while drawing")]
     sampler: Annotated[Node, group("method that draws images")]
     data_dir: Annotated[str | None, key("folder of the data sets now (null: as in training)", may_change=True)]
     dataset: DataPlace

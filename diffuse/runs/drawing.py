@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
+from diffuse.runs.guidance import guidance_of
+from diffuse.runs.pictures import grid_by_title
 from diffuse.runs.recommended import resolved
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.searched import searched
@@ -28,7 +30,10 @@ from diffuse.system.signals import raise_pending
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything that draws images. Image i depends on the network and (seed, i) only, not on its batch."""
+    """Everything that draws images. Image i depends on the network and (seed, i) only, not on its batch.
+
+    guidance  its record; empty without guidance, which is in the denoiser
+    """
 
     denoiser: AnyDenoiser
     sampler: Sampler
@@ -36,6 +41,7 @@ class Drawing:
     device: Device
     condition: Condition
     seed: int
+    guidance: dict[str, Any] = field(default_factory=dict)
     evaluated: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -49,6 +55,7 @@ class Drawing:
             **known,
             "seed": self.seed,
             **self.condition.record,
+            **({"guidance": self.guidance} if self.guidance else {}),
         }
 
     def draw(
@@ -72,6 +79,10 @@ class Drawing:
         denoiser = Observed(self.denoiser, each_evaluation)
         *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
         return self.kind.from_network(drawn)
+
+    def picture(self, images: Tensor) -> Tensor:
+        """A picture of the first images [n, C, H, W] of a drawing: a row for each class, if they have classes."""
+        return grid_by_title(images, self.condition.titles(range(len(images))))
 
     def batches(
         self, n: int, batch_size: int, first: int = 0, seen: Seen = lambda guess: None
@@ -119,14 +130,15 @@ def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
 
 
 def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
-    """The drawing of a command: a trained network with the sampler, the label and the seed of the command's config."""
+    """The drawing of a command: a trained network with sampler, guidance, label and seed of the command's config."""
     try:
-        condition = replace(network.condition, label=config.label)
+        condition = network.condition.of(config.label)
     except Refused as error:
         raise UsageError(str(error)) from error
+    guidance = guidance_of(config.guidance, network, condition)
     estimate = partial(analytic, network)
-    search = partial(searched, network, condition)
+    search = partial(searched, network, condition, guidance)
     node = resolved(config.sampler, network.config.prediction, network.config.sampler)
-    sampler = Sampler(node, network.formulas, network.kind, config.trust, estimate, search)
-    denoiser = sampler.wrap(network.denoiser())
-    return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed)
+    sampler = Sampler(node, network.formulas, network.kind, config.trust, estimate, search, guidance.calls)
+    denoiser = sampler.wrap(guidance.around(network.denoiser()))
+    return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed, guidance.record)

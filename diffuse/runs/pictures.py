@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from diffuse.data.images import to_uint8
@@ -13,6 +13,9 @@ from diffuse.mathematics.schedules import Schedule
 from diffuse.system.files import atomic_path
 
 SMALLEST_TILE = 48  # pixels
+BETWEEN = 2  # pixels between two images
+TEXT, MOST_LETTERS = 14, 24  # size and length of titles
+LEAST_IN_ROW, MOST_IN_ROW = 2, 24  # images of a title
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
@@ -27,7 +30,38 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
     shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
     enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=2, pad_value=128)
+    return make_grid(enlarged, nrow=columns, padding=BETWEEN, pad_value=128)
+
+
+def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:
+    """Images [n, C, H, W] in rows by their titles, which stand on the left; a plain grid where most titles differ.
+
+    A title that has many more images than the picture has columns has several rows.
+    """
+    found = {title: [i for i, each in enumerate(titles) if each == title] for title in dict.fromkeys(titles)}
+    most = max(map(len, found.values()), default=0)
+    if most < LEAST_IN_ROW:
+        return image_grid(images)
+    columns = most if len(found) > 1 and most <= MOST_IN_ROW else min(most, max(1, round(len(images) ** 0.5)))
+    images = images if images.dtype == torch.uint8 else to_uint8(images)
+    white, rows, starts = torch.full_like(images[0], 255), list[Tensor](), [0]
+    for places in found.values():
+        rows += [images[i] for i in places] + [white] * (-len(places) % columns)
+        starts.append(len(rows) // columns)
+    picture = image_grid(torch.stack(rows), columns)
+    height = (picture.shape[1] - BETWEEN) // starts[-1]
+    return torch.cat([words_at([BETWEEN + start * height for start in starts[:-1]], list(found), picture), picture], 2)
+
+
+def words_at(tops: Sequence[int], words: Sequence[str], picture: Tensor) -> Tensor:
+    """A strip as high as the picture with these words at these heights, uint8 [3, H, W']."""
+    font = ImageFont.load_default(TEXT)
+    shown = [word if len(word) <= MOST_LETTERS else word[: MOST_LETTERS - 3] + "..." for word in words]
+    width = max(round(font.getlength(word)) for word in shown) + 4 * BETWEEN
+    strip = Image.new("RGB", (width, picture.shape[1]), "white")
+    for top, word in zip(tops, shown, strict=True):
+        ImageDraw.Draw(strip).text((2 * BETWEEN, top + BETWEEN), word, "black", font)
+    return torch.from_numpy(np.array(strip)).permute(2, 0, 1)
 
 
 def save_png(path: Path, picture: Tensor, survives_power_cut: bool = False) -> None:

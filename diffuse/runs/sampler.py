@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffuse.data.images import ImageKind
-from diffuse.mathematics.denoiser import AnyDenoiser
+from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.samplers.langevin import REVERSE_DIFFUSION
 from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
@@ -28,6 +28,7 @@ from diffuse.system.errors import Refused, UsageError, check, pick
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid
 # (sampler, wrapper of its denoiser, the same as a record, number of steps) -> the times of the best grid, without 0.
 Search = Callable[[partial[Iterator[Tensor]], Callable[[AnyDenoiser], AnyDenoiser], dict[str, Any], int], list[float]]
+Calls = Callable[[Prediction], int]
 SEARCHED = "searched"
 DYNAMIC = "dynamic"
 
@@ -45,7 +46,7 @@ class Sampler:
     record       the options, for the files beside the samples
 
     Without the arguments `analytic` and `search`, which need a trained network, the analytic variance and the searched
-    grid are refused.
+    grid are refused. calls says how many network calls a prediction takes, which guidance decides.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Sampler:
         trust: Sequence[str],
         analytic: Estimate | None = None,
         search: Search | None = None,
+        calls: Calls = lambda guess: 1,
     ):
         common = {key: node.get(key) for key in SamplerKeys.__dataclass_fields__}
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
@@ -91,7 +93,7 @@ class Sampler:
             self.walk = partial(self.walk, variance=variance)
             self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
         with about("sampler"):
-            self.evaluations, self.calls = self.count(formulas)
+            self.evaluations, self.calls = self.count(formulas, calls)
 
     def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
         """The denoiser with scaled eps and clipped x0: clipping is the last that happens to a prediction."""
@@ -101,20 +103,22 @@ class Sampler:
             return DynamicallyClipped(denoiser, self.percentile)
         return Clipped(denoiser) if self.clip else denoiser
 
-    def count(self, formulas: Formulas) -> tuple[int | None, int | None]:
+    def count(self, formulas: Formulas, calls: Calls) -> tuple[int | None, int | None]:
         """Evaluations and network calls for an image, counted on a network that returns its input."""
         if self.adaptive:
             return None, None
         counted: Counter[str] = Counter()
 
         def network(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
-            counted["calls"] += 1
             return torch.cat([x] * formulas.outputs, dim=1)
 
         def seen(guess: object) -> None:
             counted["evaluations"] += 1
 
-        denoiser = Observed(self.wrap(formulas.denoiser_of(network)), seen)
+        def seen_inside(guess: Prediction) -> None:
+            counted["calls"] += calls(guess)
+
+        denoiser = Observed(self.wrap(Observed(formulas.denoiser_of(network), seen_inside)), seen)
         list(self.walk(denoiser, torch.ones(1, 1, 1, 1), self.times))
         return counted["evaluations"], counted["calls"]
 

@@ -18,6 +18,7 @@ from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.mathematics.wrappers import Observed, Seen
+from diffuse.runs.guidance import Guidance
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import Refused
 from diffuse.system.files import atomic_path, json_round_trip, sha256, short_path, write_json
@@ -34,6 +35,7 @@ Walk = partial[Iterator[Tensor]]
 def searched(
     network: TrainedNetwork,
     condition: Condition,
+    guidance: Guidance,
     walk: Walk,
     wrap: Callable[[AnyDenoiser], AnyDenoiser],
     changes: Mapping[str, Any],
@@ -41,23 +43,24 @@ def searched(
 ) -> list[float]:
     """The falling times of the best grid of so many steps, without 0, from the run's file or found now.
 
-    The file is named by the checkpoint's hash, by which of its weights the network has, by the sampler, the label and
-    the steps. A sampler that adds noise has the grid of `ddim`.
+    The file is named by the checkpoint's hash, by which of its weights the network has, by the sampler, by a hash of
+    its options, the labels and the guidance, and by the steps. A sampler that adds noise has the grid of `ddim`.
 
     wrap     what is done to predictions before the sampler sees them; changes: the same in words
     """
     walk = walk if order_of(walk) else partial(ddim)
     options = {"_target_": walk.func.__name__, **walk.keywords, **changes}
-    protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, "sampler": options, **condition.record}
+    protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, "sampler": options}
     protocol |= {key: value for key, value in network.provenance.items() if key != "checkpoint"}
-    label = "" if condition.label is None else f"label-{condition.label}_"
-    key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-    name = f"{network.sha256[:16]}_{network.weights}_{walk.func.__name__}-{key}_{label}{steps}-steps.json"
+    of_images = {**condition.record, "guidance": guidance.record}
+    protocol |= of_images
+    key = hashlib.sha256(json.dumps({**options, **of_images}, sort_keys=True).encode()).hexdigest()[:8]
+    name = f"{network.sha256[:16]}_{network.weights}_{walk.func.__name__}-{key}_{steps}-steps.json"
     path = network.home / "searched" / name
     times = _read(path, protocol)
     if times is None:
         log.info(f"searching a grid of {steps} steps, by {IMAGES} trajectories of {FINE}, into {short_path(path)}")
-        times = _search(network, condition, walk, wrap, steps)
+        times = _search(network, condition, walk, lambda denoiser: wrap(guidance.around(denoiser)), steps)
         write_json(path, {**protocol, "times": times})
         _draw(path.with_suffix(".png"), network, times)
     network.sources[str(path)] = sha256(path)

@@ -15,7 +15,7 @@ from diffuse.options.schema import TrainConfig, plain
 from diffuse.runs.checkpoint_files import is_milestone
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.folder import RunFolder, grid_path
-from diffuse.runs.pictures import forward_process, image_grid
+from diffuse.runs.pictures import forward_process
 from diffuse.runs.record import as_yaml
 from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.system.progress import Progress, log
@@ -132,7 +132,7 @@ class Training:
         step = self.trainer.step
         with suppress(NoTime):
             drawn = self.drawing.draw(range(self.config.images.count), partial(check_time, stop))
-            run.picture("samples", image_grid(drawn), step, grid_path(run.path, step).name)
+            run.picture("samples", self.drawing.picture(drawn), step, grid_path(run.path, step).name)
 
     def score(self, run: RunFolder, stop: Stop) -> None:
         """Score samples and keep the best checkpoint, unless a signal asks to stop."""

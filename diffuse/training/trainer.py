@@ -59,7 +59,7 @@ class Trainer:
                    (seed, k): there is no random state to save, and how often something is logged changes no weight
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
     clip           largest gradient norm
-    condition      what the network is conditioned on
+    condition      what the network is conditioned on, and how often that is dropped
     device         the device of the network and the data
     """
 
@@ -101,7 +101,8 @@ class Trainer:
         for parameters in optimizer.param_groups:
             parameters["lr"] = self._learning_rate
         self._images = self.device.hold(torch.from_numpy(data.train.images))
-        self._conditions = (condition or Condition()).of_split(data.train, device=self._images.device)
+        self.condition = condition or Condition()
+        self._conditions = self.condition.of_split(data.train, device=self._images.device)
 
     def advance(self) -> None:
         """One step of training: Ho et al. 2020, algorithm 1. On CUDA it returns before the step is finished.
@@ -179,7 +180,8 @@ class Trainer:
             x0 = torch.where(flipped, x0.flip(-1), x0)
         y = None if self._conditions is None else send(self._conditions[index], self.device.torch)
         t, importance = self.time_sampling.draw(len(x0), self.device.torch)
-        return Batch(x0, t, importance, torch.randn_like(x0), y)
+        noise = torch.randn_like(x0)
+        return Batch(x0, t, importance, noise, self.condition.drop(y))  # what is dropped is drawn last
 
     def refuse_failure(self) -> None:
         """Raise NotFinite if the loss or gradient of a step was NaN or infinite. Waits for the device."""

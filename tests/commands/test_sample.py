@@ -133,7 +133,7 @@ def test_labels_are_drawn_in_turn_or_as_asked(conditional_run):
     assert in_turn.tolist() == [*range(10), 0, 1]
     sevens = np.load(sampled(conditional_run, "sevens", "n=3", "label=7") / "samples.npz")["arr_1"]
     assert sevens.tolist() == [7, 7, 7]
-    with pytest.raises(UsageError, match="label must be between 0 and 9, not 10"):
+    with pytest.raises(UsageError, match="label must be one of the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not 10"):
         sampled(conditional_run, "none", "label=10")
 
 

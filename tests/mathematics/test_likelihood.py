@@ -249,7 +249,7 @@ def test_the_kl_of_images_counts_every_dimension():
     x0, guess = torch.randn(2, 3, 2, 2, 2, dtype=torch.float64, generator=generator).reshape(2, 2, 3, 2, 2)
     step = reverse_steps(linear(), torch.tensor([700.0, 500.0, 0.0], dtype=torch.float64))[0]
     nothing = torch.zeros(())
-    found = reverse_term(step, Prediction(x0, nothing, nothing, guess, nothing), x0, fixed_large)
+    found = reverse_term(step, Prediction(x0, nothing, nothing, guess, nothing, nothing), x0, fixed_large)
     for image in range(2):
         means = [step.posterior.of_x0 * x[image].flatten() for x in (x0, guess)]
         p, q = (

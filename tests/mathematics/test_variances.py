@@ -31,7 +31,7 @@ WHOLE = torch.tensor([1000.0, *LEVELS[1:], 0], dtype=torch.float64)
 def guess(between: torch.Tensor | None = None) -> Prediction:
     """A guess of which only the variance's place counts."""
     nothing = torch.zeros(1, 3, 1, 1, dtype=torch.float64)
-    return Prediction(nothing, nothing, nothing, nothing, nothing, between)
+    return Prediction(nothing, nothing, nothing, nothing, nothing, nothing, between)
 
 
 def exact_eps_squared(path: Path, levels: list[int]) -> dict[float, float]:

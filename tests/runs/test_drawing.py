@@ -33,7 +33,7 @@ def test_given_images_are_walked_down_from_their_time(drawing):
 
 
 def test_images_are_drawn_of_the_condition(drawing):
-    assert drawing.condition == Condition(drawing.condition.classes, None)
+    assert drawing.condition == Condition(drawing.condition.classes, dropout=0.1, drawn=None)
     x = torch.randn(2, 1, 8, 8)
     (first, second), (again, other) = (drawing.draw(images, x=x) for images in (range(2), [0, 7]))
     assert torch.equal(first, again)

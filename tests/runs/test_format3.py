@@ -72,7 +72,7 @@ def as_typed() -> list[str]:
         "unet.attention=[]", "steps=10", "batch_size=16", "log.every=2", "images.every=10", "images.count=4",
         "sampler.steps=3", "optim.warmup=2", "optim.decay=none", "device=cpu", "device.precision=float32",
         "loss=hybrid", "schedule=cosine", "schedule.levels=10", "times=importance", "times.history=2", "prediction=v",
-        "weight=min_snr", "class_conditional=true",
+        "weight=min_snr", "class_conditional=true", "label_dropout=0.0",
     ]  # fmt: skip
 
 

@@ -275,7 +275,7 @@ def test_labels_train_a_conditional_network():
     for _ in range(3):
         trainer.advance()
     assert not torch.equal(before, trainer.net.embed_label.weight)
-    assert trainer.net.embed_label.weight.shape[0] == 10
+    assert trainer.net.embed_label.weight.shape[0] == 11  # ten classes and the null label
 
 
 def test_flips_mirror_half_of_the_images():

@@ -1,0 +1,165 @@
+"""The options of the group `guidance`: each makes a function that puts guidance around the denoiser of a run.
+
+Whether the run has what a guidance needs is checked here, with the keys to change; the formulas are in
+`mathematics.guidance`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from diffuse.data.conditions import Condition
+from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
+from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, Guided
+from diffuse.options.build import about, build_with
+from diffuse.options.keys import Node
+from diffuse.runs.trained import TrainedNetwork, load
+from diffuse.system.errors import UsageError, UserError, check
+
+Guide = Callable[[AnyDenoiser], AnyDenoiser]  # puts guidance around a denoiser
+Interval = tuple[float, float]
+
+
+def one_call(guess: Prediction) -> int:
+    """The network calls of a prediction without guidance."""
+    return 1
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What puts guidance around a denoiser, how many network calls a prediction then takes, and its record."""
+
+    around: Guide
+    calls: Callable[[Prediction], int] = one_call
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def none() -> Guide:
+    """No guidance: the prediction as it is."""
+    return lambda denoiser: denoiser
+
+
+def classifier_free(
+    network: TrainedNetwork,
+    condition: Condition,
+    scale: float = 2.0,
+    interval: list[float] | None = None,
+    rescale: float = 0.0,
+    parallel: float = 1.0,
+    norm_limit: float | None = None,
+) -> Guide:
+    """Classifier-free guidance: further away from what the network predicts without a label. Ho and Salimans 2022.
+
+    scale       1 is the label alone, 0 no label, above 1 more typical of the class; others write w = scale - 1
+    interval    [low, high], the noise levels sigma / alpha with guidance (null: all)
+    rescale     share in which the output's deviation is set back to that without guidance
+    parallel    share that is kept of what points along the prediction: 0 saturates less at large scales
+    norm_limit  largest norm of the difference of the two predictions over an image (null: none)
+    """
+    if not condition.classes:
+        raise UsageError(
+            "guidance=classifier_free needs a run that was trained on labels, and this one was not: train one with "
+            "class_conditional=true, or choose guidance=autoguidance"
+        )
+    if not condition.dropout:
+        raise UsageError(
+            "guidance=classifier_free needs a run that was also trained without labels, and this one always had them: "
+            "train one with class_conditional=true label_dropout=0.1, or choose guidance=autoguidance"
+        )
+    return contrast(ClassifierFree, scale, interval, rescale, parallel, norm_limit, null=condition.null)
+
+
+def autoguidance(
+    network: TrainedNetwork,
+    condition: Condition,
+    ckpt: str | None = None,
+    weights: str = "ema",
+    scale: float = 1.5,
+    interval: list[float] | None = None,
+    rescale: float = 0.0,
+    parallel: float = 1.0,
+    norm_limit: float | None = None,
+) -> Guide:
+    """Autoguidance: further away from what a worse network predicts, with labels or without. Karras et al. 2024.
+
+    ckpt        the worse network: an earlier checkpoint of the run, or a run with a smaller network or fewer steps
+    weights     ema or model: its averaged weights or the trained ones
+    scale       1 is the run's own network, above 1 away from the worse one
+    interval    [low, high], the noise levels sigma / alpha with guidance (null: all)
+    rescale     share in which the output's deviation is set back to that without guidance
+    parallel    share that is kept of what points along the prediction: 0 saturates less at large scales
+    norm_limit  largest norm of the difference of the two predictions over an image (null: none)
+    """
+    check(weights in ("ema", "model"), "weights", "ema or model", weights)
+    other = other_network(network, ckpt, weights)
+    if other.condition.classes and list(other.condition.classes) != list(condition.classes):
+        raise UsageError(
+            f"guidance.ckpt={ckpt} was trained on labels that this run does not have: use one with the same classes, "
+            "or without any"
+        )
+    labels = bool(other.condition.classes)
+    worse = other.denoiser()
+    return contrast(Autoguided, scale, interval, rescale, parallel, norm_limit, worse=worse, labels=labels)
+
+
+def contrast(
+    kind: Callable[..., AnyDenoiser],
+    scale: float,
+    interval: list[float] | None,
+    rescale: float,
+    parallel: float,
+    norm_limit: float | None,
+    **given: object,
+) -> Guide:
+    """Guidance by the contrast of two predictions."""
+    limit = math.inf if norm_limit is None else norm_limit
+    options = {"scale": scale, "interval": pair(interval), "rescale": rescale, "parallel": parallel}
+    return partial(kind, **options, norm_limit=limit, **given)
+
+
+def pair(interval: list[float] | None) -> Interval:
+    """The interval of noise levels. Raises Refused for anything but two numbers."""
+    if interval is None:
+        return EVERYWHERE
+    check(len(interval) == 2, "interval", "[low, high], two noise levels sigma / alpha", interval)
+    return interval[0], interval[1]
+
+
+def other_network(network: TrainedNetwork, ckpt: str | None, weights: str = "ema") -> TrainedNetwork:
+    """The network that guides another one, on its device. Raises UsageError where it is of other images or noise."""
+    if ckpt is None:
+        raise UsageError("guidance.ckpt is required: the run or the checkpoint that guides")
+    try:
+        other = load(ckpt, network.device, network.trust, batch_size=network.batch_size, weights=weights)
+    except UserError as error:
+        raise type(error)(f"guidance: {error}") from error
+    if other.kind.shape != network.kind.shape:
+        raise UsageError(f"guidance.ckpt={ckpt} is for images {other.kind.shape}, and the run has {network.kind.shape}")
+    if other.config.schedule != network.config.schedule:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} was trained with {in_words(other.config.schedule)}, and the run with "
+            f"{in_words(network.config.schedule)}: both must have the same noise levels"
+        )
+    network.sources |= other.sources
+    return other
+
+
+def in_words(schedule: Node) -> str:
+    """A schedule, with its options."""
+    options = ", ".join(f"{key}={value}" for key, value in schedule.items() if key != "_target_")
+    return f"schedule={schedule['_target_']}" + (f" ({options})" if options else "")
+
+
+def guidance_of(node: Node, network: TrainedNetwork, condition: Condition) -> Guidance:
+    """The guidance of a command's config for a network; its options are checked."""
+    before = dict(network.sources)
+    around: Guide = build_with(node, "guidance", network.trust, network=network, condition=condition)
+    with about("guidance"):
+        wrapped = around(network.denoiser())
+    if not isinstance(wrapped, Guided):
+        return Guidance(around)
+    files = [digest for path, digest in network.sources.items() if path not in before]
+    record = {key: value for key, value in node.items() if value is not None}
+    return Guidance(around, wrapped.calls, {**record, **({"sha256": files} if files else {})})
