@@ -16,7 +16,7 @@ HOMES = {
     "times": ("mathematics.time_sampling",),
     "unet": ("networks.unet",),
     "sampler": ("mathematics.samplers", "runs.recommended"),
-    "guidance": ("runs.guidance",),
+    "guidance": ("runs.guidance", "runs.loss_guidance"),
     "features": ("scoring.features", "scoring.feature_classifier"),
     "device": ("system.device",),
 }

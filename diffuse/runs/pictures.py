@@ -36,13 +36,14 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
 def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:
     """Images [n, C, H, W] in rows by their titles, which stand on the left; a plain grid where most titles differ.
 
-    A title that has many more images than the picture has columns has several rows.
+    A title with many images has several rows.
     """
     found = {title: [i for i, each in enumerate(titles) if each == title] for title in dict.fromkeys(titles)}
     most = max(map(len, found.values()), default=0)
     if most < LEAST_IN_ROW:
         return image_grid(images)
-    columns = most if len(found) > 1 and most <= MOST_IN_ROW else min(most, max(1, round(len(images) ** 0.5)))
+    widest = MOST_IN_ROW if len(found) > 1 else max(1, round(len(images) ** 0.5))
+    columns = -(-most // -(-most // widest))  # in as few rows as possible, of equal length
     images = images if images.dtype == torch.uint8 else to_uint8(images)
     white, rows, starts = torch.full_like(images[0], 255), list[Tensor](), [0]
     for places in found.values():

@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffuse.networks.script import check_scaling, load_script, script_features
 from diffuse.options.dataset import default_data_dir
 from diffuse.system.device import Device
-from diffuse.system.errors import UserError, check
+from diffuse.system.errors import UserError
 from diffuse.system.files import data_folder, sha256, slug
-from diffuse.system.progress import log
 
 FEATURE_BATCH, FEATURE_BATCH_ON_CPU = 64, 16  # images in a call of a feature network
 SPATIAL_CHANNELS = 7  # of 192, for sFID: as in ADM's evaluator
@@ -169,24 +169,12 @@ def torchscript(device: Device, path: str, size: int | None = None, low: float =
     low    the value of black in the network's input
     high   the value of white
     """
-    check(size is None or size >= 1, "size", "a number of pixels or null", size)
-    check(low != high, "low", "another number than high", f"{low:g}")
+    check_scaling(size, low, high)
     file = require_file(path, "features.path")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch recommends another format for new files
-            script = torch.jit.load(str(file), map_location=device.torch).eval()
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"features.path={path} is not a network saved by torch.jit.save") from error
-    log.info(f"features.path={path} is a program (TorchScript), and its code is run")
-    arguments = {argument.name for argument in script.forward.schema.arguments}
-    extra = {"return_features": True} if "return_features" in arguments else {}
+    script = load_script(file, "features.path", device.torch)
 
     def net(images: Tensor) -> Outputs:
-        x = as_rgb(images).float()
-        if size is not None:
-            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
-        return {"features": script(low + (high - low) * x / 255, **extra).flatten(1)}
+        return {"features": script_features(script, as_rgb(images).float(), size, low, high)}
 
     scaling = "none" if size is None else f"bilinear with antialiasing to {size} x {size}"
     resize = f"{scaling}, grey as three equal channels, pixels from {low:g} to {high:g}"

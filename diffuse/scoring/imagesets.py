@@ -39,6 +39,7 @@ class ImageSet:
     batches      batches(k) yields the images in order from number k on, uint8 [b, C, H, W] with 1 or 3 channels
     sources      what the images come from, a path or DATASET:SPLIT, with the SHA-256 of its content
     facts        further entries of the protocol
+    labels       the number of the class that each image should be of, [count]; None where that is not known
     """
 
     name: str
@@ -48,6 +49,7 @@ class ImageSet:
     batches: Callable[[int], Iterator[np.ndarray]]
     sources: Callable[[], dict[str, str]] = dict
     facts: Mapping[str, Any] = field(default_factory=dict)
+    labels: np.ndarray | None = None
 
     def limited(self, count: int | None) -> "ImageSet":
         """The first `count` of the images, or all. Raises UsageError where there are fewer."""
@@ -63,7 +65,8 @@ class ImageSet:
                 if first >= count:
                     return
 
-        return replace(self, name=f"the first {count} of {self.name}", count=count, batches=batches)
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, name=f"the first {count} of {self.name}", count=count, batches=batches, labels=labels)
 
 
 def with_progress(images: ImageSet) -> ImageSet:
@@ -124,7 +127,8 @@ def open_npz(path: Path) -> ImageSet:
         return (block for block, _ in images.source(np.arange(images.count) >= first).blocks if len(block))
 
     sources = {str(path): content}
-    return with_progress(ImageSet(short_name(path), images.count, images.size, content, batches, lambda: sources))
+    name, labels = short_name(path), images.labels
+    return with_progress(ImageSet(name, images.count, images.size, content, batches, lambda: sources, labels=labels))
 
 
 def open_folder(path: Path, key: str) -> ImageSet:

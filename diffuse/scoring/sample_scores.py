@@ -33,7 +33,7 @@ class Side:
     """One of the two sets of images that are compared, by its feature vectors.
 
     rows is None where only the statistics of the features are known, and count then too; fingerprint: changes whenever
-    an image, or a file of statistics, does.
+    an image, or a file of statistics, does; labels: the classes that the images should be of, where that is known.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Side:
     rows: Rows | None = None
     known: Statistics | None = None
     fingerprint: str | None = None
+    labels: np.ndarray | None = None
 
     @property
     def vectors(self) -> Rows:
@@ -84,6 +85,14 @@ def score_density_coverage(drawn: Side, real: Side) -> Values:
     return {"density": {"value": density, "k": k}, "coverage": {"value": coverage, "k": k}}
 
 
+def score_agreement(drawn: Side, _: Side) -> Values:
+    """The share of images that the classifier takes for the class they should be of, and its standard error."""
+    assert drawn.labels is not None
+    agrees = np.argmax(drawn.vectors["logits"][:], axis=1) == drawn.labels
+    error = float(np.sqrt(agrees.mean() * (1 - agrees.mean()) / len(agrees)))
+    return {"agreement": {"value": float(agrees.mean()), "standard_deviation": error}}
+
+
 @dataclass(frozen=True)
 class Score:
     """A score: its function of (drawn, real), the output of the feature network that it needs, and how much of it.
@@ -105,6 +114,7 @@ SCORES = {
     "precision_recall": Score("features", score_precision_recall, least=PRECISION_K + 1),
     "density_coverage": Score("features", score_density_coverage, least=DENSITY_K + 1),
     "sfid": Score("spatial", score_sfid),
+    "agreement": Score("logits", score_agreement, real="nothing"),
 }
 
 
@@ -123,6 +133,22 @@ def needed_outputs(names: Collection[str], features: Features, drawn: int, real:
     return sorted({SCORES[name].output for name in names})
 
 
+def refuse_unlabelled(names: Collection[str], images: str, labels: np.ndarray | None, features: Features) -> None:
+    """Raise UsageError where agreement is asked for with images without labels, or with other classes than theirs."""
+    if "agreement" not in names:
+        return
+    if features.name != "classifier":
+        raise UsageError(
+            f"metrics=[agreement] compares labels with the classes of the data set: features=classifier knows them, "
+            f"and features={features.name} has others"
+        )
+    if labels is None:
+        raise UsageError(
+            f"metrics=[agreement] needs images of known classes, and {images} has none: draw them from a run "
+            "with class_conditional=true"
+        )
+
+
 def extract_features(images: ImageSet, features: Features, outputs: Collection[str], rows: Rows) -> Side:
     """The side of these images; their feature vectors are added to the rows that exist already."""
 
@@ -130,7 +156,7 @@ def extract_features(images: ImageSet, features: Features, outputs: Collection[s
         return ({**features(some), "pixels": some.reshape(len(some), -1)} for some in regroup(images.batches(first)))
 
     rows.extend(images.count, list(outputs), batches)
-    return Side(images.name, images.count, rows)
+    return Side(images.name, images.count, rows, labels=images.labels)
 
 
 def regroup(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

@@ -33,6 +33,7 @@ from diffuse.scoring.sample_scores import (
     cost_of_real,
     extract_features,
     needed_outputs,
+    refuse_unlabelled,
 )
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS, data_folder, json_round_trip, sha256
@@ -64,6 +65,7 @@ class SamplesPart:
         width, of_two_sides = self.features.width(self.images.size), [name for name in self.names if name in SCORES]
         if isinstance(self.real, Side) and self.real.known:
             refuse_other_features(self.real.name, self.real.known, self.features, width)
+        refuse_unlabelled(of_two_sides, self.images.name, self.images.labels, self.features)
         self.outputs = needed_outputs(of_two_sides, self.features, self.images.count, self.real.count)
         if "memorisation" in self.names:
             self.outputs = sorted({*self.outputs, "features", "pixels"})
@@ -213,7 +215,9 @@ def drawn_images(network: TrainedNetwork, drawing: Drawing, n: int) -> ImageSet:
         return (to_uint8(x).numpy() for _, x in drawing.batches(n, network.batch_size, first))
 
     name = f"{drawing.kind.name} drawn at step {network.step:,}"
-    return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts=facts)
+    y = drawing.condition.of_samples(range(n))
+    labels = None if y is None else y.numpy()
+    return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts=facts, labels=labels)
 
 
 def score_summary(name: str, facts: Facts) -> str:

@@ -21,7 +21,14 @@ from diffuse.scoring.feature_rows import Rows
 from diffuse.scoring.features import Features
 from diffuse.scoring.imagesets import ImageSet, open_split
 from diffuse.scoring.report import values_only
-from diffuse.scoring.sample_scores import cached_features, compute_score, cost_of_real, extract_features, needed_outputs
+from diffuse.scoring.sample_scores import (
+    cached_features,
+    compute_score,
+    cost_of_real,
+    extract_features,
+    needed_outputs,
+    refuse_unlabelled,
+)
 from diffuse.system.files import data_folder
 from diffuse.system.progress import log, log_cost
 
@@ -42,6 +49,9 @@ class Watcher:
         offered = {"device": drawing.device, "data": lambda: data, "data_dir": data_dir}
         self.features: Features = build_with(config.features, "features", config.trust, **offered)
         self.outputs = needed_outputs(self.options.metrics, self.features, self.options.n, train.count)
+        y = drawing.condition.of_samples(range(self.options.n))
+        self.labels = None if y is None else y.numpy()
+        refuse_unlabelled(self.options.metrics, "the run", self.labels, self.features)
         self.features.width(train.size)
         log_cost(cost_of_real(train, self.features, self.outputs, data_dir))
         self.real = cached_features(train, self.features, self.outputs, data_dir)
@@ -55,7 +65,7 @@ class Watcher:
                 drawn = self.drawing.draw(range(n)[start : start + self.batch_size], each_evaluation)
                 yield to_uint8(drawn).cpu().numpy()
 
-        drawn = ImageSet(f"samples at step {step:,}", n, self.drawing.kind.size, "", batches)
+        drawn = ImageSet(f"samples at step {step:,}", n, self.drawing.kind.size, "", batches, labels=self.labels)
         with tempfile.TemporaryDirectory() as folder:
             side = extract_features(drawn, self.features, self.outputs, Rows(Path(folder) / "features", {}))
             found = [values_only(compute_score(name, self.features, side, self.real)) for name in self.options.metrics]

@@ -13,6 +13,7 @@ from diffuse.commands import sample, train
 from diffuse.system.errors import UserError
 from diffuse.system.files import sha256
 from tests.support.commands import FAST, TINY, config, output
+from tests.support.scoring import tiles
 
 STEPS = [*FAST, "sampler=ddim", "sampler.steps=3", "n=12", "save=[npz]"]
 FREE = "guidance=classifier_free"
@@ -167,3 +168,36 @@ def test_labels_are_dropped_while_training_and_counted_last(tmp_path, monkeypatc
     null = dropping.y == 10
     assert 30 < int(null.sum()) < 90
     assert torch.equal(dropping.y[~null], keeping.y[~null])
+
+
+def test_agreement_is_the_share_of_images_that_a_classifier_takes_for_their_class(labelled, tmp_path):
+    """Real digits, of which the classifier is right about most; with labels shifted by one it is right about few."""
+    from diffuse.data.datasets import digits
+
+    real = digits().test
+    for name, labels in {"right": real.labels, "wrong": (real.labels + 1) % 10}.items():
+        np.savez(tmp_path / f"{name}.npz", arr_0=real.images.transpose(0, 2, 3, 1), arr_1=labels)
+    words = [*FAST, "metrics=[agreement]", "features=classifier", f"ckpt={labelled}"]
+    found = {}
+    for name in ("right", "wrong"):
+        eval_command.run(config("eval", f"name={name}", *words, f"samples={tmp_path / name}.npz"), output())
+        facts = json.loads((labelled / "eval" / name / "eval.json").read_text())
+        found[name] = facts["values"]["agreement"]["agreement_classifier"]
+    assert found["right"] > 0.95
+    assert found["wrong"] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "message"),
+    [
+        ("tiny", ["features=classifier"], "needs images of known classes, and digits drawn at step 30 has none"),
+        ("labels", ["TILES"], "features=classifier knows them, and features=tiles has others"),
+    ],
+)
+def test_agreement_needs_classes(run, words, message, tiny_run, labelled, tmp_path):
+    runs = {"tiny": tiny_run, "labels": labelled}
+    words = tiles(tmp_path) if words == ["TILES"] else words
+    with pytest.raises(UserError, match=message):
+        eval_command.run(
+            config("eval", f"ckpt={runs[run]}", "name=refused", *FAST, "n=4", "metrics=[agreement]", *words), output()
+        )

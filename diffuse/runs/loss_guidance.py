@@ -1,0 +1,204 @@
+"""The option `loss` of the group `guidance`: images that would give a measurement, the target, which a file holds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffuse.data.decoding import FITS, Shape
+from diffuse.data.given import read_given
+from diffuse.data.images import ImageKind, to_float
+from diffuse.mathematics import measurements
+from diffuse.mathematics.measurements import Measurement, MeasurementGuided
+from diffuse.networks.script import check_scaling, load_script, script_features
+from diffuse.runs.guidance import Guide, pair
+from diffuse.runs.trained import TrainedNetwork
+from diffuse.system.errors import Refused, UsageError, check, pick
+from diffuse.system.files import sha256
+
+PAINTED = 128  # mask values from this on are to be painted
+VECTORS = (".npy", ".npz")
+
+
+def loss(
+    network: TrainedNetwork,
+    target: str | None = None,
+    measure: str = "pixels",
+    noise: float = 0.05,
+    covariance: float | None = 0.25,
+    mask: str | None = None,
+    factor: int = 4,
+    blur: float = 1.0,
+    features: str | None = None,
+    size: int | None = None,
+    low: float = 0.0,
+    high: float = 255.0,
+    scale: float = 1.0,
+    interval: list[float] | None = None,
+) -> Guide:
+    """Diffusion posterior sampling: images whose measurement is that of a given one. Chung et al. 2023.
+
+    target      the measurement: an image file, decoded and sized like the data; for features a .npy or .npz vector too
+    measure     pixels, mask, downsample, blur, grey or features: what is measured of an image
+    noise       the standard deviation of the measurement's noise, where pixels lie in [-1, 1]; features have norm 1
+    covariance  the variance of the data's pixels, for how unsure a prediction is (null: sure, as Chung et al.)
+    mask        of measure=mask: an image file of the data's size, white where there is nothing to match
+    factor      of measure=downsample: how many times smaller the target is
+    blur        of measure=blur: the standard deviation of the Gaussian in pixels
+    features    of measure=features: a network saved by torch.jit.save, such as a CLIP image encoder
+    size        of its input images in pixels (null: as they are)
+    low, high   the values of black and white in its input
+    scale       1 is the posterior, above 1 closer to the target
+    interval    [low, high], the noise levels sigma / alpha with guidance (null: all)
+    """
+    if target is None:
+        raise UsageError("guidance.target is required: the file of an image, or of a vector for measure=features")
+    if not network.kind.bounded:
+        raise UsageError(f"guidance=loss is for images, and the data of this run, {network.kind.name}, are none")
+    if noise <= 0 and (covariance is None or measure == "features"):
+        raise Refused("noise", f"must be positive without a covariance, not {noise:g}")
+    check(covariance is None or covariance > 0, "covariance", "positive or null", covariance)
+    asked = Asked(network, target, mask, factor, blur, features, size, low, high)
+    measurement, y = pick(MEASURES, "guidance.measure", measure)(asked)
+    whole = network.kind.from_network  # without the border that only the network sees
+    return partial(
+        MeasurementGuided,
+        scale=scale,
+        interval=pair(interval),
+        measurement=Measurement(lambda x0: measurement(whole(x0)), measurement.gain),
+        y=y,
+        noise=noise,
+        covariance=covariance or 0.0,
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: the target, and the options of all measures."""
+
+    network: TrainedNetwork
+    target: str
+    mask: str | None
+    factor: int
+    blur: float
+    features: str | None
+    size: int | None
+    low: float
+    high: float
+
+    @property
+    def kind(self) -> ImageKind:
+        return self.network.kind
+
+    def image(self, channels: int | None = None, smaller: int = 1) -> Tensor:
+        """The target as an image of the data, or of fewer channels or pixels, in [-1, 1]."""
+        shape = Shape(channels or self.kind.channels, self.kind.size // smaller, FITS["crop"])
+        return to_float(torch.from_numpy(self.read(shape, "target", self.target)))
+
+    def read(self, shape: Shape, key: str, path: str) -> np.ndarray:
+        """An image file, which is noted as a source of what is drawn."""
+        image = read_given(shape, path, f"guidance.{key}")
+        self.note(Path(path))
+        return image
+
+    def note(self, path: Path) -> None:
+        self.network.sources[str(path)] = sha256(path.expanduser())
+
+
+Made = tuple[Measurement, Tensor]  # a measurement, and the one that is wanted
+
+
+def _pixels(asked: Asked) -> Made:
+    return measurements.pixels(), asked.image()
+
+
+def _mask(asked: Asked) -> Made:
+    if asked.mask is None:
+        raise UsageError("guidance.mask is required by guidance.measure=mask: an image file, white where to paint")
+    known = torch.from_numpy(read_mask(asked)).float()
+    return measurements.masked(known), asked.image() * known
+
+
+def _downsample(asked: Asked) -> Made:
+    size = asked.kind.size
+    check(1 <= asked.factor <= size and size % asked.factor == 0, "factor", f"a divisor of {size}", asked.factor)
+    return measurements.downsampled(asked.factor), asked.image(smaller=asked.factor)
+
+
+def _blur(asked: Asked) -> Made:
+    check(0 < asked.blur <= asked.kind.size, "blur", f"above 0 and at most {asked.kind.size}", asked.blur)
+    return measurements.blurred(asked.blur), asked.image()
+
+
+def _grey(asked: Asked) -> Made:
+    if asked.kind.channels != 3:
+        raise UsageError(f"guidance.measure=grey is for colour images, and {asked.kind.name} has none: use pixels")
+    return measurements.grey(), asked.image(channels=1)
+
+
+def _features(asked: Asked) -> Made:
+    if asked.features is None:
+        raise UsageError("guidance.features is required by guidance.measure=features: a network of torch.jit.save")
+    file = Path(asked.features).expanduser()
+    if not file.is_file():
+        raise UsageError(f"guidance.features={asked.features} does not exist")
+    check_scaling(asked.size, asked.low, asked.high)
+    script = load_script(file, "guidance.features", asked.network.device.torch)
+    asked.note(file)
+
+    def vectors(x0: Tensor) -> Tensor:
+        colour = x0[:, :3] if x0.shape[1] >= 3 else x0[:, :1].expand(-1, 3, -1, -1)
+        return script_features(script, (colour.float() + 1) * 127.5, asked.size, asked.low, asked.high)
+
+    measurement = measurements.directions(vectors)
+    if Path(asked.target).suffix in VECTORS:
+        y = read_vector(asked)
+    else:
+        with torch.no_grad():
+            y = measurement(asked.image()[None].to(asked.network.device.torch))[0]
+    width = _width(measurement, asked)
+    if y.shape != (width,):
+        raise UsageError(f"guidance.target={asked.target} has {y.numel()} values, and the network's features {width}")
+    return measurement, y
+
+
+MEASURES: dict[str, Callable[[Asked], Made]] = {
+    "pixels": _pixels,
+    "mask": _mask,
+    "downsample": _downsample,
+    "blur": _blur,
+    "grey": _grey,
+    "features": _features,
+}
+
+
+def read_mask(asked: Asked) -> np.ndarray:
+    """1 where the target counts, 0 where the mask is white, [1, size, size]."""
+    assert asked.mask is not None
+    size = asked.kind.size
+    image = read_given(Shape(1, size, FITS["crop"]), asked.mask, "guidance.mask", exact=True)
+    asked.note(Path(asked.mask))
+    return (image < PAINTED).astype(np.float32)
+
+
+def read_vector(asked: Asked) -> Tensor:
+    """The direction of a stored vector: that of an image or, from CLIP's other side, of a text."""
+    try:
+        found = np.load(Path(asked.target).expanduser(), allow_pickle=False)
+        values = found if isinstance(found, np.ndarray) else found[found.files[0]]
+        vector = torch.from_numpy(np.asarray(values, np.float32).reshape(-1))
+    except (OSError, ValueError, LookupError, EOFError) as error:
+        raise UsageError(f"guidance.target={asked.target} is not a file with a vector: {error}") from error
+    asked.note(Path(asked.target))
+    return torch.nn.functional.normalize(vector, dim=0).to(asked.network.device.torch)
+
+
+def _width(measurement: Measurement, asked: Asked) -> int:
+    """The number of features of an image."""
+    with torch.no_grad():
+        blank = torch.zeros(1, asked.kind.channels, asked.kind.size, asked.kind.size, device=asked.network.device.torch)
+        return int(measurement(blank).shape[1])
