@@ -20,8 +20,8 @@ LOSS = "guidance=loss"
 
 def sampled(run: Path, name: str, *overrides: str) -> np.ndarray:
     words = [*FAST, "sampler=ddim", "sampler.steps=10", "n=6", "save=[npz]", *overrides]
-    sample.run(config("sample", f"ckpt={run}", f"name={name}", *words), output())
-    return np.load(run / "samples" / name / "samples.npz")["arr_0"][..., 0].astype(float)
+    sample.run(config("sample", f"ckpt={run}", f"name=loss-{name}", *words), output())
+    return np.load(run / "samples" / f"loss-{name}" / "samples.npz")["arr_0"][..., 0].astype(float)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
     words = [LOSS, f"guidance.target={files}/digit.png"]
     together = sampled(tiny_run, "together", *words)
     assert np.array_equal(together[:2], sampled(tiny_run, "alone", *words, "n=2"))
-    facts = json.loads((tiny_run / "samples" / "together" / "samples.json").read_text())
+    facts = json.loads((tiny_run / "samples" / "loss-together" / "samples.json").read_text())
     digest = sha256(files / "digit.png")
     assert facts["guidance"]["sha256"] == [digest]
     assert facts["made_from"][f"{files}/digit.png"] == digest
@@ -141,7 +141,7 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
 def test_what_does_not_fit_is_refused(tiny_run, files, words, message):
     with pytest.raises(UserError, match=message):
         sampled(tiny_run, "refused", LOSS, *(word.replace("=F/", f"={files}/") for word in words))
-    assert not (tiny_run / "samples" / "refused").exists()
+    assert not (tiny_run / "samples" / "loss-refused").exists()
 
 
 def test_a_mistake_is_a_line_on_the_terminal(tmp_path):
