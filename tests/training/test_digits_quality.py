@@ -1,4 +1,4 @@
-"""The default run, judged by three classifiers trained on real digits."""
+"""The default run, without labels and with them, judged by three classifiers trained on real digits."""
 
 import os
 import time
@@ -38,3 +38,20 @@ def test_digits_of_the_default_run_are_hard_to_tell_from_real(tmp_path):
     assert agreement >= 0.86
     assert shares.min() >= 0.05
     assert shares.max() <= 0.16
+
+
+@pytest.mark.slow
+def test_guided_digits_are_of_the_class_that_was_asked_for(tmp_path):
+    """At scale 2 all three agree with the class; real test digits: 97.5% of them."""
+    threads = str(os.cpu_count())
+    words = ["name=labels", "class_conditional=true"]
+    done = diffuse("train", *words, cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=threads)
+    assert done.returncode == 0, done.stderr
+    for scale in ("1", "2"):
+        words = ["ckpt=outputs/labels", "n=1000", "sampler=deis", "sampler.steps=20", f"name=scale-{scale}"]
+        typed = ["guidance=classifier_free", f"guidance.scale={scale}"]
+        assert diffuse("sample", *words, *typed, cwd=tmp_path).returncode == 0
+        drawn = np.load(tmp_path / f"outputs/labels/samples/scale-{scale}/samples.npz")
+        agreement = (votes(drawn["arr_0"]) == drawn["arr_1"]).all(0).mean()
+        print(f"scale {scale}: {agreement:.3f}")
+    assert agreement >= 0.97
