@@ -8,7 +8,9 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 
-from diffuse.networks.unet import Attention, CosSin, Fourier, ResidualBlock, SinCos, Stage, UNet
+from diffuse.networks.blocks import Attention, ResidualBlock, Stage
+from diffuse.networks.time_features import CosSin, Fourier, SinCos
+from diffuse.networks.unet import UNet
 
 # The published networks, in our options and in diffusers': Ho et al. 2020 on CIFAR-10 (google/ddpm-cifar10-32 on the
 # Hugging Face hub), and ADM, Dhariwal and Nichol 2021, on ImageNet at 64 x 64.
