@@ -1,4 +1,4 @@
-"""`diffuse train`: fit a denoiser to a data set, in a new run folder or in one whose training has stopped."""
+"""`diffuse train`: fit a denoiser or a classifier to a data set, in a new run folder or in one that was stopped."""
 
 import math
 import shlex
@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from diffuse.mathematics import predictions
+from diffuse.data.conditions import Condition
+from diffuse.data.images import Dataset
 from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
-from diffuse.mathematics.likelihood import bits_per_dim, prior_term
-from diffuse.mathematics.schedules import Schedule, TableSchedule
 from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.tables import read_betas
 from diffuse.options.build import about, build
@@ -30,7 +30,7 @@ from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output, timestamp
 from diffuse.runs.pictures import gif_of_pngs
-from diffuse.runs.recommended import faster_sampler, resolved
+from diffuse.runs.recommended import resolved
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
@@ -39,16 +39,22 @@ from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, make_new_folder, run_path, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
+from diffuse.training.cautions import (
+    refuse_large_targets,
+    refuse_more_steps_than_levels,
+    refuse_scores_of_a_classifier,
+    warn_of_schedule,
+)
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
 from diffuse.training.ema import EMA
 from diffuse.training.forecast import smaller_training
 from diffuse.training.loop import Training, is_scored
+from diffuse.training.shown import TOGETHER, AccuracyCurve, SampleGrids, Shown
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 from diffuse.training.watching import Watcher
 
 LISTED_CLASSES = 100
-MOST_LEFT = 0.1  # of the image at the last level, beside noise of 1, that needs no warning
 
 
 def run(config: TrainConfig, output: Output) -> dict[str, float]:
@@ -117,20 +123,21 @@ def build_training(config: TrainConfig) -> Training:
     device: Device = build(config.device, "device", trust)
     data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
     formulas = Formulas.of(config, data.kind, trust)
-    refuse_more_steps_than_levels(config.sampler, formulas.schedule)
-    refuse_large_targets(formulas)
-    sampler = Sampler(config.sampler, formulas, data.kind, trust)
+    if formulas.classifies:
+        refuse_scores_of_a_classifier(config.eval.every)
+    else:
+        refuse_more_steps_than_levels(config.sampler, formulas.schedule)
+        refuse_large_targets(formulas)
     condition = condition_of(config, data.kind)
     reseed(config.seed, "weights")
     net = device.place(build_network(config, data.kind, trust))
     ema = EMA(net, config.ema.decay)
     if device.compiles:
         net.compile()
-    denoiser = sampler.wrap(formulas.denoiser(ema.net, device, device.rows(data.kind.side, config.images.count)))
-    drawing = Drawing(denoiser, sampler, data.kind, device, condition, config.seed)
+    shown, watcher = shown_of(config, formulas, data, condition, ema.net, device)
     trainer = Trainer(
         net,
-        partial(formulas.loss, formulas.denoiser(net, device)),
+        partial(formulas.loss, formulas.trained(net, device)),
         data,
         formulas.time_sampling,
         torch.optim.AdamW(net.parameters(), optim.lr, betas_of(optim), weight_decay=optim.weight_decay, fused=True),
@@ -142,8 +149,21 @@ def build_training(config: TrainConfig) -> Training:
         condition=condition,
         device=device,
     )
+    return Training(config, trainer, shown, watcher, choice_for(trainer), formulas.where(device))
+
+
+def shown_of(
+    config: TrainConfig, formulas: Formulas, data: Dataset, condition: Condition, averaged: nn.Module, device: Device
+) -> tuple[Shown, Watcher | None]:
+    """What is shown of a step, and what scores its samples, if that is asked for."""
+    if formulas.classifies:
+        classifier = formulas.classifier(averaged, device, device.rows(data.kind.side, TOGETHER))
+        return AccuracyCurve(classifier, data, condition, device.torch), None
+    sampler = Sampler(config.sampler, formulas, data.kind, config.trust)
+    denoiser = formulas.denoiser(averaged, device, device.rows(data.kind.side, config.images.count))
+    drawing = Drawing(sampler.wrap(denoiser), sampler, data.kind, device, condition, config.seed)
     watcher = Watcher(config, data, drawing) if config.eval.every is not None else None
-    return Training(config, trainer, drawing, watcher, choice_for(trainer), formulas.where(device))
+    return SampleGrids(drawing, config.images.count), watcher
 
 
 def betas_of(optim: Optim) -> tuple[float, float]:
@@ -151,26 +171,6 @@ def betas_of(optim: Optim) -> tuple[float, float]:
     if len(optim.betas) != 2:
         raise UsageError(f"optim.betas must be two numbers, such as [0.9, 0.999], not {optim.betas}")
     return optim.betas[0], optim.betas[1]
-
-
-def refuse_more_steps_than_levels(sampler: Node, schedule: Schedule) -> None:
-    """Raise UsageError where the schedule is a table with fewer levels than the sampler of the grids has steps."""
-    steps = sampler.get("steps")
-    if isinstance(steps, int) and steps > schedule.T:
-        raise UsageError(
-            f"sampler.steps={steps} for the sample grids of the training is more than the {schedule.T} levels of the "
-            f"schedule: set sampler.steps={schedule.T} or less"
-        )
-
-
-def refuse_large_targets(formulas: Formulas) -> None:
-    """Raise UsageError where the network would have to predict numbers that grow with the noise, as v does on VE."""
-    schedule = formulas.schedule
-    if formulas.prediction.func is predictions.v and schedule.prior_std > 1:
-        raise UsageError(
-            f"prediction=v has targets alpha eps - sigma x0, and sigma reaches {schedule.prior_std:g} on this path: "
-            "choose prediction=edm, eps or flow, or a schedule that preserves the variance"
-        )
 
 
 def self_contained(config: TrainConfig) -> TrainConfig:
@@ -233,19 +233,23 @@ def train(
         raise
     values = last_values(folder)
     grids = [path for path in sorted(folder.glob("images/step_*.png")) if path.stem[5:].isdigit()]
-    gif_of_pngs(folder / "images" / "samples.gif", grids)
+    gif_of_pngs(folder / "images" / f"{training.shown.name}.gif", grids)
     if trainer.step < config.steps:
         log.info(f"stopped after max_hours={config.max_hours}, step {trainer.step} is saved; continue with: {again}")
         return values
     summary = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    log.info(f"done, {summary}; samples: {short_path(runs.grid_path(folder, trainer.step))}")
+    log.info(f"done, {summary}; {training.shown.name}: {short_path(runs.grid_path(folder, trainer.step))}")
     if (best := folder / CHECKPOINTS / BEST).exists() and config.eval.every:
         log.info(f"these values are from the last step; the checkpoint with the best score is ckpt={short_path(best)}")
     chosen = {key: output.choices[key] for key in output.typed_keys if key in output.choices}
     scores = [tag(SCORE_PREFIX + name) for name in values if name != "loss"]
     write_hparams(folder / EVENTS, {**flat(plain(config)), **chosen}, output.typed_keys, ["loss", *scores])
     ckpt = shlex.join([as_word("ckpt", short_path(folder)), *trusted])
-    log.info(f"next: diffuse sample {ckpt} sampler=auto   or   diffuse eval {ckpt}")
+    if config.classifies:
+        of_guidance = shlex.join(["guidance=classifier", as_word("guidance.ckpt", short_path(folder)), *trusted])
+        log.info(f"next: diffuse sample ckpt=RUN {of_guidance}, with a RUN on the same images and schedule")
+    else:
+        log.info(f"next: diffuse sample {ckpt} sampler=auto   or   diffuse eval {ckpt}")
     return values
 
 
@@ -260,10 +264,8 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     if config.class_conditional:
         log.info(f"classes in their order, from 0: {in_order(kind.classes)}")
     log.info(cost_on_disk(training, folder))
-    if not trainer.step and (
-        faster := faster_sampler(training.drawing.sampler, output.typed_keys, "of the sample grids")
-    ):
-        log.info(faster)
+    if not trainer.step and (advice := training.shown.advice(output.typed_keys)):
+        log.info(advice)
     warn_of_schedule(trainer.time_sampling.schedule)
     if config.optim.warmup > config.steps:
         warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
@@ -274,20 +276,6 @@ def in_order(names: Sequence[str]) -> str:
     """The names of classes in a line, the first and the last where there are many."""
     shown = list(names) if len(names) <= LISTED_CLASSES else [*names[: LISTED_CLASSES - 1], "...", names[-1]]
     return ", ".join(shown)
-
-
-def warn_of_schedule(schedule: Schedule) -> None:
-    """Warn where much of the image is left at the last level, or where the first levels take most of it."""
-    alpha, sigma = schedule.alpha_sigma(torch.tensor(schedule.T, dtype=torch.float64))
-    if alpha / sigma > MOST_LEFT:
-        bits = bits_per_dim(prior_term(schedule, torch.ones(1, 1, 1, 1)), 1)
-        log.warning(
-            f"schedule: at the last level {float(alpha):.0%} of the image is left beside noise of standard deviation "
-            f"{float(sigma):.2g}, and sampling begins with noise alone; L_T costs up to {float(bits):.2g} bits/dim"
-        )
-    if isinstance(schedule, TableSchedule) and bool((schedule.beta[1:].diff() < 0).any()):
-        first, last = (f"{float(schedule.beta[t]):.2g}" for t in (1, -1))
-        log.warning(f"schedule: beta falls with t (from {first} to {last}): the first levels take most of the image")
 
 
 def keep_failure(training: Training, folder: Path, step: int) -> UserError:

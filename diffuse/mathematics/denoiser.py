@@ -91,7 +91,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """The prediction of x0 from x_t at time t, and with it eps, v and the score."""
-        alpha, sigma, coefficients = self.numbers(t, x_t)
+        alpha, sigma, coefficients = numbers(self.schedule, self.prediction, t, x_t)
         output, between = self.output(x_t, per_image(t, x_t), y, coefficients), None
         if self.learned_variance:  # Nichol and Dhariwal 2021, section 3.1; the network outputs it in [-1, 1]
             output, variance = output.chunk(2, dim=1)
@@ -115,3 +115,19 @@ class Denoiser(nn.Module):
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """The network's output, net(c_in x_t, time, y)."""
         return self.net(coefficients.c_in * x_t, coefficients.time.flatten().to(x_t).expand(len(x_t)), y)
+
+
+def numbers(
+    schedule: Schedule, prediction: PredictionType, t: Tensor, x_t: Tensor
+) -> tuple[Tensor, Tensor, Coefficients]:
+    """alpha, sigma and the prediction type's coefficients, shaped so that they multiply images like x_t.
+
+    Times of single images in float64, as an adaptive sampler has them, are taken one by one: vectorised functions
+    differ in the last bits with the place in a batch, and an image must not depend on its batch.
+    """
+    if t.ndim == 0 or t.dtype != torch.float64 or x_t.dtype == torch.float64:
+        t = per_image(t, x_t)
+        return *schedule.alpha_sigma(t), prediction(schedule, t)
+    rows = [(*schedule.alpha_sigma(each), *prediction(schedule, each)) for each in t.cpu()]
+    alpha, sigma, *coefficients = (per_image(torch.stack(column), x_t) for column in zip(*rows, strict=True))
+    return alpha, sigma, Coefficients(*coefficients)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffuse.mathematics import loss_weights
+from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.likelihood import Decoder, bits_per_dim, reverse_term
 from diffuse.mathematics.schedules import per_image
@@ -72,6 +73,15 @@ def hybrid(
     # Without a gradient for x0, so that L_vlb does not train the mean.
     l_vlb = bound_term(denoiser, replace(guess, x0=guess.x0.detach()), x0, t, learned, decoder)
     return squared_error(guess, x0, weight) + vlb_weight * l_vlb
+
+
+def cross_entropy(classifier: NoisyClassifier, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
+    """-log p(y given x_t) of the class y of x0, in nats: trains a classifier of noisy images, not a denoiser.
+
+    With x_t = alpha x0 + sigma noise, as for a denoiser. Dhariwal and Nichol 2021, section 4.
+    """
+    assert y is not None, "a classifier is trained on classes"
+    return -classifier(classifier.schedule.diffuse(x0, t, noise), t).gather(1, y[:, None])[:, 0]
 
 
 def squared_error(guess: Prediction, x0: Tensor, weight: loss_weights.Weight) -> Tensor:

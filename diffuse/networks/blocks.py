@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,6 +80,30 @@ class Attention(nn.Module):
         return x + self.out(attended.reshape(b, width, h, w))
 
 
+class AttentionPool(nn.Module):
+    """Features [b, width, h, w] -> [b, outputs]: the mean over the pixels attends to itself and to the pixels.
+
+    The tokens are the mean and the h w pixels, in this order, each with a learned vector of its place added. CLIP's
+    pooling (Radford et al. 2021, section 2.4), as ADM has it.
+    """
+
+    def __init__(self, pixels: int, width: int, outputs: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.place = nn.Parameter(torch.randn(pixels + 1, width) / width**0.5)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([pixels.mean(1, keepdim=True), pixels], dim=1) + self.place
+        b, count, width = tokens.shape
+        qkv = self.qkv(tokens).reshape(b, count, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q[:, :, :1], k, v)  # of the mean alone
+        return self.out(attended.reshape(b, width))
+
+
 class StridedConv(nn.Module):
     """Halves the resolution by a convolution of stride 2."""
 
@@ -151,7 +176,7 @@ class Blocks:
 
 
 def initialise(net: nn.Module) -> None:
-    """Glorot-uniform weights, zero biases; the last convolution of each residual branch is zero."""
+    """Glorot-uniform weights, zero biases; the last layer of each residual branch is zero."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -160,7 +185,8 @@ def initialise(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, ResidualBlock):
             nn.init.zeros_(module.conv2.weight)
-        if isinstance(module, Attention):
+        if isinstance(module, Attention | AttentionPool):
             for projection in module.qkv.weight.chunk(3):  # three matrices, kept as one
                 nn.init.xavier_uniform_(projection)
+        if isinstance(module, Attention):
             nn.init.zeros_(module.out.weight)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from diffuse.data.images import ImageKind
 from diffuse.mathematics import loss_weights, losses, predictions
+from diffuse.mathematics.classifier import NoisyClassifier, gradient_of, log_class
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import Decoder, discretised_gaussian, gaussian_density
 from diffuse.mathematics.schedules import Schedule
@@ -74,8 +75,7 @@ class Formulas:
         if variance != "analytic":  # the analytic variance is estimated after training, so no loss can use it
             offered["variance"] = learned if variance == "learned" else FIXED[variance]
         loss = bind(config.loss, "loss", trust, **offered)
-        if loss.func is losses.vlb and weight.func is not loss_weights.simple:
-            raise UsageError("weight is not used by loss=vlb, whose terms have the weights of the bound; leave it out")
+        refuse_unused_weight(loss.func, weight.func)
         needs_float32 = prediction.func in predictions.NEED_FLOAT32
         spacing = config.sampler.get("spacing") or uniform.__name__
         formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, spacing, needs_float32)
@@ -85,6 +85,21 @@ class Formulas:
     def denoiser(self, net: nn.Module, device: Device, rows: int | None = None, float32: bool = False) -> Denoiser:
         """The network on a device, `rows` images at a time, as a denoiser; float32=True forbids bfloat16."""
         return self.denoiser_of(device.network(net, rows, float32=float32 or self.needs_float32))
+
+    def classifier(self, net: nn.Module, device: Device, rows: int | None = None) -> NoisyClassifier:
+        """The network on a device, `rows` images at a time, as a classifier of noisy images; so is its gradient."""
+        logits = device.network(net, rows, float32=self.needs_float32)
+        gradient = device.network(gradient_of(log_class(net)), rows, float32=self.needs_float32)
+        return NoisyClassifier(logits, self.schedule, self.prediction, gradient)
+
+    def trained(self, net: nn.Module, device: Device) -> Denoiser | NoisyClassifier:
+        """What the loss is a function of: the network as a denoiser, or as a classifier."""
+        return self.classifier(net, device) if self.classifies else self.denoiser(net, device)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the loss trains a classifier of noisy images."""
+        return self.loss.func is losses.cross_entropy
 
     @property
     def outputs(self) -> int:
@@ -125,6 +140,9 @@ class Formulas:
     def refuse_what_cannot_work(self) -> None:
         """Raise UsageError if two choices exclude each other."""
         function = self.loss.func
+        if self.classifies:
+            self.refuse_for_a_classifier()
+            return
         trains_variance = function in (losses.vlb, losses.hybrid)
         name, variance = function.__name__, self.variance
         if not self.schedule.discrete and (trains_variance or variance == "learned"):
@@ -146,14 +164,29 @@ class Formulas:
         if variance == "analytic":
             self.refuse_analytic_at_pure_noise("variance")
 
-    def refuse_undefined_prediction(self) -> None:
-        """Raise UsageError if the network's output does not determine x0 at some level."""
-        name = self.prediction.func.__name__
+    def refuse_for_a_classifier(self) -> None:
+        """Raise UsageError if a classifier cannot have these choices."""
+        if self.variance != "fixed_large":
+            raise UsageError(
+                f"variance={self.variance} is of the reverse steps of a denoiser, and loss=cross_entropy trains a "
+                "classifier, which has none: leave it out"
+            )
+        self.refuse_a_mean_without_levels()
+        with about("prediction"):
+            self.prediction(self.schedule, torch.ones((), dtype=torch.float64))
+
+    def refuse_a_mean_without_levels(self) -> None:
+        """Raise UsageError if the prediction is about steps between levels, and there are none."""
         if self.prediction.func is predictions.mean and not self.schedule.discrete:
             raise UsageError(
                 "prediction=mean is the mean of a step from t to t - 1, and this schedule has no levels: "
                 "choose schedule=linear, cosine, ... or another prediction"
             )
+
+    def refuse_undefined_prediction(self) -> None:
+        """Raise UsageError if the network's output does not determine x0 at some level."""
+        name = self.prediction.func.__name__
+        self.refuse_a_mean_without_levels()
         with about("prediction"):
             last = self.prediction(self.schedule, torch.tensor(float(self.schedule.T), dtype=torch.float64))
         if not all(bool(torch.isfinite(number)) for number in last):
@@ -175,3 +208,10 @@ class Formulas:
                 f"{key}=analytic is estimated from E ||eps||^2, which does not determine x0 at the last level "
                 f"of this schedule, where alpha is 0: choose another {key} (or sampler=ddim instead of analytic_ddim)"
             )
+
+
+def refuse_unused_weight(loss: Callable[..., Tensor], weight: Callable[..., Tensor]) -> None:
+    """Raise UsageError if there is a weight of the squared error, and the loss has none."""
+    why = {losses.vlb: "whose terms have the weights of the bound", losses.cross_entropy: "which has no squared error"}
+    if loss in why and weight is not loss_weights.simple:
+        raise UsageError(f"weight is not used by loss={loss.__name__}, {why[loss]}; leave it out")

@@ -19,6 +19,7 @@ from diffuse.system.errors import Refused, UsageError, did_you_mean
 
 AT_LEAST_1 = "[1, inf)"
 VARIANCES = ("fixed_small", "fixed_large", "learned", "analytic")
+CLASSIFIER_LOSS = "cross_entropy"
 SAVED = ("png", "npz")
 WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 
@@ -100,6 +101,11 @@ class TrainConfig:
     max_hours: Annotated[float | None, key("stop after so many hours, with a checkpoint", "(0, inf]", may_change=True)]
     resume: Annotated[str | None, key("a run folder to continue")]
     trust: Annotated[list[str], key("your own packages whose code a config may name", may_change=True)]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether a classifier of noisy images is trained, and not a denoiser."""
+        return own_name("loss", str(self.loss.get("_target_"))) == CLASSIFIER_LOSS
 
     @property
     def first_score(self) -> str | None:

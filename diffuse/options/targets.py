@@ -14,7 +14,7 @@ HOMES = {
     "loss": ("mathematics.losses",),
     "weight": ("mathematics.loss_weights",),
     "times": ("mathematics.time_sampling",),
-    "unet": ("networks.unet",),
+    "unet": ("networks.unet", "networks.classifier"),
     "sampler": ("mathematics.samplers", "runs.recommended"),
     "guidance": ("runs.guidance", "runs.loss_guidance"),
     "features": ("scoring.features", "scoring.feature_classifier"),

@@ -4,7 +4,8 @@ config.yaml                  the config that the run began with; resuming reads 
 train.log  .hydra/           every command line and its messages; the last command line
 history.jsonl                every command on the run, in order, with the code and the machine that it ran on
 metrics.jsonl  tensorboard/  every scalar, twice: for scripts, and for people with options and pictures
-images/                      the forward process, and grids from the EMA weights, the same noise each time
+images/                      the forward process, and grids from the EMA weights, the same noise each time; of a
+                             classifier its accuracy by noise level
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest; best.pt, by the first of eval.metrics
 failure.pt                   the step at which training stopped with a NaN or infinite loss, to compute it again
 .lock                        held by the process that trains here
@@ -45,10 +46,13 @@ IMAGES = "images"  # the folder in a run
 
 
 class RunFolder:
-    """The folder of a training run, open for writing from `step` on, until it is closed."""
+    """The folder of a training run, open for writing from `step` on, until it is closed.
 
-    def __init__(self, path: Path, step: int = 0):
-        self.path = path
+    shown  the name in TensorBoard of the pictures that show a step
+    """
+
+    def __init__(self, path: Path, step: int = 0, shown: str = "samples"):
+        self.path, self.shown = path, shown
         self.checkpoints = path / CHECKPOINTS
         self._metrics, self._events = path / METRICS_FILE, path / EVENTS
         if self._metrics.exists():
@@ -63,14 +67,14 @@ class RunFolder:
         self._tensorboard.close()
 
     def _show_again(self, step: int) -> None:
-        """Write the scalars and the grid of the last saved step to TensorBoard: a crash may have lost some of them."""
+        """Write scalars and picture of the last saved step to TensorBoard: a crash may have lost some of them."""
         for line in read_metrics(self.path):
             if line.pop("step") == step:
                 self._show_scalars(step, line)
         if (path := grid_path(self.path, step)).exists():
             try:
                 with Image.open(path) as image:
-                    self._tensorboard.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+                    self._tensorboard.add_image(self.shown, np.asarray(image.convert("RGB")), step, dataformats="HWC")
             except (OSError, SyntaxError, ValueError) as error:  # Pillow has all of them for a damaged file
                 log.warning(f"{path} is damaged, and is not shown in TensorBoard again: {error}")
 
@@ -105,7 +109,7 @@ class RunFolder:
 
 
 def grid_path(folder: Path, step: int) -> Path:
-    """The file of the sample grid of a step."""
+    """The file of the picture that shows a step: a sample grid, or a classifier's accuracy."""
     return folder / IMAGES / f"step_{step:08d}.png"
 
 

@@ -96,6 +96,22 @@ def forward_process(schedule: Schedule, x0: Tensor, noise: Tensor) -> Tensor:
     return image_grid(torch.stack(steps, dim=1).flatten(0, 1), columns=len(steps))
 
 
+def accuracy_curve(levels: Sequence[float], shares: Sequence[float], chance: float) -> Tensor:
+    """A picture of a classifier's accuracy against the noise level, uint8 [3, H, W]; chance is that of guessing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    axes.plot(levels, shares, "o-")
+    axes.axhline(chance, color="gray", linestyle=":")
+    axes.text(levels[0], chance, " guessing", color="gray", va="bottom") if levels else None
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="noise level sigma / alpha", ylabel="accuracy on test images")
+    axes.grid(alpha=0.3)
+    canvas.draw()
+    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].copy()).permute(2, 0, 1)
+
+
 def plot_terms(path: Path, levels: list[float], bits: list[float], title: str) -> None:
     """The bound's terms against their noise level, both on logarithmic axes."""
     from matplotlib.figure import Figure  # a second to import, and only `eval` draws curves

@@ -61,7 +61,7 @@ class Device:
         """The network, on this device and in the memory layout in which its convolutions are fastest."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
-    def network(self, net: nn.Module, rows: int | None = None, float32: bool = False) -> Network:
+    def network(self, net: Callable[..., Tensor], rows: int | None = None, float32: bool = False) -> Network:
         """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
 
         float32=True is for networks whose output needs that precision.

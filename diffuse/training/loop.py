@@ -1,4 +1,4 @@
-"""The loop of a training: steps, and between them metrics, sample grids, scores and checkpoints, in this order."""
+"""The loop of a training: steps, and between them metrics, what is shown, scores and checkpoints, in this order."""
 
 import time
 from contextlib import closing, suppress
@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from diffuse.data.images import to_float
-from diffuse.mathematics.denoiser import Prediction
 from diffuse.options.schema import TrainConfig, plain
 from diffuse.runs.checkpoint_files import is_milestone
-from diffuse.runs.drawing import Drawing
 from diffuse.runs.folder import RunFolder, grid_path
 from diffuse.runs.pictures import forward_process
 from diffuse.runs.record import as_yaml
@@ -22,6 +20,7 @@ from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import Stop
 from diffuse.training.forecast import Forecast
+from diffuse.training.shown import Shown
 from diffuse.training.threads import ThreadChoice
 from diffuse.training.trainer import Trainer
 from diffuse.training.watching import Watcher
@@ -33,14 +32,14 @@ class NoTime(Exception):
 
 @dataclass(frozen=True)
 class Training:
-    """A training: the trainer, what draws its sample grids, what scores its samples; the config says how often.
+    """A training: the trainer, what is shown of its steps, what scores its samples; the config says how often.
 
     where: the device and the network's precision on it.
     """
 
     config: TrainConfig
     trainer: Trainer
-    drawing: Drawing
+    shown: Shown
     watcher: Watcher | None
     threads: ThreadChoice
     where: str
@@ -55,7 +54,7 @@ class Training:
         """
         config, trainer, start = self.config, self.trainer, self.trainer.step
         with (
-            closing(RunFolder(folder, start)) as run,
+            closing(RunFolder(folder, start, self.shown.name)) as run,
             Progress("train", config.steps, "step", start, config.batch_size, "images") as progress,
             Stop() as stop,
         ):
@@ -75,17 +74,17 @@ class Training:
             stop.obey()
 
     def before_first_step(self, run: RunFolder, stop: Stop) -> None:
-        """Show a new run's config and forward process; draw and score what a stopped run had no time for."""
+        """Show a new run's config and forward process; show and score what a stopped run had no time for."""
         trainer, start = self.trainer, self.trainer.step
         if start == 0:
             run.show_config(as_yaml(self.config))
             x0 = to_float(torch.from_numpy(trainer.data.train.images[:8]))
             noise = ImageNoise(trainer.seed, "forward", range(len(x0)))(x0)
-            picture = forward_process(self.drawing.denoiser.schedule, x0, noise)
+            picture = forward_process(trainer.time_sampling.schedule, x0, noise)
             run.picture("schedule/forward_process", picture, 0, "forward_process.png")  # after the samples
             return
         if self.is_due(self.config.images.every) and not grid_path(run.path, start).exists():
-            self.draw_grid(run, stop)
+            self.show(run, stop)
         if self.is_due(self.config.eval.every) and not is_scored(run.path, start):
             self.score(run, stop)
 
@@ -94,7 +93,7 @@ class Training:
         return every is not None and (self.trainer.step % every == 0 or self.trainer.step == self.config.steps)
 
     def after_step(self, run: RunFolder, progress: Progress, stop: Stop, deadline: float) -> bool:
-        """Report, draw, score and save what is due. Returns whether to stop, which it does only at a saved step."""
+        """Report, show, score and save what is due. Returns whether to stop, which it does only at a saved step."""
         config, trainer, step, options = self.config, self.trainer, self.trainer.step, self.config.checkpoint
         if self.is_due(config.log.every):
             values = trainer.report()
@@ -104,7 +103,7 @@ class Training:
         with progress.paused():
             if self.is_due(config.images.every):
                 trainer.refuse_failure()
-                self.draw_grid(run, stop)
+                self.show(run, stop)
             if self.is_due(config.eval.every):
                 trainer.refuse_failure()
                 self.score(run, stop)
@@ -127,12 +126,15 @@ class Training:
         kind = asdict(self.trainer.data.kind)
         return {"config": plain(self.config), "kind": kind, "threads": self.threads.next, **self.trainer.state()}
 
-    def draw_grid(self, run: RunFolder, stop: Stop) -> None:
-        """Draw a grid of samples, unless a signal asks to stop."""
+    def show(self, run: RunFolder, stop: Stop) -> None:
+        """Write the picture of this step, and the values in it as scalars, unless a signal asks to stop."""
         step = self.trainer.step
         with suppress(NoTime):
-            drawn = self.drawing.draw(range(self.config.images.count), partial(check_time, stop))
-            run.picture("samples", self.drawing.picture(drawn), step, grid_path(run.path, step).name)
+            picture, values = self.shown.show(partial(check_time, stop))
+            if values:
+                run.scalars(step, {SCORE_PREFIX + name: value for name, value in values.items()})
+                log.info(f"step {step:,}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
+            run.picture(self.shown.name, picture, step, grid_path(run.path, step).name)
 
     def score(self, run: RunFolder, stop: Stop) -> None:
         """Score samples and keep the best checkpoint, unless a signal asks to stop."""
@@ -144,8 +146,8 @@ class Training:
             log.warning(f"the samples of step {self.trainer.step:,} could not be scored: {error}")
 
 
-def check_time(stop: Stop, guess: Prediction) -> None:
-    """Raise NoTime if a signal has come; called with every prediction that a sampler is given."""
+def check_time(stop: Stop, found: object) -> None:
+    """Raise NoTime if a signal has come; called after every call of the network."""
     if stop.signal:
         raise NoTime
 

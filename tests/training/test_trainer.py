@@ -243,7 +243,7 @@ def test_rates_that_differ_between_parameters_are_refused():
 
 def test_grids_are_drawn_from_the_average():
     training = train.build_training(config("train", *TINY))
-    trainer, drawing = training.trainer, training.drawing
+    trainer, drawing = training.trainer, training.shown.drawing
     for _ in range(2):
         trainer.advance()
     before = drawing.draw(range(4))
