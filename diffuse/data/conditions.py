@@ -46,7 +46,7 @@ class Condition:
         if label is None:
             return replace(self, drawn=None)
         if not self.classes:
-            raise Refused("label", "needs a class-conditional network (class_conditional=true), and this one is not")
+            raise Refused("label", "needs a run trained on labels (class_conditional=true) or guidance=classifier")
         several = label if isinstance(label, list | tuple) else [label]
         if not several:
             raise Refused("label", "must be a class or a list of classes, not empty")

@@ -22,7 +22,7 @@ from diffuse.runs.sampler import Sampler
 from diffuse.runs.searched import searched
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
-from diffuse.system.errors import Refused, UsageError, UserError
+from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
@@ -131,14 +131,10 @@ def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
 
 def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
     """The drawing of a command: a trained network with sampler, guidance, label and seed of the command's config."""
-    try:
-        condition = network.condition.of(config.label)
-    except Refused as error:
-        raise UsageError(str(error)) from error
-    guidance = guidance_of(config.guidance, network, condition)
+    guidance = guidance_of(config.guidance, network, config.label)
     estimate = partial(analytic, network)
-    search = partial(searched, network, condition, guidance)
+    search = partial(searched, network, guidance)
     node = resolved(config.sampler, network.config.prediction, network.config.sampler)
     sampler = Sampler(node, network.formulas, network.kind, config.trust, estimate, search, guidance.calls)
     denoiser = sampler.wrap(guidance.around(network.denoiser()))
-    return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed, guidance.record)
+    return Drawing(denoiser, sampler, network.kind, network.device, guidance.condition, config.seed, guidance.record)

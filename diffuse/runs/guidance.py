@@ -1,25 +1,28 @@
-"""The options of the group `guidance`: each makes a function that puts guidance around the denoiser of a run.
+"""The options of the group `guidance`: each makes a guide, which puts guidance around the denoiser of a run.
 
 Whether the run has what a guidance needs is checked here, with the keys to change; the formulas are in
 `mathematics.guidance`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from diffuse.data.conditions import Condition
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
-from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, Guided
+from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, ClassifierGuided, Guided
 from diffuse.options.build import about, build_with
 from diffuse.options.keys import Node
 from diffuse.runs.trained import TrainedNetwork, load
-from diffuse.system.errors import UsageError, UserError, check
+from diffuse.system.errors import Refused, UsageError, UserError, check
 
-Guide = Callable[[AnyDenoiser], AnyDenoiser]  # puts guidance around a denoiser
+Around = Callable[[AnyDenoiser], AnyDenoiser]  # puts guidance around a denoiser
 Interval = tuple[float, float]
+
+
+LISTED = 12  # classes in a message
 
 
 def one_call(guess: Prediction) -> int:
@@ -28,17 +31,35 @@ def one_call(guess: Prediction) -> int:
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """What puts guidance around a denoiser, how many network calls a prediction then takes, and its record."""
+class Guide:
+    """What puts guidance around a denoiser, and the condition that samples may have with it.
 
-    around: Guide
+    condition  the run's own, whatever it is; of a run without labels, that of the classifier which guides it
+    """
+
+    around: Around
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The guidance of a command.
+
+    around     puts it around a denoiser, which then takes the y of `condition`
+    condition  of the samples
+    calls      how many calls of the denoiser's network a prediction takes
+    record     its options, for the files beside the samples; empty without guidance
+    """
+
+    around: Around
+    condition: Condition
     calls: Callable[[Prediction], int] = one_call
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def none() -> Guide:
+def none(condition: Condition) -> Guide:
     """No guidance: the prediction as it is."""
-    return lambda denoiser: denoiser
+    return Guide(lambda denoiser: denoiser, condition)
 
 
 def classifier_free(
@@ -68,7 +89,8 @@ def classifier_free(
             "guidance=classifier_free needs a run that was also trained without labels, and this one always had them: "
             "train one with class_conditional=true label_dropout=0.1, or choose guidance=autoguidance"
         )
-    return contrast(ClassifierFree, scale, interval, rescale, parallel, norm_limit, null=condition.null)
+    around = contrast(ClassifierFree, scale, interval, rescale, parallel, norm_limit, null=condition.null)
+    return Guide(around, condition)
 
 
 def autoguidance(
@@ -94,6 +116,7 @@ def autoguidance(
     """
     check(weights in ("ema", "model"), "weights", "ema or model", weights)
     other = other_network(network, ckpt, weights)
+    other.refuse_classifier("guidance.ckpt", str(ckpt))
     if other.condition.classes and list(other.condition.classes) != list(condition.classes):
         raise UsageError(
             f"guidance.ckpt={ckpt} was trained on labels that this run does not have: use one with the same classes, "
@@ -101,7 +124,55 @@ def autoguidance(
         )
     labels = bool(other.condition.classes)
     worse = other.denoiser()
-    return contrast(Autoguided, scale, interval, rescale, parallel, norm_limit, worse=worse, labels=labels)
+    around = contrast(Autoguided, scale, interval, rescale, parallel, norm_limit, worse=worse, labels=labels)
+    return Guide(around, condition)
+
+
+def classifier(
+    network: TrainedNetwork,
+    condition: Condition,
+    ckpt: str | None = None,
+    weights: str = "ema",
+    scale: float = 1.0,
+    interval: list[float] | None = None,
+) -> Guide:
+    """Classifier guidance: towards what a classifier takes for the class. Dhariwal and Nichol 2021.
+
+    ckpt      the classifier: a run of method=classifier on the same images and schedule
+    weights   ema or model: its averaged weights or the trained ones
+    scale     0 is no guidance; 1 adds the class to a run without labels; above 1 more typical of the class
+    interval  [low, high], the noise levels sigma / alpha with guidance (null: all)
+    """
+    check(weights in ("ema", "model"), "weights", "ema or model", weights)
+    guiding = other_network(network, ckpt, weights)
+    if not guiding.config.classifies:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} is no classifier: train one on the same images and schedule with method=classifier"
+        )
+    if guiding.kind.name != network.kind.name:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} is a classifier of {guiding.kind.name}, and the run has {network.kind.name}: "
+            "train one on the same images"
+        )
+    classes, known = list(guiding.condition.classes), list(condition.classes or network.kind.classes)
+    if known and known != classes:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} tells apart the classes {in_short(classes)}, and the run has {in_short(known)}: "
+            "train a classifier on the run's own classes"
+        )
+    around = partial(
+        ClassifierGuided,
+        scale=scale,
+        interval=pair(interval),
+        gradient=guiding.classifier().gradient,
+        labels=bool(condition.classes),
+    )
+    return Guide(around, condition if condition.classes else guiding.condition)
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The names of classes, or the first of them."""
+    return ", ".join(names if len(names) <= LISTED else [*names[:LISTED], f"... ({len(names):,} in all)"])
 
 
 def contrast(
@@ -112,7 +183,7 @@ def contrast(
     parallel: float,
     norm_limit: float | None,
     **given: object,
-) -> Guide:
+) -> Around:
     """Guidance by the contrast of two predictions."""
     limit = math.inf if norm_limit is None else norm_limit
     options = {"scale": scale, "interval": pair(interval), "rescale": rescale, "parallel": parallel}
@@ -152,14 +223,18 @@ def in_words(schedule: Node) -> str:
     return f"schedule={schedule['_target_']}" + (f" ({options})" if options else "")
 
 
-def guidance_of(node: Node, network: TrainedNetwork, condition: Condition) -> Guidance:
-    """The guidance of a command's config for a network; its options are checked."""
+def guidance_of(node: Node, network: TrainedNetwork, label: Any = None) -> Guidance:
+    """The guidance of a command's config for a network, and the condition of samples of a label; both are checked."""
     before = dict(network.sources)
-    around: Guide = build_with(node, "guidance", network.trust, network=network, condition=condition)
+    guide: Guide = build_with(node, "guidance", network.trust, network=network, condition=network.condition)
     with about("guidance"):
-        wrapped = around(network.denoiser())
+        wrapped = guide.around(network.denoiser())
+    try:
+        condition = guide.condition.of(label)
+    except Refused as error:
+        raise UsageError(str(error)) from error
     if not isinstance(wrapped, Guided):
-        return Guidance(around)
+        return Guidance(guide.around, condition)
     files = [digest for path, digest in network.sources.items() if path not in before]
     record = {key: value for key, value in node.items() if value is not None}
-    return Guidance(around, wrapped.calls, {**record, **({"sha256": files} if files else {})})
+    return Guidance(guide.around, condition, wrapped.calls, {**record, **({"sha256": files} if files else {})})

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.data.conditions import Condition
 from diffuse.data.decoding import FITS, Shape
 from diffuse.data.given import read_given
 from diffuse.data.images import ImageKind, to_float
@@ -26,6 +27,7 @@ VECTORS = (".npy", ".npz")
 
 def loss(
     network: TrainedNetwork,
+    condition: Condition,
     target: str | None = None,
     measure: str = "pixels",
     noise: float = 0.05,
@@ -65,7 +67,7 @@ def loss(
     asked = Asked(network, target, mask, factor, blur, features, size, low, high)
     measurement, y = pick(MEASURES, "guidance.measure", measure)(asked)
     whole = network.kind.from_network  # without the border that only the network sees
-    return partial(
+    around = partial(
         MeasurementGuided,
         scale=scale,
         interval=pair(interval),
@@ -74,6 +76,7 @@ def loss(
         noise=noise,
         covariance=covariance or 0.0,
     )
+    return Guide(around, condition)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ Walk = partial[Iterator[Tensor]]
 
 def searched(
     network: TrainedNetwork,
-    condition: Condition,
     guidance: Guidance,
     walk: Walk,
     wrap: Callable[[AnyDenoiser], AnyDenoiser],
@@ -52,7 +51,7 @@ def searched(
     options = {"_target_": walk.func.__name__, **walk.keywords, **changes}
     protocol = {"trajectories": IMAGES, "fine_steps": FINE, "steps": steps, "sampler": options}
     protocol |= {key: value for key, value in network.provenance.items() if key != "checkpoint"}
-    of_images = {**condition.record, "guidance": guidance.record}
+    of_images = {**guidance.condition.record, "guidance": guidance.record}
     protocol |= of_images
     key = hashlib.sha256(json.dumps({**options, **of_images}, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{network.sha256[:16]}_{network.weights}_{walk.func.__name__}-{key}_{steps}-steps.json"
@@ -60,7 +59,7 @@ def searched(
     times = _read(path, protocol)
     if times is None:
         log.info(f"searching a grid of {steps} steps, by {IMAGES} trajectories of {FINE}, into {short_path(path)}")
-        times = _search(network, condition, walk, lambda denoiser: wrap(guidance.around(denoiser)), steps)
+        times = _search(network, guidance.condition, walk, lambda denoiser: wrap(guidance.around(denoiser)), steps)
         write_json(path, {**protocol, "times": times})
         _draw(path.with_suffix(".png"), network, times)
     network.sources[str(path)] = sha256(path)

@@ -11,6 +11,7 @@ from torch import nn
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset, ImageKind
+from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.wrappers import Clipped
@@ -126,9 +127,25 @@ class TrainedNetwork:
         return len(x) / (time.monotonic() - started)
 
     def denoiser(self, clip: bool = False, float32: bool = False) -> AnyDenoiser:
-        """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32."""
+        """The trained denoiser, its predicted x0 clipped or not, in the device's precision or in float32.
+
+        Raises UsageError where the network is a classifier.
+        """
+        self.refuse_classifier("ckpt", str(self.path))
         denoiser = self.formulas.denoiser(self.net, self.device, self.rows, float32)
         return Clipped(denoiser) if clip else denoiser
+
+    def classifier(self) -> NoisyClassifier:
+        """The trained classifier of noisy images, of a run of method=classifier."""
+        return self.formulas.classifier(self.net, self.device, self.rows)
+
+    def refuse_classifier(self, key: str, ckpt: str) -> None:
+        """Raise UsageError, with the key and value that named it, where the network is not a denoiser's."""
+        if self.config.classifies:
+            raise UsageError(
+                f"{key}={ckpt} is a classifier of noisy images, which draws no images and has no likelihood: it guides "
+                f"another run, as in diffuse sample ckpt=RUN guidance=classifier guidance.ckpt={ckpt}"
+            )
 
 
 def refuse_not_finite(net: nn.Module, path: Path) -> None:
@@ -156,7 +173,10 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
     device: Device = build(config.device, "device", config.trust)
     device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
-    return load(config.ckpt, device, config.trust, batch_size=config.batch_size, data_dir=config.data_dir, place=place)
+    options = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
+    network = load(config.ckpt, device, config.trust, **options)
+    network.refuse_classifier("ckpt", config.ckpt)
+    return network
 
 
 def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:

@@ -138,7 +138,7 @@ def test_labels_are_drawn_in_turn_or_as_asked(conditional_run):
 
 
 def test_a_label_needs_a_conditional_network(tiny_run):
-    with pytest.raises(UsageError, match="label needs a class-conditional network"):
+    with pytest.raises(UsageError, match="label needs a run trained on labels"):
         sampled(tiny_run, "none", "label=3")
 
 

@@ -43,7 +43,7 @@ def test_samples_have_the_classes_that_were_asked_for(condition, label, numbers)
         (PETS, ["dog", "cow"], "not cow"),
         (PETS, [], "must be a class or a list of classes, not empty"),
         (NUMBERED, 0, "one of the classes 1, 2, 3, not 0"),  # would be the class called 1
-        (Condition(), 0, "needs a class-conditional network"),
+        (Condition(), 0, "needs a run trained on labels"),
     ],
 )
 def test_other_classes_are_refused_with_those_that_there_are(condition, label, message):
