@@ -52,8 +52,8 @@ class NoisyClassifier(nn.Module):
 
 
 def log_class(net: Callable[..., Tensor]) -> OfClass:
-    """(x, time, y) -> log p(y given x), [b], of a network that returns logits."""
-    return lambda x, time, y: net(x, time).float().log_softmax(1).gather(1, y[:, None])[:, 0]
+    """(x, time, y) -> log p(y given x), [b], in the type of x, of a network that returns logits."""
+    return lambda x, time, y: net(x, time).to(x.dtype).log_softmax(1).gather(1, y[:, None])[:, 0]
 
 
 def gradient_of(log_p: OfClass) -> OfClass:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from diffuse.data.conditions import Condition
+from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, ClassifierGuided, Guided
 from diffuse.options.build import about, build_with
@@ -149,17 +150,7 @@ def classifier(
         raise UsageError(
             f"guidance.ckpt={ckpt} is no classifier: train one on the same images and schedule with method=classifier"
         )
-    if guiding.kind.name != network.kind.name:
-        raise UsageError(
-            f"guidance.ckpt={ckpt} is a classifier of {guiding.kind.name}, and the run has {network.kind.name}: "
-            "train one on the same images"
-        )
-    classes, known = list(guiding.condition.classes), list(condition.classes or network.kind.classes)
-    if known and known != classes:
-        raise UsageError(
-            f"guidance.ckpt={ckpt} tells apart the classes {in_short(classes)}, and the run has {in_short(known)}: "
-            "train a classifier on the run's own classes"
-        )
+    refuse_other_classes(str(ckpt), guiding.kind, network.kind)
     around = partial(
         ClassifierGuided,
         scale=scale,
@@ -168,6 +159,23 @@ def classifier(
         labels=bool(condition.classes),
     )
     return Guide(around, condition if condition.classes else guiding.condition)
+
+
+def refuse_other_classes(ckpt: str, guiding: ImageKind, drawn: ImageKind) -> None:
+    """Raise UsageError where a classifier tells apart other classes than those of the images that a run draws.
+
+    Images without classes may be guided by any classifier of such images.
+    """
+    if drawn.classes and guiding.classes != drawn.classes:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} tells apart the classes {in_short(guiding.classes)}, and the run has "
+            f"{in_short(drawn.classes)}: train a classifier on the run's own classes"
+        )
+    if drawn.classes and guiding.name != drawn.name:
+        raise UsageError(
+            f"guidance.ckpt={ckpt} is a classifier of {guiding.name}, and the run has {drawn.name}: train one on the "
+            "same images"
+        )
 
 
 def in_short(names: Sequence[str]) -> str:

@@ -28,11 +28,11 @@ CHOICES = list(itertools.product([o.name for o in options("sampler")], [o.name f
 FEW = {"steps": 4, "langevin_steps": 1, "tolerance": 0.5, "evaluations": 4}
 
 
-def untrained(folder: Path, schedule: str, prediction: str) -> Path:
+def untrained(folder: Path, schedule: str, prediction: str, method: str = "ddpm") -> Path:
     """A checkpoint of a network with labels that knows nothing. Raises UsageError where a run could not have these."""
     betas = folder / "betas.txt"
     betas.write_text(" ".join(map(str, np.linspace(1e-3, 0.2, 50))))
-    words = [*TINY, f"schedule={schedule}", f"prediction={prediction}", "class_conditional=true"]
+    words = [*TINY, f"method={method}", f"schedule={schedule}", f"prediction={prediction}", "class_conditional=true"]
     words += [f"schedule.path={betas}"] if schedule == "betas" else []
     typed, kind = config("train", *words), digits().kind
     Formulas.of(typed, kind)
@@ -40,7 +40,7 @@ def untrained(folder: Path, schedule: str, prediction: str) -> Path:
     net = build_network(typed, kind)
     for weight in net.parameters():
         torch.nn.init.normal_(weight, std=0.1)
-    path = folder / f"{schedule}-{prediction}.pt"
+    path = folder / f"{method}-{schedule}-{prediction}.pt"
     weights = {"model": net.state_dict(), "ema": net.state_dict()}
     facts = {"config": plain(typed), "kind": asdict(kind), "data_sha256": digits().sha256}
     checkpoint.write(path, 0, {**facts, **weights})
@@ -54,6 +54,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     for pair in PAIRS:
         try:
             found[pair] = untrained(folder, *pair)
+            untrained(folder, *pair, "classifier")
         except UsageError as error:
             assert "prediction" in str(error) or "schedule" in str(error)
     assert len(found) > len(PAIRS) // 2
@@ -81,7 +82,8 @@ def node_of(group: str, name: str, **changes: object) -> dict[str, object]:
 def drawn(typed: SampleConfig, ckpt: Path, sampler: str, guidance: str, target: Path) -> Iterator[str]:
     """What became of the choice: nothing where images were drawn, otherwise why not."""
     few = {key: value for key, value in FEW.items() if key != "steps" or sampler not in ("ode", "auto")}
-    guide = node_of("guidance", guidance, ckpt=str(ckpt), target=str(target))
+    other = ckpt.with_name(ckpt.name.replace("ddpm", "classifier")) if guidance == "classifier" else ckpt
+    guide = node_of("guidance", guidance, ckpt=str(other), target=str(target))
     chosen = replace(typed, ckpt=str(ckpt), sampler=node_of("sampler", sampler, **few), guidance=guide)
     try:
         drawing = drawing_of(load_for(chosen), chosen)

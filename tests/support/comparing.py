@@ -64,7 +64,7 @@ def assert_runs_are_the_same(one: Path, other: Path) -> None:
         assert_tensorboard_has_every_step_once(folder)
 
 
-def assert_tensorboard_has_every_step_once(folder: Path) -> None:
+def assert_tensorboard_has_every_step_once(folder: Path, shown: str = "samples") -> None:
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     lines = metrics(folder)
     for name in {name for line in lines for name in line if name != "step"}:
@@ -74,6 +74,6 @@ def assert_tensorboard_has_every_step_once(folder: Path) -> None:
         for step, value in found:
             assert abs(value - expected[step]) <= 1e-5 * abs(expected[step]), (name, step)
     drawn = [int(path.stem.removeprefix("step_")) for path in (folder / "images").glob("step_*.png")]
-    assert [event.step for event in events.Images("samples")] == sorted(drawn)
+    assert [event.step for event in events.Images(shown)] == sorted(drawn)
     assert [event.step for event in events.Images("schedule/forward_process")] == [0]
     assert [event.step for event in events.Tensors("config/text_summary")] == [0]
