@@ -104,6 +104,18 @@ def test_an_image_does_not_depend_on_those_drawn_beside_it(runs):
     assert np.array_equal(together[:3], alone)
 
 
+def test_the_classifiers_calls_have_a_fixed_number_of_images(runs):
+    """So that its gradient for an image is the same to the last bit in every batch."""
+    network = load(str(runs["CLF"]), Device("cpu", "float32"))
+    classifier, asked = network.classifier(), list[int]()
+    network.net.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    x = torch.randn(70, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, t = torch.arange(70) % 10, torch.tensor(300.0)
+    together = classifier.gradient(x, t, y)
+    assert torch.equal(together[66:], classifier.gradient(x[66:], t, y[66:]))
+    assert asked == [64, 64, 64]
+
+
 def test_threads_change_nothing(runs):
     words = ["guidance.scale=9", "n=130", "batch_size=130"]
     one, three = (images(runs, f"c-threads{count}", *words, f"device.threads={count}") for count in (1, 3))
