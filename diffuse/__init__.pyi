@@ -21,6 +21,7 @@ from diffuse.mathematics import ode as ode
 from diffuse.mathematics import predictions as predictions
 from diffuse.mathematics import spacings as spacings
 from diffuse.mathematics import variances as variances
+from diffuse.mathematics.classifier import NoisyClassifier as NoisyClassifier
 from diffuse.mathematics.continuous import VE as VE
 from diffuse.mathematics.continuous import VP as VP
 from diffuse.mathematics.continuous import Flow as Flow
@@ -56,6 +57,7 @@ from diffuse.mathematics.time_sampling import UniformTimes as UniformTimes
 from diffuse.mathematics.wrappers import Clipped as Clipped
 from diffuse.mathematics.wrappers import DynamicallyClipped as DynamicallyClipped
 from diffuse.mathematics.wrappers import EpsScaled as EpsScaled
+from diffuse.networks.classifier import Classifier as Classifier
 from diffuse.networks.unet import UNet as UNet
 from diffuse.runs.pictures import image_grid as image_grid
 from diffuse.runs.pictures import save_png as save_png
