@@ -78,7 +78,7 @@ def hybrid(
 def cross_entropy(classifier: NoisyClassifier, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
     """-log p(y given x_t) of the class y of x0, in nats: trains a classifier of noisy images, not a denoiser.
 
-    With x_t = alpha x0 + sigma noise, as for a denoiser. Dhariwal and Nichol 2021, section 4.
+    With x_t = alpha x0 + sigma noise, as for a denoiser. Dhariwal and Nichol 2021, section 4.3.
     """
     assert y is not None, "a classifier is trained on classes"
     return -classifier(classifier.schedule.diffuse(x0, t, noise), t).gather(1, y[:, None])[:, 0]

@@ -1,7 +1,7 @@
 """A classifier of images at any time: the way down of a U-Net, and attention pooling. It knows nothing of diffusion.
 
 With scale_shift, resample=residual, embedding=cos_sin, norm_eps=1e-5 and head_channels=64 it is ADM's classifier:
-Dhariwal and Nichol 2021, section 4 and appendix I.
+Dhariwal and Nichol 2021, section 4.3.
 """
 
 import torch.nn.functional as F

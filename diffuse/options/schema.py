@@ -48,7 +48,7 @@ class Log:
 
 @dataclass
 class Images:
-    every: Annotated[int, key("steps between sample grids", AT_LEAST_1, may_change=True)]
+    every: Annotated[int, key("steps between sample grids, or accuracies of a classifier", AT_LEAST_1, may_change=True)]
     count: Annotated[int, key("images in a grid", AT_LEAST_1, may_change=True)]
 
 
