@@ -25,6 +25,7 @@ class Prediction:
     c_skip   the share of x_t in x0: output = (x0 - c_skip x_t) / c_out
     between  the reverse variance of each pixel: 0 is the smallest, 1 the largest, on a logarithmic scale; None if the
              network does not learn it
+    known    which pixels of x0 are known and not predicted, [b, 1, H, W]; None if there are none (`editing`)
     """
 
     x_t: Tensor
@@ -34,6 +35,7 @@ class Prediction:
     c_out: Tensor
     c_skip: Tensor
     between: Tensor | None = None
+    known: Tensor | None = None
 
     @property
     def eps(self) -> Tensor:

@@ -84,13 +84,15 @@ def angles(schedule: Schedule, ends: Tensor, steps: int) -> Tensor:
     return phi
 
 
-def probability_flow(denoiser: AnyDenoiser, y: Tensor | None, divergence: Divergence) -> Field:
-    """dz / dphi as the denoiser predicts it, and its divergence in float64 on the CPU."""
+def probability_flow(denoiser: AnyDenoiser, y: Tensor | None, divergence: Divergence | None) -> Field:
+    """dz / dphi as the denoiser predicts it, and its divergence in float64 on the CPU; None: 0, and no derivatives."""
     schedule = denoiser.schedule
 
     def field(phi: float, z: Tensor) -> tuple[Tensor, Tensor]:
         t = schedule.time(-2 * torch.log(torch.tan(torch.tensor(phi, dtype=torch.float64))))
         r = radius(schedule, t)
+        if divergence is None:
+            return denoiser(z * r, t, y).v / r, torch.zeros(len(z), dtype=torch.float64)
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             velocity = denoiser(z * r, t, y).v / r

@@ -1,8 +1,8 @@
 """Denoisers that wrap a denoiser: what is done to a prediction before a sampler sees it.
 
 Each takes a denoiser and is one, so that every sampler works with it unchanged. The order of wrapping is part of what
-is computed, from the inside out: the network, `EpsScaled`, `Clipped` or `DynamicallyClipped`. Losses take the network's
-denoiser alone: what was clipped has no gradient.
+is computed, from the inside out: the network, `EpsScaled`, `Clipped` or `DynamicallyClipped`, `editing.KnownPixels`.
+Losses take the network's denoiser alone: what was clipped has no gradient.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,25 @@ Seen = Callable[[Prediction], object]  # is shown every prediction by `Observed`
 
 @dataclass(frozen=True)
 class Wrapper:
-    """A denoiser that asks another one, `inner`, and has its schedule."""
+    """A denoiser that asks another one, `inner`, and has its schedule; by itself it changes nothing."""
 
     inner: AnyDenoiser
 
     @property
     def schedule(self) -> Schedule:
         return self.inner.schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+        return self.inner(x_t, t, y)
+
+    def of(self, rows: Tensor) -> "Wrapper":
+        """The same for some images of the batch: a wrapper that holds something for each image has theirs alone."""
+        return replace(self, inner=of_images(self.inner, rows))
+
+
+def of_images(denoiser: AnyDenoiser, rows: Tensor) -> AnyDenoiser:
+    """The denoiser of the images with these numbers of a batch, for a sampler that asks for a part of them."""
+    return denoiser.of(rows) if isinstance(denoiser, Wrapper) else denoiser
 
 
 class Clipped(Wrapper):

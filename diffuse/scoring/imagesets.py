@@ -3,10 +3,9 @@
 All are read in order and in batches, so that memory does not grow with the number of images.
 """
 
-import hashlib
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffuse.data.images import ImageKind
 from diffuse.data.own_images import DAMAGED, MOST_NAMED, NpzImages, fingerprint, image_files
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import sha256
+from diffuse.system.files import sha256, sha256_of_folder
 from diffuse.system.progress import Progress
 from diffuse.system.signals import raise_pending
 
@@ -156,12 +155,6 @@ def open_folder(path: Path, key: str) -> ImageSet:
         return {str(path): sha256_of_folder(path, names)}
 
     return with_progress(ImageSet(short_name(path), len(names), size, fingerprint(path, names), batches, sources))
-
-
-def sha256_of_folder(path: Path, names: Sequence[str]) -> str:
-    """The SHA-256 of what `sha256sum` prints for these files: a line for each, with its own hash and its name."""
-    lines = (f"{sha256(path / name)}  {name}\n" for name in names)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def require_size(size: int, width: int, height: int) -> Box:

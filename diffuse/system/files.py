@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -163,6 +163,12 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of_folder(path: Path, names: Sequence[str]) -> str:
+    """The SHA-256 of what `sha256sum` prints for these files: a line for each, with its own hash and its name."""
+    lines = (f"{sha256(path / name)}  {name}\n" for name in names)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def remove_leftovers(folder: Path, *names: str) -> None:

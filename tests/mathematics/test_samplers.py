@@ -247,7 +247,7 @@ def test_the_last_step_lands_on_the_predicted_x0(path: Path, name: str):
 def test_a_sampler_has_no_use_for_the_variance_of_others(name: str):
     """A network that learns it draws the same as one that does not, but for the samplers that take it."""
     half, whole = Denoiser(Wavy(), linear()), Denoiser(Twice(), linear(), learned_variance=True)
-    x, noises = normal64(2, 2, 1, 2, 2), [normal64(seed, 2, 1, 2, 2) for seed in range(40)]
+    x, noises = normal64(2, 2, 1, 2, 2), [normal64(seed, 2, 1, 2, 2) for seed in range(200)]
 
     def sampled(denoiser: Denoiser) -> Tensor:
         draws = iter(noises)

@@ -11,6 +11,7 @@ from diffuse.mathematics.denoiser import AnyDenoiser, Noise
 from diffuse.mathematics.samplers.linear_multistep import combination
 from diffuse.mathematics.samplers.sampler import sampler
 from diffuse.mathematics.schedules import Schedule, radius
+from diffuse.mathematics.wrappers import of_images
 from diffuse.system.errors import check
 
 # Dormand and Prince 1980: where the stages are, what they are made of, and the difference of orders 5 and 4. The last
@@ -62,7 +63,7 @@ def dormand_prince(
     def velocity(phi: Tensor, z: Tensor, rows: Tensor) -> Tensor:
         t = _time(schedule, phi)
         r = _shaped(_each(partial(radius, schedule), t), z)
-        return denoiser(z * r, t, None if y is None else y[rows.to(y.device)]).v / r
+        return of_images(denoiser, rows)(z * r, t, None if y is None else y[rows.to(y.device)]).v / r
 
     z, phi = x / radius(schedule, times[0]), start.repeat(len(x))
     slope = velocity(phi, z, torch.arange(len(x)))
