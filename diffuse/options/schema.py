@@ -143,10 +143,30 @@ class NetworkConfig:
 
 
 @dataclass
+class Edit:
+    image: Annotated[str | None, key("an image to edit, or a folder of images, taken in turn")]
+    strength: Annotated[
+        float | None,
+        key(
+            "share of the sampler's steps that is walked, from the image with noise (null: 0.6, with a mask 1)",
+            "(0, 1]",
+        ),
+    ]
+    mask: Annotated[str | None, key("image of the run's size: white pixels are painted anew, black ones kept exactly")]
+    interpolate: Annotated[list[int] | None, key("seeds, between whose first images noise is interpolated")]
+    frames: Annotated[int | None, key("images from one seed to the next, both included (null: 9)", "[2, inf)")]
+    encode: Annotated[bool, key("find the noise of which the sampler makes edit.image, and draw it again")]
+    noise: Annotated[str | None, key("noise.npz of edit.encode to begin with; its rows are the seeds of interpolate")]
+
+
+@dataclass
 class SampleConfig(NetworkConfig):
     """draw images from a trained run, into <run>/samples/<time>"""
 
-    n: Annotated[int, key("number of images", AT_LEAST_1)]
+    n: Annotated[
+        int | None, key("number of images (null: 64; 8 of an edited image, one of each in a folder)", AT_LEAST_1)
+    ]
+    edit: Edit
     trajectory: Annotated[
         bool | None, key("pictures of the way from noise to images: a strip and a GIF (null: for n up to 64)")
     ]
@@ -154,6 +174,12 @@ class SampleConfig(NetworkConfig):
         list[str] | None,
         key("png, a file for each image, and npz, one for all (null: both up to 1,000)", choices=SAVED),
     ]
+
+    @property
+    def count(self) -> int:
+        """n, where it is not null."""
+        assert self.n is not None
+        return self.n
 
 
 @dataclass

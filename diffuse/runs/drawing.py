@@ -12,9 +12,11 @@ from torch import Tensor
 from diffuse.data.conditions import Condition
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
+from diffuse.mathematics.editing import encode
 from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
+from diffuse.runs.editing import PLAIN, Editing, Encoding
 from diffuse.runs.guidance import guidance_of
 from diffuse.runs.pictures import grid_by_title
 from diffuse.runs.recommended import resolved
@@ -33,6 +35,7 @@ class Drawing:
     """Everything that draws images. Image i depends on the network and (seed, i) only, not on its batch.
 
     guidance  its record; empty without guidance, which is in the denoiser
+    editing   what images begin with, and which of their pixels are known
     """
 
     denoiser: AnyDenoiser
@@ -42,6 +45,7 @@ class Drawing:
     condition: Condition
     seed: int
     guidance: dict[str, Any] = field(default_factory=dict)
+    editing: Editing = PLAIN
     evaluated: Counter[str] = field(default_factory=Counter, compare=False)
 
     @property
@@ -56,6 +60,7 @@ class Drawing:
             "seed": self.seed,
             **self.condition.record,
             **({"guidance": self.guidance} if self.guidance else {}),
+            **({"edit": {**self.editing.record, "start": self.sampler.start}} if self.editing.record else {}),
         }
 
     def draw(
@@ -68,15 +73,17 @@ class Drawing:
         """The images with these numbers, [n, C, H, W] float on the device.
 
         each_evaluation  is called with every prediction that the sampler is given
-        x                noisy images to start with, as the network sees them; by default the noise of each image
-        start            the time of x; by default T
+        x                noisy images to start with, as the network sees them; by default what the editing begins with,
+                         or else the noise of each image
+        start            the time of x; by default that at which the sampler begins
         """
+        start = self.sampler.start if start is None else start
         noise = ImageNoise(self.seed, "sample", images)
         if x is None:
-            shape = len(images), *self.kind.shape
-            x = noise(torch.empty(shape, device=self.device.torch)) * self.denoiser.schedule.prior_std
+            own = noise(torch.empty(len(images), *self.kind.shape, device=self.device.torch))
+            x = self.editing.beginning(images, own, self.denoiser.schedule, start)
         y = self.condition.of_samples(images, self.device.torch)
-        denoiser = Observed(self.denoiser, each_evaluation)
+        denoiser = Observed(self.editing.around(self.denoiser, images, self.device.torch), each_evaluation)
         *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
         return self.kind.from_network(drawn)
 
@@ -119,6 +126,21 @@ class Drawing:
         return round(self.evaluated["evaluations"] / self.evaluated["images"], 1)
 
 
+def noises(drawing: Drawing, encoding: Encoding, n: int, batch_size: int, first: int) -> Iterator[Tensor]:
+    """The noise of each batch of given images, from image `first` to n - 1, [b, C, side, side]; shows progress.
+
+    An image's depends on the image, its label and the sampler only.
+    """
+    device = drawing.device.torch
+    denoiser = Observed(drawing.denoiser, lambda guess: raise_pending())
+    with Progress("encode", n, "image", first) as progress:
+        for start in range(first, n, batch_size):
+            images = range(n)[start : start + batch_size]
+            x0, y = encoding.x0(images, device), drawing.condition.of_samples(images, device)
+            yield encode(denoiser, drawing.sampler.walk, x0, drawing.sampler.times, y).cpu()
+            progress.advance(len(images))
+
+
 def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
     """Raise UserError where an image has pixels that are NaN or infinite: as 8-bit pixels they would be any number."""
     wrong = [str(number) for number, image in zip(images, drawn, strict=True) if not torch.isfinite(image).all()]
@@ -129,12 +151,17 @@ def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
         )
 
 
-def drawing_of(network: TrainedNetwork, config: NetworkConfig) -> Drawing:
+def drawing_of(network: TrainedNetwork, config: NetworkConfig, editing: Editing = PLAIN) -> Drawing:
     """The drawing of a command: a trained network with sampler, guidance, label and seed of the command's config."""
     guidance = guidance_of(config.guidance, network, config.label)
+    condition = editing.condition(guidance.condition)
     estimate = partial(analytic, network)
     search = partial(searched, network, guidance)
     node = resolved(config.sampler, network.config.prediction, network.config.sampler)
-    sampler = Sampler(node, network.formulas, network.kind, config.trust, estimate, search, guidance.calls)
+    part, masked = editing.part, editing.known is not None
+    sampler = Sampler(
+        node, network.formulas, network.kind, config.trust, estimate, search, guidance.calls, part, masked
+    )
+    editing.refuse(sampler)
     denoiser = sampler.wrap(guidance.around(network.denoiser()))
-    return Drawing(denoiser, sampler, network.kind, network.device, guidance.condition, config.seed, guidance.record)
+    return Drawing(denoiser, sampler, network.kind, network.device, condition, config.seed, guidance.record, editing)

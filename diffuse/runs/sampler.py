@@ -12,7 +12,9 @@ from torch import Tensor
 
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
+from diffuse.mathematics.editing import KnownPixels
 from diffuse.mathematics.samplers.langevin import REVERSE_DIFFUSION
+from diffuse.mathematics.samplers.repaint import repaint
 from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, own_grid, time_grid
@@ -39,6 +41,7 @@ class Sampler:
     name         that of its option, or of a function of the user's
     walk         the function of (denoiser, x, times, y)
     times        the time grid, from T to 0
+    start        the time from which it is walked: the first one, unless only a part of the steps is
     wrap         puts eps_scale and clipping around a denoiser
     evaluations  calls of the outermost denoiser that an image takes; None where it depends on the image
     calls        the network calls for them
@@ -46,7 +49,8 @@ class Sampler:
     record       the options, for the files beside the samples
 
     Without the arguments `analytic` and `search`, which need a trained network, the analytic variance and the searched
-    grid are refused. calls says how many network calls a prediction takes, which guidance decides.
+    grid are refused. calls says how many network calls a prediction takes, which guidance decides. part is the share of
+    the steps that is walked, the last ones (SDEdit); masked says that some pixels are known.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class Sampler:
         analytic: Estimate | None = None,
         search: Search | None = None,
         calls: Calls = lambda guess: 1,
+        part: float = 1.0,
+        masked: bool = False,
     ):
         common = {key: node.get(key) for key in SamplerKeys.__dataclass_fields__}
         own = {key: value for key, value in node.items() if key not in common and key != "variance"}
@@ -65,6 +71,8 @@ class Sampler:
         self.walk: partial[Iterator[Tensor]] = bind(own, "sampler", trust)
         self.name = option_with("sampler", node["_target_"])
         self.adaptive = evaluations_of(self.walk) is None
+        if self.walk.func is repaint and not masked:
+            raise UsageError("sampler=repaint paints what a mask leaves open: `diffuse sample` with edit.mask=FILE")
         with about("sampler"):
             self.clip = checked_clip(kind.bounded if keys.clip is None else keys.clip)
             self.eps_scale = checked_scale(keys.eps_scale)
@@ -77,6 +85,7 @@ class Sampler:
             found = search and partial(search, self.walk, self.wrap, changes)
             chosen = ends_alone if self.adaptive else chosen_times
             self.times, grid = chosen(keys, formulas.schedule, formulas.spacing, found)
+        self.start = start_of(self.times, part, self.adaptive)
         self.record = {
             **{key: value for key, value in node.items() if key not in common},
             **grid,
@@ -93,7 +102,7 @@ class Sampler:
             self.walk = partial(self.walk, variance=variance)
             self.record["variance"] = formulas.variance if node["variance"] is None else node["variance"]
         with about("sampler"):
-            self.evaluations, self.calls = self.count(formulas, calls)
+            self.evaluations, self.calls = self.count(formulas, calls, masked)
 
     def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
         """The denoiser with scaled eps and clipped x0: clipping is the last that happens to a prediction."""
@@ -103,7 +112,7 @@ class Sampler:
             return DynamicallyClipped(denoiser, self.percentile)
         return Clipped(denoiser) if self.clip else denoiser
 
-    def count(self, formulas: Formulas, calls: Calls) -> tuple[int | None, int | None]:
+    def count(self, formulas: Formulas, calls: Calls, masked: bool) -> tuple[int | None, int | None]:
         """Evaluations and network calls for an image, counted on a network that returns its input."""
         if self.adaptive:
             return None, None
@@ -118,15 +127,20 @@ class Sampler:
         def seen_inside(guess: Prediction) -> None:
             counted["calls"] += calls(guess)
 
-        denoiser = Observed(self.wrap(Observed(formulas.denoiser_of(network), seen_inside)), seen)
-        list(self.walk(denoiser, torch.ones(1, 1, 1, 1), self.times))
+        x = torch.ones(1, 1, 1, 1)
+        denoiser = self.wrap(Observed(formulas.denoiser_of(network), seen_inside))
+        denoiser = KnownPixels(denoiser, x, x > 0) if masked else denoiser
+        list(self.walk(Observed(denoiser, seen), x, self.times_from(self.start)))
         return counted["evaluations"], counted["calls"]
 
     @property
     def summary(self) -> str:
         """The steps and the option's name, for a log line."""
-        steps = len(self.times) - 1
-        return f"{'adaptive steps' if self.adaptive else f'{steps:,} steps' if steps > 1 else '1 step'} of {self.name}"
+        every, steps = len(self.times) - 1, len(self.times_from(self.start)) - 1
+        if self.adaptive:
+            return f"adaptive steps of {self.name}"
+        share = f"{steps:,} of {every:,} steps" if steps < every else f"{steps:,} steps" if steps > 1 else "1 step"
+        return f"{share} of {self.name}"
 
     @property
     def order(self) -> int | None:
@@ -138,10 +152,8 @@ class Sampler:
         """Network calls for an image, about: those of an adaptive method at its default tolerance are a guess."""
         return self.calls or 60
 
-    def times_from(self, start: float | None) -> Tensor:
-        """The time grid from `start` on: `start` itself, then the times below it; None: the whole grid."""
-        if start is None:
-            return self.times
+    def times_from(self, start: float) -> Tensor:
+        """The time grid from `start` on: `start` itself, then the times below it."""
         return torch.cat([torch.tensor([start], dtype=torch.float64), self.times[self.times < start]])
 
 
@@ -151,6 +163,17 @@ def evaluations_of(walk: partial[Iterator[Tensor]]) -> int | None:
     options = {key: value for key, value in walk.keywords.items() if key != "variance"}
     found: int | None = declared(2, **options) if declared else 2
     return found
+
+
+def start_of(times: Tensor, part: float, adaptive: bool) -> float:
+    """The time from which a share of a grid's steps is walked, at least one; an adaptive method has shares of its time.
+
+    A share of the steps, since grids are dense where they matter: half of T is pure noise on one, and data on another.
+    """
+    if adaptive:
+        return max(part * float(times[0]), float(times[-2]))
+    steps = len(times) - 1
+    return float(times[steps - max(1, round(part * steps))])
 
 
 def ends_alone(
