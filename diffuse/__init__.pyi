@@ -27,6 +27,8 @@ from diffuse.mathematics.continuous import VP as VP
 from diffuse.mathematics.continuous import Flow as Flow
 from diffuse.mathematics.denoiser import Denoiser as Denoiser
 from diffuse.mathematics.denoiser import Prediction as Prediction
+from diffuse.mathematics.editing import KnownPixels as KnownPixels
+from diffuse.mathematics.editing import slerp as slerp
 from diffuse.mathematics.oracles import Gaussian as Gaussian
 from diffuse.mathematics.samplers.adaptive import dormand_prince as dormand_prince
 from diffuse.mathematics.samplers.ancestral import ancestral as ancestral
@@ -41,6 +43,7 @@ from diffuse.mathematics.samplers.linear_multistep import deis as deis
 from diffuse.mathematics.samplers.linear_multistep import ipndm as ipndm
 from diffuse.mathematics.samplers.linear_multistep import lms as lms
 from diffuse.mathematics.samplers.linear_multistep import pndm as pndm
+from diffuse.mathematics.samplers.repaint import repaint as repaint
 from diffuse.mathematics.samplers.unipc import unipc as unipc
 from diffuse.mathematics.schedules import Schedule as Schedule
 from diffuse.mathematics.schedules import TableSchedule as TableSchedule

@@ -225,6 +225,8 @@ def small(line: Line) -> list[str]:
     if not line.command or line.value("resume") or line.words[-1] in ("--help", "-h"):
         return line.words
     added = dict(SMALL[line.command])
+    if line.value("edit.interpolate") or line.value("edit.encode"):  # n follows from them
+        del added["n"]
     if line.command == "eval" and not scores_samples(line):
         added["n"] = "2"  # of a test split that may be small
     for where, more in SMALL_WHERE.items():
@@ -270,6 +272,8 @@ def make_files(folder: Path, home: Path) -> None:
     save_images(folder / "PHOTOS", 30, 20)
     for seed, name in enumerate(("IMAGES", "FOLDER", "OTHER")):
         save_images(folder / name, 24, 32, seed)
+    Image.fromarray(random_images(1, 8, 8)[0]).save(folder / "IMAGE.png")
+    Image.fromarray(np.repeat(np.uint8([0, 255]), 32).reshape(8, 8)).save(folder / "MASK.png")
     np.savez(folder / "FILE.npz", random_images(30, 8, 8, 3))
     width = 128  # features of the classifier
     for name in ("stats.npz", "STATISTICS.npz"):

@@ -17,9 +17,9 @@ from diffuse.data.images import ImageKind, to_uint8
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.editing import KnownPixels, slerp
 from diffuse.mathematics.schedules import Schedule
-from diffuse.options.schema import Edit
+from diffuse.options.edit import Edit
 from diffuse.runs.given import read_images, read_mask, read_noise
-from diffuse.runs.pictures import image_grid
+from diffuse.runs.pictures import image_grid, side_by_side
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import send
@@ -296,10 +296,3 @@ def refuse_other_time(time: float | None, sampler: Sampler) -> None:
 def to_pictures(images: Tensor) -> Tensor:
     """The images in 8 bits; values outside of [-1, 1] are clipped."""
     return images if images.dtype == torch.uint8 else to_uint8(images)
-
-
-def side_by_side(given: Sequence[Tensor], results: Sequence[Tensor]) -> Tensor:
-    """Columns of images [rows, C, H, W]: what was given, an empty one, and results, whose columns may end early."""
-    white = torch.full_like(given[0], 255)
-    columns = [*given, white, *(torch.cat([column, white[len(column) :]]) for column in results)]
-    return image_grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns))

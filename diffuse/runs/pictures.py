@@ -54,6 +54,13 @@ def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:
     return torch.cat([words_at([BETWEEN + start * height for start in starts[:-1]], list(found), picture), picture], 2)
 
 
+def side_by_side(given: Sequence[Tensor], results: Sequence[Tensor]) -> Tensor:
+    """Columns of images [rows, C, H, W]: what was given, an empty one, and results, whose columns may end early."""
+    white = torch.full_like(given[0], 255)
+    columns = [*given, white, *(torch.cat([column, white[len(column) :]]) for column in results)]
+    return image_grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns))
+
+
 def words_at(tops: Sequence[int], words: Sequence[str], picture: Tensor) -> Tensor:
     """A strip as high as the picture with these words at these heights, uint8 [3, H, W']."""
     font = ImageFont.load_default(TEXT)

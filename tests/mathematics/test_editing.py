@@ -173,19 +173,22 @@ def test_what_an_image_is_encoded_to_depends_on_it_alone():
 
 def test_labels_go_along(gaussian: Gaussian):
     """Images that are done leave the batch, with their labels."""
-    seen: list[tuple[int, Tensor]] = []
+    seen: list[Tensor] = []
 
     class Labelled(Denoiser):
         def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None):
             assert y is not None
             assert len(y) == len(x_t)
-            seen.append((len(y), y))
+            seen.append(y)
             return Gaussian(column(MEAN) * (1 + y.reshape(-1, 1, 1, 1)), column(STD)).denoiser(linear())(x_t, t)
 
-    denoiser, times, y = Labelled(Wavy(), linear(), predictions.eps), time_grid(linear(), 50), torch.tensor([0, 1, 0])
-    noise = encode(denoiser, ddim, IMAGES, times, y)
-    assert float((last(ddim(denoiser, noise, times, y)) - IMAGES).abs().max()) < GREY_LEVEL
-    assert len({count for count, _ in seen}) > 1
+    denoiser, times = Labelled(Wavy(), linear(), predictions.eps), time_grid(linear(), 50)
+    for y in torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 1, 1]]):
+        noise = encode(denoiser, ddim, IMAGES, times, y)
+        assert float((last(ddim(denoiser, noise, times, y)) - IMAGES).abs().max()) < GREY_LEVEL
+        alone = [encode(denoiser, ddim, IMAGES[row : row + 1], times, y[row : row + 1]) for row in range(3)]
+        torch.testing.assert_close(noise, torch.cat(alone))
+    assert {len(labels) for labels in seen} == {1, 2, 3}
 
 
 def test_replacement_alone_is_deterministic_with_a_deterministic_sampler():
