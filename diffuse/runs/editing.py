@@ -227,7 +227,7 @@ def from_images(keys: Edit, n: int | None, network: TrainedNetwork) -> FromImage
         if n is not None and n > k:
             raise UsageError(f"n must be at most {k}, the number of images to encode, not {n}: each has one noise")
         return Encoding(k, {**record, "encode": True}, kind=network.kind, given=images.content)
-    mask = None if keys.mask is None else read_mask(keys.mask, network.kind)
+    mask = None if keys.mask is None else read_mask(keys.mask, "edit.mask", network.kind)
     part = keys.strength or (STRENGTH if mask is None else 1.0)
     record["strength"] = part
     if mask:

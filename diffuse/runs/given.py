@@ -1,4 +1,4 @@
-"""What users give to be edited: images, a mask, noise of an earlier encoding. All of it is read and checked at once."""
+"""Files that a key names: images, a mask, noise of an earlier encoding. All of it is read and checked at once."""
 
 import os
 from collections.abc import Mapping
@@ -57,7 +57,13 @@ def read_images(place: str, network: TrainedNetwork) -> Given:
     return Given(images, path, sha256_of_folder(path, names) if path.is_dir() else sha256(path))
 
 
-def read_mask(place: str, kind: ImageKind) -> Given:
+def read_image(place: str, key: str, shape: Shape) -> Given:
+    """The image in the file that a key names, uint8 [C, size, size]. Raises UserError where it cannot be read."""
+    path = absolute(place)
+    return Given(_decoded([str(path)], [place], shape, key)[0], path, sha256(path))
+
+
+def read_mask(place: str, key: str, kind: ImageKind) -> Given:
     """Which pixels are known, bool [1, 1, side, side]: those that are dark in the file, and the border of the network.
 
     Raises UserError where the file has another size than the run's images, or leaves nothing to paint.
@@ -71,9 +77,9 @@ def read_mask(place: str, kind: ImageKind) -> Given:
         return whole(width, height)
 
     path = absolute(place)
-    grey = _decoded([str(path)], [path.name], Shape(1, kind.size, fit), "edit.mask")
+    grey = _decoded([str(path)], [path.name], Shape(1, kind.size, fit), key)
     if not bool((grey >= WHITE).any()):
-        raise UserError(f"edit.mask={place} has no white pixel, so there is nothing to paint: white is painted anew")
+        raise UserError(f"{key}={place} has no white pixel, so there is nothing to paint: white is painted anew")
     known = torch.ones(1, 1, kind.side, kind.side, dtype=torch.bool)
     kind.from_network(known)[:] = grey < WHITE
     return Given(known, path, sha256(path))

@@ -11,17 +11,16 @@ from torch import Tensor
 
 from diffuse.data.conditions import Condition
 from diffuse.data.decoding import FITS, Shape
-from diffuse.data.given import read_given
 from diffuse.data.images import ImageKind, to_float
 from diffuse.mathematics import measurements
 from diffuse.mathematics.measurements import Measurement, MeasurementGuided
 from diffuse.networks.script import check_scaling, load_script, script_features
+from diffuse.runs.given import Given, absolute, read_image, read_mask
 from diffuse.runs.guidance import Guide, pair
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import Refused, UsageError, check, pick
 from diffuse.system.files import sha256
 
-PAINTED = 128  # mask values from this on are to be painted
 VECTORS = (".npy", ".npz")
 
 
@@ -99,17 +98,14 @@ class Asked:
 
     def image(self, channels: int | None = None, smaller: int = 1) -> Tensor:
         """The target as an image of the data, or of fewer channels or pixels, in [-1, 1]."""
-        shape = Shape(channels or self.kind.channels, self.kind.size // smaller, FITS["crop"])
-        return to_float(torch.from_numpy(self.read(shape, "target", self.target)))
+        fit = FITS[self.network.config.dataset.get("fit", "crop")]
+        shape = Shape(channels or self.kind.channels, self.kind.size // smaller, fit)
+        return to_float(self.read(read_image(self.target, "guidance.target", shape)))
 
-    def read(self, shape: Shape, key: str, path: str) -> np.ndarray:
-        """An image file, which is noted as a source of what is drawn."""
-        image = read_given(shape, path, f"guidance.{key}")
-        self.note(Path(path))
-        return image
-
-    def note(self, path: Path) -> None:
-        self.network.sources[str(path)] = sha256(path.expanduser())
+    def read(self, given: Given) -> Tensor:
+        """What a file holds, which is noted as a source of what is drawn."""
+        given.note(self.network)
+        return given.content
 
 
 Made = tuple[Measurement, Tensor]  # a measurement, and the one that is wanted
@@ -122,7 +118,8 @@ def _pixels(asked: Asked) -> Made:
 def _mask(asked: Asked) -> Made:
     if asked.mask is None:
         raise UsageError("guidance.mask is required by guidance.measure=mask: an image file, white where to paint")
-    known = torch.from_numpy(read_mask(asked)).float()
+    known = asked.read(read_mask(asked.mask, "guidance.mask", asked.kind))
+    known = asked.kind.from_network(known)[0].float()
     return measurements.masked(known), asked.image() * known
 
 
@@ -146,12 +143,12 @@ def _grey(asked: Asked) -> Made:
 def _features(asked: Asked) -> Made:
     if asked.features is None:
         raise UsageError("guidance.features is required by guidance.measure=features: a network of torch.jit.save")
-    file = Path(asked.features).expanduser()
+    file = absolute(asked.features)
     if not file.is_file():
         raise UsageError(f"guidance.features={asked.features} does not exist")
     check_scaling(asked.size, asked.low, asked.high)
     script = load_script(file, "guidance.features", asked.network.device.torch)
-    asked.note(file)
+    asked.network.sources[str(file)] = sha256(file)
 
     def vectors(x0: Tensor) -> Tensor:
         colour = x0[:, :3] if x0.shape[1] >= 3 else x0[:, :1].expand(-1, 3, -1, -1)
@@ -179,24 +176,16 @@ MEASURES: dict[str, Callable[[Asked], Made]] = {
 }
 
 
-def read_mask(asked: Asked) -> np.ndarray:
-    """1 where the target counts, 0 where the mask is white, [1, size, size]."""
-    assert asked.mask is not None
-    size = asked.kind.size
-    image = read_given(Shape(1, size, FITS["crop"]), asked.mask, "guidance.mask", exact=True)
-    asked.note(Path(asked.mask))
-    return (image < PAINTED).astype(np.float32)
-
-
 def read_vector(asked: Asked) -> Tensor:
     """The direction of a stored vector: that of an image or, from CLIP's other side, of a text."""
+    path = absolute(asked.target)
     try:
-        found = np.load(Path(asked.target).expanduser(), allow_pickle=False)
+        found = np.load(path, allow_pickle=False)
         values = found if isinstance(found, np.ndarray) else found[found.files[0]]
         vector = torch.from_numpy(np.asarray(values, np.float32).reshape(-1))
     except (OSError, ValueError, LookupError, EOFError) as error:
         raise UsageError(f"guidance.target={asked.target} is not a file with a vector: {error}") from error
-    asked.note(Path(asked.target))
+    asked.network.sources[str(path)] = sha256(path)
     return torch.nn.functional.normalize(vector, dim=0).to(asked.network.device.torch)
 
 

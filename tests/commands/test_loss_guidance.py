@@ -95,8 +95,11 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
     ("words", "message"),
     [
         ([], "guidance.target is required"),
-        (["guidance.target=F/nowhere.png"], "guidance.target=.*nowhere.png cannot be read: does not exist"),
-        (["guidance.target=F/words.png"], "guidance.target=.*words.png cannot be read: is not an image"),
+        (
+            ["guidance.target=F/nowhere.png"],
+            r"guidance.target: 1 of 1 files cannot be used: .*nowhere.png \(does not exist\)",
+        ),
+        (["guidance.target=F/words.png"], r"guidance.target: .*words.png \(is not an image\)"),
         (
             ["guidance.target=F/digit.png", "guidance.measure=masc"],
             "guidance.measure must be one of .*Did you mean 'mask'",
@@ -107,7 +110,7 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
         ),
         (
             ["guidance.target=F/digit.png", "guidance.measure=mask", "guidance.mask=F/mask4.png"],
-            "guidance.mask=.*mask4.png is 4 x 4, and must be 8 x 8",
+            r"guidance.mask: .*mask4.png \(is 4 x 4, and the run\'s images are 8 x 8: a mask is not resized\)",
         ),
         (["guidance.target=F/digit.png", "guidance.measure=grey"], "guidance.measure=grey is for colour images"),
         (
@@ -147,8 +150,9 @@ def test_what_does_not_fit_is_refused(tiny_run, files, words, message):
 def test_a_mistake_is_a_line_on_the_terminal(tmp_path):
     assert diffuse("train", *TINY, "name=a", cwd=tmp_path).returncode == 0
     done = diffuse("sample", "ckpt=outputs/a", LOSS, "guidance.target=nowhere.png", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith("guidance.target=nowhere.png cannot be read: does not exist")
+    assert done.returncode == 1
+    expected = "error: guidance.target: 1 of 1 files cannot be used: nowhere.png (does not exist)"
+    assert done.stderr.strip().splitlines() == [expected]
 
 
 def test_colouring_starts_from_a_grey_image(tmp_path):
