@@ -19,7 +19,7 @@ from diffuse.mathematics.editing import KnownPixels, slerp
 from diffuse.mathematics.schedules import Schedule
 from diffuse.options.edit import Edit
 from diffuse.runs.given import read_images, read_mask, read_noise
-from diffuse.runs.pictures import image_grid, side_by_side
+from diffuse.runs.pictures import GREY, image_grid, side_by_side
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import send
@@ -114,7 +114,7 @@ class FromImages(Editing):
         columns = [self.given[:rows]]
         if self.known is not None:
             hidden = ~self.kind.from_network(self.known)
-            columns.append(torch.where(hidden, torch.full_like(self.given[:rows], 128), self.given[:rows]))
+            columns.append(torch.where(hidden, torch.full_like(self.given[:rows], GREY), self.given[:rows]))
         results = [shown[at : at + k][:rows] for at in range(0, len(shown), k)][:MOST_COLUMNS]
         return side_by_side(columns, results)
 

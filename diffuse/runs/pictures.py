@@ -13,7 +13,7 @@ from diffuse.mathematics.schedules import Schedule
 from diffuse.system.files import atomic_path
 
 SMALLEST_TILE = 48  # pixels
-BETWEEN = 2  # pixels between two images
+BETWEEN, GREY = 2, 128  # pixels between two images, and their grey
 TEXT, MOST_LETTERS = 14, 24  # size and length of titles
 LEAST_IN_ROW, MOST_IN_ROW = 2, 24  # images of a title
 
@@ -30,7 +30,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
     shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
     enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=BETWEEN, pad_value=128)
+    return make_grid(enlarged, nrow=columns, padding=BETWEEN, pad_value=GREY)
 
 
 def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:
@@ -55,9 +55,9 @@ def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:
 
 
 def side_by_side(given: Sequence[Tensor], results: Sequence[Tensor]) -> Tensor:
-    """Columns of images [rows, C, H, W]: what was given, an empty one, and results, whose columns may end early."""
-    white = torch.full_like(given[0], 255)
-    columns = [*given, white, *(torch.cat([column, white[len(column) :]]) for column in results)]
+    """Columns of images [rows, C, H, W]: what was given, a gap, and results, whose columns may end early."""
+    gap = torch.full_like(given[0], GREY)
+    columns = [*given, gap, *(torch.cat([column, gap[len(column) :]]) for column in results)]
     return image_grid(torch.stack(columns, 1).flatten(0, 1), columns=len(columns))
 
 
