@@ -20,8 +20,9 @@ from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
+from diffuse.options.nested import Optim
 from diffuse.options.network import build_network, condition_of
-from diffuse.options.schema import Optim, TrainConfig, flat, plain
+from diffuse.options.schema import TrainConfig, flat, plain
 from diffuse.runs import checkpoint
 from diffuse.runs import folder as runs
 from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, all_in, step_of

@@ -12,61 +12,15 @@ from typing import Annotated, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffuse.options.edit import Edit
 from diffuse.options.keys import Node, all_keys, check_values, group, key
-from diffuse.options.score_names import METRICS, SAMPLE_SCORES
+from diffuse.options.nested import AT_LEAST_1, Checkpoint, Edit, Ema, EvalWhileTraining, Images, Log, Ode, Optim
+from diffuse.options.score_names import METRICS
 from diffuse.options.targets import own_name
 from diffuse.system.errors import Refused, UsageError, did_you_mean
 
-AT_LEAST_1 = "[1, inf)"
 VARIANCES = ("fixed_small", "fixed_large", "learned", "analytic")
 CLASSIFIER_LOSS = "cross_entropy"
 SAVED = ("png", "npz")
-WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
-
-
-@dataclass
-class Optim:
-    lr: Annotated[float, key("peak learning rate of AdamW", "(0, inf)")]
-    warmup: Annotated[int, key("steps of linear warm-up", "[0, inf)")]
-    decay: Annotated[str, key("how the learning rate falls over the whole run", choices=("none", "linear", "cosine"))]
-    clip: Annotated[float, key("largest gradient norm (inf: no clipping)", "(0, inf]")]
-    weight_decay: Annotated[float, key("weight decay of AdamW", "[0, inf)")]
-    betas: Annotated[
-        list[float], key("decay of AdamW's averages of the gradient and of its square", "[0, 1)", before=[0.9, 0.999])
-    ]
-
-
-@dataclass
-class Ema:
-    decay: Annotated[float, key("decay of the averaged weights, from which samples are drawn", "[0, 1)")]
-
-
-@dataclass
-class Log:
-    every: Annotated[int, key("steps between lines of metrics", AT_LEAST_1, may_change=True)]
-
-
-@dataclass
-class Images:
-    every: Annotated[int, key("steps between sample grids, or accuracies of a classifier", AT_LEAST_1, may_change=True)]
-    count: Annotated[int, key("images in a grid", AT_LEAST_1, may_change=True)]
-
-
-@dataclass
-class Checkpoint:
-    every: Annotated[int, key("steps between checkpoints", AT_LEAST_1, may_change=True)]
-    keep: Annotated[int, key("number of newest checkpoints that are kept", AT_LEAST_1, may_change=True)]
-    milestone_every: Annotated[int | None, key("steps between checkpoints kept for good", AT_LEAST_1, may_change=True)]
-
-
-@dataclass
-class EvalWhileTraining:
-    every: Annotated[int | None, key("steps between scores of samples (null: none)", AT_LEAST_1, may_change=True)]
-    n: Annotated[int, key("images drawn for these scores", "[2, inf)")]
-    metrics: Annotated[
-        list[str], key("scores; the first one decides which checkpoint is best.pt", choices=WHILE_TRAINING)
-    ]
 
 
 @dataclass
@@ -164,18 +118,6 @@ class SampleConfig(NetworkConfig):
         """n, where it is not null."""
         assert self.n is not None
         return self.n
-
-
-@dataclass
-class Ode:
-    solver: Annotated[str, key("integrator; rk45 chooses its steps by their error", choices=("rk45", "rk4", "heun"))]
-    tolerance: Annotated[float, key("relative and absolute tolerance of rk45", "(0, 1)")]
-    steps: Annotated[int, key("steps of rk4 and heun, evenly spaced in log-SNR", AT_LEAST_1)]
-    divergence: Annotated[
-        str, key("estimated, or exact by one derivative a dimension", choices=("hutchinson", "exact"))
-    ]
-    probes: Annotated[int, key("random probes per image for hutchinson", AT_LEAST_1)]
-    t_min: Annotated[float | None, key("time at which the flow begins (null: the smallest in training)")]
 
 
 @dataclass

@@ -17,7 +17,7 @@ from diffuse.data.images import ImageKind, to_uint8
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.editing import KnownPixels, slerp
 from diffuse.mathematics.schedules import Schedule
-from diffuse.options.edit import Edit
+from diffuse.options.nested import Edit
 from diffuse.runs.given import read_images, read_mask, read_noise
 from diffuse.runs.pictures import GREY, image_grid, side_by_side
 from diffuse.runs.sampler import Sampler

@@ -116,7 +116,7 @@ def test_an_image_is_walked_from_its_own_noise_on(tiny_run, files):
 
 def test_strength_1_is_a_plain_sample_and_a_little_is_nearly_the_image(tiny_run, files):
     image = f"edit.image={files / 'images' / '0.png'}"
-    plain, _ = sampled(tiny_run, "plain", "n=4", "sampler=ddpm", "sampler.steps=6")
+    plain, _ = sampled(tiny_run, "from-plain-noise", "n=4", "sampler=ddpm", "sampler.steps=6")
     whole, _ = sampled(tiny_run, "whole", "n=4", "sampler=ddpm", "sampler.steps=6", image, "edit.strength=1")
     np.testing.assert_array_equal(plain, whole)
     nearly, facts = sampled(tiny_run, "nearly", image, "edit.strength=0.01", *DDIM)

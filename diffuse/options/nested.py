@@ -1,0 +1,83 @@
+"""Keys below a name, as `optim.lr` and `edit.image`: part of the schema of one command each."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from diffuse.options.keys import key
+from diffuse.options.score_names import SAMPLE_SCORES
+
+AT_LEAST_1 = "[1, inf)"
+WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
+
+
+@dataclass
+class Optim:
+    lr: Annotated[float, key("peak learning rate of AdamW", "(0, inf)")]
+    warmup: Annotated[int, key("steps of linear warm-up", "[0, inf)")]
+    decay: Annotated[str, key("how the learning rate falls over the whole run", choices=("none", "linear", "cosine"))]
+    clip: Annotated[float, key("largest gradient norm (inf: no clipping)", "(0, inf]")]
+    weight_decay: Annotated[float, key("weight decay of AdamW", "[0, inf)")]
+    betas: Annotated[
+        list[float], key("decay of AdamW's averages of the gradient and of its square", "[0, 1)", before=[0.9, 0.999])
+    ]
+
+
+@dataclass
+class Ema:
+    decay: Annotated[float, key("decay of the averaged weights, from which samples are drawn", "[0, 1)")]
+
+
+@dataclass
+class Log:
+    every: Annotated[int, key("steps between lines of metrics", AT_LEAST_1, may_change=True)]
+
+
+@dataclass
+class Images:
+    every: Annotated[int, key("steps between sample grids, or accuracies of a classifier", AT_LEAST_1, may_change=True)]
+    count: Annotated[int, key("images in a grid", AT_LEAST_1, may_change=True)]
+
+
+@dataclass
+class Checkpoint:
+    every: Annotated[int, key("steps between checkpoints", AT_LEAST_1, may_change=True)]
+    keep: Annotated[int, key("number of newest checkpoints that are kept", AT_LEAST_1, may_change=True)]
+    milestone_every: Annotated[int | None, key("steps between checkpoints kept for good", AT_LEAST_1, may_change=True)]
+
+
+@dataclass
+class EvalWhileTraining:
+    every: Annotated[int | None, key("steps between scores of samples (null: none)", AT_LEAST_1, may_change=True)]
+    n: Annotated[int, key("images drawn for these scores", "[2, inf)")]
+    metrics: Annotated[
+        list[str], key("scores; the first one decides which checkpoint is best.pt", choices=WHILE_TRAINING)
+    ]
+
+
+@dataclass
+class Edit:
+    image: Annotated[str | None, key("an image to edit, or a folder of images, taken in turn")]
+    strength: Annotated[
+        float | None,
+        key(
+            "share of the sampler's steps that is walked, from the image with noise (null: 0.6, with a mask 1)",
+            "(0, 1]",
+        ),
+    ]
+    mask: Annotated[str | None, key("image of the run's size: white pixels are painted anew, black ones kept exactly")]
+    interpolate: Annotated[list[int] | None, key("seeds, between whose first images noise is interpolated")]
+    frames: Annotated[int | None, key("images from one seed to the next, both included (null: 9)", "[2, inf)")]
+    encode: Annotated[bool, key("find the noise of which the sampler makes edit.image, and draw it again")]
+    noise: Annotated[str | None, key("noise.npz of edit.encode to begin with; its rows are the seeds of interpolate")]
+
+
+@dataclass
+class Ode:
+    solver: Annotated[str, key("integrator; rk45 chooses its steps by their error", choices=("rk45", "rk4", "heun"))]
+    tolerance: Annotated[float, key("relative and absolute tolerance of rk45", "(0, 1)")]
+    steps: Annotated[int, key("steps of rk4 and heun, evenly spaced in log-SNR", AT_LEAST_1)]
+    divergence: Annotated[
+        str, key("estimated, or exact by one derivative a dimension", choices=("hutchinson", "exact"))
+    ]
+    probes: Annotated[int, key("random probes per image for hutchinson", AT_LEAST_1)]
+    t_min: Annotated[float | None, key("time at which the flow begins (null: the smallest in training)")]
