@@ -89,6 +89,10 @@ def parts_of(
     """The parts that compute the requested scores, checked, with nothing written; and what draws images, if needed."""
     names = set(expand_metrics(config.metrics))
     likelihoods, of_samples = names & set(LIKELIHOODS), names & set(SAMPLE_SCORES)
+    if not of_samples and config.guidance.get("_target_") != "none":
+        raise UsageError(
+            "guidance is for drawing images, and these metrics draw none: leave guidance out, or add metrics=[fid]"
+        )
     drawing = drawing_of(network, config) if network and of_samples and config.samples is None else None
     parts: list[LikelihoodPart | SamplesPart] = [LikelihoodPart(config, network)] if network and likelihoods else []
     return ([*parts, SamplesPart(config, network, drawing)] if of_samples else parts), drawing

@@ -101,19 +101,6 @@ class Denoiser(nn.Module):
         x0 = coefficients.c_skip * x_t + coefficients.c_out * output
         return Prediction(x_t, alpha, sigma, x0, coefficients.c_out, coefficients.c_skip, between)
 
-    def numbers(self, t: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor, Coefficients]:
-        """alpha, sigma and the prediction type's coefficients, shaped so that they multiply images like x_t.
-
-        Times of single images in float64, as an adaptive sampler has them, are taken one by one: vectorised functions
-        differ in the last bits with the place in a batch, and an image must not depend on its batch.
-        """
-        if t.ndim == 0 or t.dtype != torch.float64 or x_t.dtype == torch.float64:
-            t = per_image(t, x_t)
-            return *self.schedule.alpha_sigma(t), self.prediction(self.schedule, t)
-        rows = [(*self.schedule.alpha_sigma(each), *self.prediction(self.schedule, each)) for each in t.cpu()]
-        alpha, sigma, *coefficients = (per_image(torch.stack(column), x_t) for column in zip(*rows, strict=True))
-        return alpha, sigma, Coefficients(*coefficients)
-
     def output(self, x_t: Tensor, t: Tensor, y: Tensor | None, coefficients: Coefficients) -> Tensor:
         """The network's output, net(c_in x_t, time, y)."""
         return self.net(coefficients.c_in * x_t, coefficients.time.flatten().to(x_t).expand(len(x_t)), y)

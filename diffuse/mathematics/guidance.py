@@ -90,14 +90,20 @@ class Contrast(Guided):
         active = self.active(t)
         if self.scale == 1 or not active.any():
             return self.inner(x_t, t, y)
-        if self.scale == 0 and active.all():
-            return self.other(x_t, t, y)
         if active.all():
-            return self.combined(*self.both(x_t, t, y))
+            return self.other(x_t, t, y) if self.only_other else self.combined(*self.both(x_t, t, y))
         main = self.inner(x_t, t, y)  # each image has its own time, and some are guided
         rows = active.nonzero().flatten().to(x_t.device)
         other = self.other(x_t[rows], t[rows.to(t.device)], None if y is None else y[rows])
-        return replace(main, x0=main.x0.index_copy(0, rows, self.combined(main.of(rows), other).x0))
+        guided = other if self.only_other else self.combined(main.of(rows), other)
+        if main.between is not None and guided.between is not None:
+            main = replace(main, between=main.between.index_copy(0, rows, guided.between))
+        return replace(main, x0=main.x0.index_copy(0, rows, guided.x0))
+
+    @property
+    def only_other(self) -> bool:
+        """Whether the formula is D_other alone."""
+        return self.scale == 0 and not self.rescale and self.parallel == 1 and not math.isfinite(self.norm_limit)
 
     def other(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         """D_other."""
@@ -125,7 +131,7 @@ class Contrast(Guided):
         return replace(guided, x0=guided.c_skip * guided.x_t + guided.c_out * output)
 
     def calls(self, guess: Prediction) -> int:
-        return 1 if self.scale in (0, 1) or not self.inside(guess.alpha, guess.sigma) else 2
+        return 1 if self.scale == 1 or self.only_other or not self.inside(guess.alpha, guess.sigma) else 2
 
 
 @dataclass(frozen=True)

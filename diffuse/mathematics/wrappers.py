@@ -1,8 +1,8 @@
 """Denoisers that wrap a denoiser: what is done to a prediction before a sampler sees it.
 
 Each takes a denoiser and is one, so that every sampler works with it unchanged. The order of wrapping is part of what
-is computed, from the inside out: the network, `EpsScaled`, `Clipped` or `DynamicallyClipped`, `editing.KnownPixels`.
-Losses take the network's denoiser alone: what was clipped has no gradient.
+is computed, from the inside out: the network, guidance (`guidance.Guided`), `EpsScaled`, `Clipped` or
+`DynamicallyClipped`, `editing.KnownPixels`. Losses take the network's denoiser alone: what was clipped has no gradient.
 """
 
 from collections.abc import Callable

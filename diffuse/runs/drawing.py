@@ -115,7 +115,7 @@ class Drawing:
                 self.evaluated["images"] += len(images)
                 if not self.sampler.evaluations:
                     progress.advance(len(images))
-                refuse_not_finite(drawn, images)
+                refuse_not_finite(drawn, images, bool(self.guidance))
                 yield images, drawn
 
     @property
@@ -141,13 +141,14 @@ def noises(drawing: Drawing, encoding: Encoding, n: int, batch_size: int, first:
             progress.advance(len(images))
 
 
-def refuse_not_finite(drawn: Tensor, images: Sequence[int]) -> None:
+def refuse_not_finite(drawn: Tensor, images: Sequence[int], guided: bool = False) -> None:
     """Raise UserError where an image has pixels that are NaN or infinite: as 8-bit pixels they would be any number."""
     wrong = [str(number) for number, image in zip(images, drawn, strict=True) if not torch.isfinite(image).all()]
     if wrong:
+        less = "Try a smaller guidance.scale, " if guided else "Try "
         raise UserError(
             f"{len(wrong)} of {len(images)} images are NaN or infinite (the first is number {wrong[0]}): the sampler "
-            "is not stable with these keys.\nTry device.precision=float32, more sampler.steps, or another sampler"
+            f"is not stable with these keys.\n{less}device.precision=float32, more sampler.steps, or another sampler"
         )
 
 

@@ -23,7 +23,7 @@ from diffuse.runs.pictures import GREY, image_grid, side_by_side
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import send
-from diffuse.system.errors import UsageError
+from diffuse.system.errors import UsageError, UserError
 from diffuse.system.randomness import ImageNoise
 
 PLAIN_IMAGES, RESULTS, FRAMES = 64, 8, 9  # images of a sampling, of one that is edited, and from a seed to the next
@@ -181,6 +181,8 @@ class Interpolation(Editing):
 
     def condition(self, condition: Condition) -> Condition:
         """All images have the class of the first one: it does not change on the way."""
+        if condition.drawn and len(condition.drawn) > 1:
+            raise UsageError(f"label must be one class for edit.interpolate, not {condition.record['label']}")
         return replace(condition, drawn=[condition.number_of(0)]) if condition.classes else condition
 
     def refuse(self, sampler: Sampler) -> None:
@@ -231,6 +233,10 @@ def from_images(keys: Edit, n: int | None, network: TrainedNetwork) -> FromImage
     part = keys.strength or (STRENGTH if mask is None else 1.0)
     record["strength"] = part
     if mask:
+        if bool(mask.content.all()):
+            raise UserError(
+                f"edit.mask={keys.mask} has no white pixel, so there is nothing to paint: white is painted anew"
+            )
         mask.note(network)
         record["mask_sha256"] = mask.sha256
     count = k if images.path.is_dir() else RESULTS

@@ -66,7 +66,7 @@ def read_image(place: str, key: str, shape: Shape) -> Given:
 def read_mask(place: str, key: str, kind: ImageKind) -> Given:
     """Which pixels are known, bool [1, 1, side, side]: those that are dark in the file, and the border of the network.
 
-    Raises UserError where the file has another size than the run's images, or leaves nothing to paint.
+    Raises UserError where the file has another size than the run's images.
     """
 
     def fit(width: int, height: int) -> Box:
@@ -78,8 +78,6 @@ def read_mask(place: str, key: str, kind: ImageKind) -> Given:
 
     path = absolute(place)
     grey = _decoded([str(path)], [path.name], Shape(1, kind.size, fit), key)
-    if not bool((grey >= WHITE).any()):
-        raise UserError(f"{key}={place} has no white pixel, so there is nothing to paint: white is painted anew")
     known = torch.ones(1, 1, kind.side, kind.side, dtype=torch.bool)
     kind.from_network(known)[:] = grey < WHITE
     return Given(known, path, sha256(path))
@@ -104,7 +102,7 @@ def read_noise(place: str, network: TrainedNetwork) -> tuple[Given, float]:
         with np.load(path, allow_pickle=False) as arrays:
             noise = np.asarray(arrays["noise"])
             time, prior_std = (float(arrays[name]) for name in ("time", "prior_std"))
-    except DAMAGED as error:
+    except (*DAMAGED, TypeError, AttributeError) as error:
         raise UserError(
             f"edit.noise={place} is not a noise.npz of `diffuse sample edit.encode=true`: {error}"
         ) from error
@@ -113,6 +111,8 @@ def read_noise(place: str, network: TrainedNetwork) -> tuple[Given, float]:
             f"edit.noise={place}: noise must be finite float32 of shape [k, {', '.join(map(str, shape))}], as the "
             f"network's images are, not {noise.dtype} {list(noise.shape)}"
         )
+    if not np.isfinite(time) or not np.abs(noise).reshape(len(noise), -1).max(1).all():
+        raise UserError(f"edit.noise={place} has noise that is 0 everywhere, or a time that is not finite")
     if prior_std != network.schedule.prior_std:
         raise UserError(
             f"edit.noise={place} has standard deviation {prior_std:g}, and noise of this run has "

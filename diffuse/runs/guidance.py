@@ -5,7 +5,7 @@ Whether the run has what a guidance needs is checked here, with the keys to chan
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,12 +18,12 @@ from diffuse.options.build import about, build_with
 from diffuse.options.keys import Node
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.errors import Refused, UsageError, UserError, check
+from diffuse.system.progress import log
 
 Around = Callable[[AnyDenoiser], AnyDenoiser]  # puts guidance around a denoiser
 Interval = tuple[float, float]
-
-
 LISTED = 12  # classes in a message
+FILES = ("ckpt", "target", "mask", "features")  # keys that name files, which records have by their hash
 
 
 def one_call(guess: Prediction) -> int:
@@ -36,10 +36,12 @@ class Guide:
     """What puts guidance around a denoiser, and the condition that samples may have with it.
 
     condition  the run's own, whatever it is; of a run without labels, that of the classifier which guides it
+    files      the SHA-256 of each file that it was made of, by the key that names it
     """
 
     around: Around
     condition: Condition
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ def autoguidance(
     parallel    share that is kept of what points along the prediction: 0 saturates less at large scales
     norm_limit  largest norm of the difference of the two predictions over an image (null: none)
     """
-    check(weights in ("ema", "model"), "weights", "ema or model", weights)
     other = other_network(network, ckpt, weights)
     other.refuse_classifier("guidance.ckpt", str(ckpt))
     if other.condition.classes and list(other.condition.classes) != list(condition.classes):
@@ -123,10 +124,15 @@ def autoguidance(
             f"guidance.ckpt={ckpt} was trained on labels that this run does not have: use one with the same classes, "
             "or without any"
         )
+    if other.kind.name != network.kind.name:
+        log.warning(
+            f"guidance.ckpt={ckpt} was trained on {other.kind.name}, and the run on {network.kind.name}: autoguidance "
+            "is meant for a worse network of the same images"
+        )
     labels = bool(other.condition.classes)
     worse = other.denoiser()
     around = contrast(Autoguided, scale, interval, rescale, parallel, norm_limit, worse=worse, labels=labels)
-    return Guide(around, condition)
+    return Guide(around, condition, {"ckpt": other.sha256})
 
 
 def classifier(
@@ -144,7 +150,6 @@ def classifier(
     scale     0 is no guidance; 1 adds the class to a run without labels; above 1 more typical of the class
     interval  [low, high], the noise levels sigma / alpha with guidance (null: all)
     """
-    check(weights in ("ema", "model"), "weights", "ema or model", weights)
     guiding = other_network(network, ckpt, weights)
     if not guiding.config.classifies:
         raise UsageError(
@@ -158,7 +163,7 @@ def classifier(
         gradient=guiding.classifier().gradient,
         labels=bool(condition.classes),
     )
-    return Guide(around, condition if condition.classes else guiding.condition)
+    return Guide(around, condition if condition.classes else guiding.condition, {"ckpt": guiding.sha256})
 
 
 def refuse_other_classes(ckpt: str, guiding: ImageKind, drawn: ImageKind) -> None:
@@ -210,10 +215,13 @@ def other_network(network: TrainedNetwork, ckpt: str | None, weights: str = "ema
     """The network that guides another one, on its device. Raises UsageError where it is of other images or noise."""
     if ckpt is None:
         raise UsageError("guidance.ckpt is required: the run or the checkpoint that guides")
+    check(weights in ("ema", "model"), "weights", "ema or model", weights)
     try:
         other = load(ckpt, network.device, network.trust, batch_size=network.batch_size, weights=weights)
     except UserError as error:
-        raise type(error)(f"guidance: {error}") from error
+        text = str(error)
+        named = text.replace("ckpt=", "guidance.ckpt=", 1) if text.startswith("ckpt=") else f"guidance.ckpt: {text}"
+        raise type(error)(named) from error
     if other.kind.shape != network.kind.shape:
         raise UsageError(f"guidance.ckpt={ckpt} is for images {other.kind.shape}, and the run has {network.kind.shape}")
     if other.config.schedule != network.config.schedule:
@@ -233,7 +241,6 @@ def in_words(schedule: Node) -> str:
 
 def guidance_of(node: Node, network: TrainedNetwork, label: Any = None) -> Guidance:
     """The guidance of a command's config for a network, and the condition of samples of a label; both are checked."""
-    before = dict(network.sources)
     guide: Guide = build_with(node, "guidance", network.trust, network=network, condition=network.condition)
     with about("guidance"):
         wrapped = guide.around(network.denoiser())
@@ -243,6 +250,11 @@ def guidance_of(node: Node, network: TrainedNetwork, label: Any = None) -> Guida
         raise UsageError(str(error)) from error
     if not isinstance(wrapped, Guided):
         return Guidance(guide.around, condition)
-    files = [digest for path, digest in network.sources.items() if path not in before]
-    record = {key: value for key, value in node.items() if value is not None}
-    return Guidance(guide.around, condition, wrapped.calls, {**record, **({"sha256": files} if files else {})})
+    record = {key: in_json(value) for key, value in node.items() if value is not None and key not in FILES}
+    files = {f"{key}_sha256": digest for key, digest in guide.files.items()}
+    return Guidance(guide.around, condition, wrapped.calls, {**record, **files})
+
+
+def in_json(value: Any) -> Any:
+    """The value, with null for an interval that has no upper end."""
+    return [None if each == math.inf else each for each in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """The option `loss` of the group `guidance`: images that would give a measurement, the target, which a file holds."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +12,14 @@ from torch import Tensor
 from diffuse.data.conditions import Condition
 from diffuse.data.decoding import FITS, Shape
 from diffuse.data.images import ImageKind, to_float
+from diffuse.data.own_images import DAMAGED
 from diffuse.mathematics import measurements
 from diffuse.mathematics.measurements import Measurement, MeasurementGuided
 from diffuse.networks.script import check_scaling, load_script, script_features
 from diffuse.runs.given import Given, absolute, read_image, read_mask
 from diffuse.runs.guidance import Guide, pair
 from diffuse.runs.trained import TrainedNetwork
+from diffuse.system.device import in_chunks
 from diffuse.system.errors import Refused, UsageError, check, pick
 from diffuse.system.files import sha256
 
@@ -65,22 +67,39 @@ def loss(
     check(covariance is None or covariance > 0, "covariance", "positive or null", covariance)
     asked = Asked(network, target, mask, factor, blur, features, size, low, high)
     measurement, y = pick(MEASURES, "guidance.measure", measure)(asked)
-    whole = network.kind.from_network  # without the border that only the network sees
     around = partial(
         MeasurementGuided,
         scale=scale,
         interval=pair(interval),
-        measurement=Measurement(lambda x0: measurement(whole(x0)), measurement.gain),
-        y=y,
+        measurement=Measurement(in_rows(measurement, network), measurement.gain),
+        y=y.to(network.device.torch),
         noise=noise,
         covariance=covariance or 0.0,
     )
-    return Guide(around, condition)
+    return Guide(around, condition, asked.files)
+
+
+def in_rows(measurement: Measurement, network: TrainedNetwork) -> Callable[[Tensor], Tensor]:
+    """The measurement of images as the network sees them, always of the same number at a time.
+
+    Without their border. Convolutions differ in the last bits between batch sizes, and an image must not depend on its
+    batch.
+    """
+    whole = network.kind.from_network
+
+    def measured(x0: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        return measurement(whole(x0))
+
+    fixed = in_chunks(measured, network.rows, network.device.spread)
+    return lambda x0: fixed(x0, x0.new_zeros(len(x0)), None)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for: the target, and the options of all measures."""
+    """What was asked for: the target, and the options of all measures.
+
+    files  the SHA-256 of each file that was read, by the key that names it
+    """
 
     network: TrainedNetwork
     target: str
@@ -91,6 +110,7 @@ class Asked:
     size: int | None
     low: float
     high: float
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> ImageKind:
@@ -100,11 +120,12 @@ class Asked:
         """The target as an image of the data, or of fewer channels or pixels, in [-1, 1]."""
         fit = FITS[self.network.config.dataset.get("fit", "crop")]
         shape = Shape(channels or self.kind.channels, self.kind.size // smaller, fit)
-        return to_float(self.read(read_image(self.target, "guidance.target", shape)))
+        return to_float(self.noted("target", read_image(self.target, "guidance.target", shape)))
 
-    def read(self, given: Given) -> Tensor:
-        """What a file holds, which is noted as a source of what is drawn."""
+    def noted(self, key: str, given: Given) -> Tensor:
+        """What the file of a key holds, which is noted as a source of what is drawn."""
         given.note(self.network)
+        self.files[key] = given.sha256
         return given.content
 
 
@@ -118,9 +139,11 @@ def _pixels(asked: Asked) -> Made:
 def _mask(asked: Asked) -> Made:
     if asked.mask is None:
         raise UsageError("guidance.mask is required by guidance.measure=mask: an image file, white where to paint")
-    known = asked.read(read_mask(asked.mask, "guidance.mask", asked.kind))
-    known = asked.kind.from_network(known)[0].float()
-    return measurements.masked(known), asked.image() * known
+    known = asked.noted("mask", read_mask(asked.mask, "guidance.mask", asked.kind))
+    known = asked.kind.from_network(known)[0].float().to(asked.network.device.torch)
+    if not known.any():
+        raise UsageError(f"guidance.mask={asked.mask} has no dark pixel, so nothing of the target would count")
+    return measurements.masked(known), asked.image() * known.cpu()
 
 
 def _downsample(asked: Asked) -> Made:
@@ -148,7 +171,8 @@ def _features(asked: Asked) -> Made:
         raise UsageError(f"guidance.features={asked.features} does not exist")
     check_scaling(asked.size, asked.low, asked.high)
     script = load_script(file, "guidance.features", asked.network.device.torch)
-    asked.network.sources[str(file)] = sha256(file)
+    asked.noted("features", Given(torch.empty(0), file, sha256(file)))
+    refuse_misfit(script, asked)
 
     def vectors(x0: Tensor) -> Tensor:
         colour = x0[:, :3] if x0.shape[1] >= 3 else x0[:, :1].expand(-1, 3, -1, -1)
@@ -176,6 +200,22 @@ MEASURES: dict[str, Callable[[Asked], Made]] = {
 }
 
 
+def refuse_misfit(script: torch.jit.ScriptModule, asked: Asked) -> None:
+    """Raise UsageError where a network cannot take the images, or gives no gradient for them."""
+    side = asked.kind.size
+    try:
+        with torch.enable_grad():
+            x = torch.zeros(1, 3, side, side, device=asked.network.device.torch, requires_grad=True)
+            found = script_features(script, x, asked.size, asked.low, asked.high)
+            torch.autograd.grad(found.float().sum(), x)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        raise UsageError(
+            f"guidance.features={asked.features} gives no differentiable vector for images of {side} x {side}: {why}\n"
+            "Its input is float32 [n, 3, H, W], its output [n, ...]; guidance.size=N resizes the images"
+        ) from error
+
+
 def read_vector(asked: Asked) -> Tensor:
     """The direction of a stored vector: that of an image or, from CLIP's other side, of a text."""
     path = absolute(asked.target)
@@ -183,9 +223,9 @@ def read_vector(asked: Asked) -> Tensor:
         found = np.load(path, allow_pickle=False)
         values = found if isinstance(found, np.ndarray) else found[found.files[0]]
         vector = torch.from_numpy(np.asarray(values, np.float32).reshape(-1))
-    except (OSError, ValueError, LookupError, EOFError) as error:
+    except (*DAMAGED, TypeError) as error:
         raise UsageError(f"guidance.target={asked.target} is not a file with a vector: {error}") from error
-    asked.network.sources[str(path)] = sha256(path)
+    asked.noted("target", Given(vector, path, sha256(path)))
     return torch.nn.functional.normalize(vector, dim=0).to(asked.network.device.torch)
 
 

@@ -66,10 +66,9 @@ def test_a_run_without_labels_has_the_classifiers(runs):
     checkpoint = runs["CLF"] / "checkpoints" / "step_00000040.pt"
     assert facts["guidance"] == {
         "_target_": "classifier",
-        "ckpt": str(runs["CLF"]),
+        "ckpt_sha256": sha256(checkpoint),
         "weights": "ema",
         "scale": 20,
-        "sha256": [sha256(checkpoint)],
     }
     assert facts["made_from"][str(checkpoint)] == sha256(checkpoint)
     assert (facts["evaluations"], facts["network_calls"]) == (3, 3)

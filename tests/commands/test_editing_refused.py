@@ -52,13 +52,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["edit.noise=FILES/text.png"], "is not a noise.npz of `diffuse sample edit.encode=true`"),
         (["edit.noise=FILES/shape.npz"], r"must be finite float32 of shape \[k, 1, 8, 8\], .* not float32 \[2, 3, 8"),
         (["edit.noise=FILES/nan.npz"], "noise must be finite"),
+        (["edit.noise=FILES/zero.npz"], "has noise that is 0 everywhere"),
+        (["edit.noise=FILES/array.npy"], "is not a noise.npz of"),
         (["edit.noise=FILES/std.npz"], "has standard deviation 80, and noise of this run has 1: it is of another"),
         (["edit.noise=FILES/time.npz"], "edit.noise is of time 981, and this sampler begins at 1000: choose"),
         (["edit.noise=FILES/n.npz", "edit.interpolate=[0,2]"], "must be rows of edit.noise, from 0 to 1, not 2"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_edited_is_refused_and_leaves_nothing(tiny_run, files, words, message):
-    noise = np.zeros((2, 1, 8, 8), np.float32)
+    noise = np.ones((2, 1, 8, 8), np.float32)
+    np.savez(files / "zero.npz", noise=0 * noise, time=1000.0, prior_std=1.0)
+    np.save(files / "array.npy", noise)
     np.savez(files / "n.npz", noise=noise, time=1000.0, prior_std=1.0)
     np.savez(files / "std.npz", noise=noise, time=1000.0, prior_std=80.0)
     np.savez(files / "time.npz", noise=noise, time=981.0, prior_std=1.0)

@@ -75,7 +75,7 @@ def test_a_network_does_not_guide_itself(tiny_run):
         tiny_run, "earlier", "guidance=autoguidance", f"guidance.ckpt={earlier}", "guidance.scale=9"
     )
     assert not np.array_equal(plain, guided)
-    assert facts["guidance"]["sha256"] == [sha256(earlier)]
+    assert facts["guidance"]["ckpt_sha256"] == sha256(earlier)
     assert facts["made_from"][str(earlier)] == sha256(earlier)
     assert facts["network_calls"] == 6
 
@@ -131,7 +131,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ),
         ("never-dropped", [FREE], "always had them: train one with class_conditional=true label_dropout=0.1"),
         ("tiny", ["guidance=autoguidance"], "guidance.ckpt is required"),
-        ("tiny", ["guidance=autoguidance", "guidance.ckpt=nowhere"], "guidance: ckpt=nowhere does not exist"),
+        ("tiny", ["guidance=autoguidance", "guidance.ckpt=nowhere"], "^guidance.ckpt=nowhere does not exist"),
         ("tiny", ["guidance=autoguidance", "guidance.ckpt=LABELS"], "trained on labels that this run does not have"),
         ("tiny", ["guidance=autoguidance", "guidance.ckpt=COSINE"], "schedule=cosine .*schedule=linear .*same noise"),
         (
@@ -201,3 +201,9 @@ def test_agreement_needs_classes(run, words, message, tiny_run, labelled, tmp_pa
         eval_command.run(
             config("eval", f"ckpt={runs[run]}", "name=refused", *FAST, "n=4", "metrics=[agreement]", *words), output()
         )
+
+
+def test_guidance_without_any_image_to_draw_is_refused(labelled):
+    words = [*FAST, "n=4", "metrics=[bound]", "levels=2", FREE]
+    with pytest.raises(UserError, match="guidance is for drawing images, and these metrics draw none"):
+        eval_command.run(config("eval", f"ckpt={labelled}", "name=refused", *words), output())

@@ -10,6 +10,8 @@ from PIL import Image
 
 from diffuse.commands import sample
 from diffuse.data.datasets import digits
+from diffuse.runs.drawing import drawing_of
+from diffuse.runs.trained import load_for
 from diffuse.system.errors import UserError
 from diffuse.system.files import sha256
 from tests.support.commands import FAST, TINY, config, diffuse, output
@@ -36,7 +38,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(right).save(folder / "right.png")
     Image.fromarray(right[:4, :4]).save(folder / "mask4.png")
     (folder / "words.png").write_text("no image")
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / "white.png")
+    (folder / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
     save_network(folder / "tiles.pt")
+    torch.jit.script(torch.nn.Conv2d(3, 4, 16)).save(str(folder / "large.pt"))
     np.save(folder / "vector48.npy", np.arange(48.0))
     np.save(folder / "vector5.npy", np.arange(5.0))
     return folder
@@ -86,9 +91,22 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
     assert np.array_equal(together[:2], sampled(tiny_run, "alone", *words, "n=2"))
     facts = json.loads((tiny_run / "samples" / "loss-together" / "samples.json").read_text())
     digest = sha256(files / "digit.png")
-    assert facts["guidance"]["sha256"] == [digest]
+    assert facts["guidance"]["target_sha256"] == digest
     assert facts["made_from"][f"{files}/digit.png"] == digest
     assert facts["network_calls"] == 10
+
+
+@pytest.mark.parametrize(
+    "measure", [["pixels"], ["blur"], ["downsample", "guidance.factor=2"], ["features", "guidance.features=F/tiles.pt"]]
+)
+def test_no_image_depends_on_its_batch(tiny_run, files, measure):
+    """Convolutions differ in the last bits between batch sizes, and an adaptive sampler shows them."""
+    words = [LOSS, f"guidance.target={files}/digit.png", "sampler=ode", "sampler.steps=null", "sampler.tolerance=0.1"]
+    words += [f"guidance.measure={measure[0]}", *(word.replace("=F/", f"={files}/") for word in measure[1:])]
+    typed = config("sample", f"ckpt={tiny_run}", *FAST, *words)
+    drawing = drawing_of(load_for(typed), typed)
+    alone, together = (drawing.draw(range(n))[:1] for n in (1, 70))
+    assert torch.equal(alone, together)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +143,18 @@ def test_files_are_recorded_and_an_image_does_not_depend_on_its_batch(tiny_run, 
         (
             ["guidance.target=F/digit.png", "guidance.measure=features", "guidance.features=F/words.png"],
             "guidance.features=.*words.png is not a network saved by torch.jit.save",
+        ),
+        (
+            ["guidance.target=F/damaged.npz", "guidance.measure=features", "guidance.features=F/tiles.pt"],
+            "guidance.target=.*damaged.npz is not a file with a vector",
+        ),
+        (
+            ["guidance.target=F/digit.png", "guidance.measure=features", "guidance.features=F/large.pt"],
+            "guidance.features=.*large.pt gives no differentiable vector for images of 8 x 8.*\\n.*guidance.size=N",
+        ),
+        (
+            ["guidance.target=F/digit.png", "guidance.measure=mask", "guidance.mask=F/white.png"],
+            "guidance.mask=.*white.png has no dark pixel, so nothing of the target would count",
         ),
         (
             ["guidance.target=F/vector5.npy", "guidance.measure=features", "guidance.features=F/tiles.pt"],

@@ -80,6 +80,19 @@ def test_images_with_times_of_their_own_are_guided_one_by_one():
         torch.testing.assert_close(together[i : i + 1], guided(x[i : i + 1], t[i], y[i : i + 1]).x0)
 
 
+@pytest.mark.parametrize("scale", [0, 1, 3])
+@pytest.mark.parametrize("options", [{}, {"parallel": 0.0}, {"norm_limit": 0.1}, {"rescale": 0.7}])
+def test_no_image_is_guided_otherwise_beside_others(scale, options):
+    schedule = PATHS["linear"].schedule
+    guided = ClassifierFree(MixtureDenoiser(schedule), scale, interval=(0.5, 5), null=null, **options)
+    t = torch.tensor([10.0, 300.0, 350.0, 900.0], dtype=torch.float64)
+    x = torch.cat([images(schedule, float(each))[0][:1] for each in t])
+    y = torch.tensor([0, 1, 2, 0])
+    together = guided(x, t, y).x0
+    for i in range(4):
+        torch.testing.assert_close(together[i : i + 1], guided(x[i : i + 1], t[i], y[i : i + 1]).x0)
+
+
 def test_levels_at_the_ends_of_the_interval_are_inside():
     schedule = PATHS["linear"].schedule
     alpha, sigma = schedule.alpha_sigma(torch.tensor(300.0, dtype=torch.float64))
