@@ -60,9 +60,10 @@ class Condition:
         is_number = name.isascii() and name.isdigit() and not any(each.isdigit() for each in names)
         if is_number and int(name) < len(names):
             return int(name)
-        known = ", ".join(names if len(names) <= LISTED else [*names[: LISTED - 1], f"... ({len(names):,} in all)"])
         numbers = "" if any(each.isdigit() for each in names) else f", or a number from 0 to {len(names) - 1}"
-        raise Refused("label", f"must be one of the classes {known}{numbers}, not {name}.{did_you_mean(name, names)}")
+        raise Refused(
+            "label", f"must be one of the classes {in_short(names)}{numbers}, not {name}.{did_you_mean(name, names)}"
+        )
 
     def of_split(
         self, split: Split, rows: np.ndarray | slice = slice(None), device: torch.device = CPU
@@ -77,6 +78,11 @@ class Condition:
         if not self.classes:
             return None
         return send(torch.tensor([self.number_of(image) for image in images]), device)
+
+    def labels(self, n: int) -> np.ndarray | None:
+        """The labels of the first n samples; None without classes."""
+        y = self.of_samples(range(n))
+        return None if y is None else y.numpy()
 
     def number_of(self, image: int) -> int:
         """The number of the class of a sample."""
@@ -109,5 +115,10 @@ class Condition:
 
     def arrays(self, n: int) -> Mapping[str, np.ndarray]:
         """What an npz file of n samples holds beside the images: arr_1, their labels, and the names of the classes."""
-        y = self.of_samples(range(n))
-        return {} if y is None else {"arr_1": y.numpy(), "classes": np.array(list(self.classes), dtype=str)}
+        labels = self.labels(n)
+        return {} if labels is None else {"arr_1": labels, "classes": np.array(list(self.classes), dtype=str)}
+
+
+def in_short(names: Sequence[str], most: int = LISTED) -> str:
+    """The names of classes, or the first of them where there are many, for a message."""
+    return ", ".join(names if len(names) <= most else [*names[: most - 1], f"... ({len(names):,} in all)"])

@@ -6,7 +6,6 @@ from samples), and `flip`, whether training mirrors half of the images.
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from diffuse.data.images import Dataset, ImageKind
 from diffuse.data.own_images import FolderImages, NpzImages, fingerprint, held_out
 from diffuse.data.sources import TorchvisionSet, from_cifar10_binary, has_cifar10_binary
 from diffuse.system.errors import Refused, UserError, check, check_choice
-from diffuse.system.files import sha256, slug
+from diffuse.system.files import absolute, sha256, slug
 from diffuse.system.randomness import generator
 
 DATA = Path(__file__).parent
@@ -225,7 +224,7 @@ def _kind(name: str, channels: int, size: int, classes: list[str], pad: int) -> 
 
 
 def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:
-    found = Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100  (a folder called .. has no name)
+    found = absolute(path)
     if not there(found):
         there_is = "something else is there" if found.exists() else "there is none"
         raise UserError(f"dataset.{key}={path} must be {what}, and {there_is}")

@@ -1,6 +1,6 @@
 """Editing images: known pixels, noise between two noises, and the noise of which a sampler makes a given image.
 
-None of it needs a sampler of its own. SDEdit (Meng et al. 2022) needs no formula either: any sampler goes down from
+None of it needs another sampler. SDEdit (Meng et al. 2022) needs no formula either: any sampler goes down from
 x_t = alpha x0 + sigma z of the given image (`Schedule.diffuse`).
 """
 
@@ -33,7 +33,7 @@ class KnownPixels(Wrapper):
 
     eps, v and score follow from the changed x0, so that the known pixels of x_t are those of the image with noise.
     Every sampler ends on the predicted x0, so they are exact in the end. This is the replacement method (Song et al.
-    2021 (SDE), appendix I.2; Ho et al. 2022 (video diffusion), section 3.1): the unknown pixels are told of the known
+    2021 (SDE), appendix I.2; Ho et al. 2022 (video diffusion), section 3.1): the unknown pixels see the known
     ones through x_t alone, and fit them better with `samplers.repaint`.
 
     image  the images of the batch, [b, C, H, W] in [-1, 1], or one for all of them

@@ -44,9 +44,8 @@ class Guided(Wrapper):
     def __post_init__(self) -> None:
         check(math.isfinite(self.scale), "scale", "a finite number", self.scale)
         low, high = self.interval
-        check(
-            0 <= low < high, "interval", "[low, high], two noise levels sigma / alpha with 0 <= low < high", [low, high]
-        )
+        expected = "[low, high], two noise levels sigma / alpha with 0 <= low < high"
+        check(0 <= low < high, "interval", expected, [low, high])
 
     def active(self, t: Tensor) -> Tensor:
         """Whether there is guidance at a time, or at each of several; of the shape of t, on the CPU."""
@@ -58,8 +57,17 @@ class Guided(Wrapper):
         return (low * alpha <= sigma) & (sigma <= high * alpha if math.isfinite(high) else alpha >= 0)
 
     def calls(self, guess: Prediction) -> int:
-        """Network calls that the prediction for an image took, which is of a single time."""
-        raise NotImplementedError
+        """Calls of the denoiser's network that the prediction for an image took, which is of a single time."""
+        return 1
+
+    def pushed(self, guess: Prediction, slope: Tensor) -> Tensor:
+        """x0 + scale (sigma^2 / alpha) slope, for a gradient with respect to x_t, which is added to the score.
+
+        Only inside of the interval, and where alpha is above 0: elsewhere x_t holds nothing of the image.
+        """
+        guided = (guess.alpha > 0) & self.inside(guess.alpha, guess.sigma)
+        shift = self.scale * guess.sigma**2 / guess.alpha * slope
+        return torch.where(guided.to(slope.device), guess.x0 + shift, guess.x0)
 
 
 @dataclass(frozen=True)
@@ -134,14 +142,14 @@ class Contrast(Guided):
         return 1 if self.scale == 1 or self.only_other or not self.inside(guess.alpha, guess.sigma) else 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierFree(Contrast):
     """Classifier-free guidance: away from what the same network predicts without a label. Ho and Salimans 2022.
 
     null  labels -> the null labels, with which the network was trained too
     """
 
-    null: Null = torch.zeros_like
+    null: Null
 
     def other(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         assert y is not None
@@ -155,7 +163,7 @@ class ClassifierFree(Contrast):
         return found.of(slice(len(x_t))), found.of(slice(len(x_t), None))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Autoguided(Contrast):
     """Autoguidance: away from what a worse network predicts for the same images. Karras et al. 2024.
 
@@ -163,15 +171,14 @@ class Autoguided(Contrast):
     labels  whether it is given the labels
     """
 
-    worse: AnyDenoiser | None = None
+    worse: AnyDenoiser
     labels: bool = True
 
     def other(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
-        assert self.worse
         return self.worse(x_t, t, y if self.labels else None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassifierGuided(Guided):
     """Classifier guidance: the score plus `scale` times the gradient of log p(y given x_t) with respect to x_t.
 
@@ -192,22 +199,15 @@ class ClassifierGuided(Guided):
     labels    whether the denoiser is given the labels too; an unconditional one is not
     """
 
-    gradient: OfClass | None = None
+    gradient: OfClass
     labels: bool = False
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         guess = self.inner(x_t, t, y if self.labels else None)
-        active = self.active(t)
-        if self.scale == 0 or not active.any():
+        if self.scale == 0 or not self.active(t).any():
             return guess
-        assert self.gradient and y is not None
-        strength = torch.where(guess.alpha > 0, self.scale * guess.sigma**2 / guess.alpha, 0)
-        shift = per_image(active.double(), x_t) * strength * self.gradient(x_t, t, y)
-        return replace(guess, x0=guess.x0 + shift)
-
-    def calls(self, guess: Prediction) -> int:
-        """One of the denoiser; those of the classifier are not counted."""
-        return 1
+        assert y is not None
+        return replace(guess, x0=self.pushed(guess, self.gradient(x_t, t, y)))
 
 
 def norms(x: Tensor) -> Tensor:

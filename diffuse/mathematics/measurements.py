@@ -105,7 +105,7 @@ class MeasurementGuided(Guided):
         super().__post_init__()
         check(self.noise >= 0, "noise", "at least 0", self.noise)
         uncertain = self.noise > 0 or bool(torch.as_tensor(self.covariance > 0).all() and self.measurement.gain > 0)
-        check(uncertain, "noise", "positive where there is no covariance", self.noise)
+        check(uncertain, "noise", "positive without a covariance", self.noise)
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         if self.scale == 0 or not self.active(t).any():
@@ -114,11 +114,9 @@ class MeasurementGuided(Guided):
             x = x_t.detach().requires_grad_()
             guess = self.inner(x, t, y)
             (slope,) = torch.autograd.grad(self.log_likelihood(guess).sum(), x)
-        x0, between = guess.x0.detach(), guess.between  # at alpha = 0 nothing of the image is in x_t
-        shift = self.scale * guess.sigma**2 / guess.alpha * slope
-        guided = (guess.alpha > 0) & self.inside(guess.alpha, guess.sigma)
-        x0 = torch.where(guided.to(x0.device), x0 + shift, x0)
-        return replace(guess, x_t=x_t, x0=x0, between=None if between is None else between.detach())
+        between = None if guess.between is None else guess.between.detach()
+        guess = replace(guess, x_t=x_t, x0=guess.x0.detach(), between=between)
+        return replace(guess, x0=self.pushed(guess, slope))
 
     def log_likelihood(self, guess: Prediction) -> Tensor:
         """log p(y given x_t) up to a constant, [b]."""
@@ -132,6 +130,3 @@ class MeasurementGuided(Guided):
         v = torch.as_tensor(self.covariance).to(guess.x0)
         alpha, sigma = guess.alpha.to(guess.x0), guess.sigma.to(guess.x0)
         return self.noise**2 + self.measurement.gain * v * sigma**2 / (alpha**2 * v + sigma**2)
-
-    def calls(self, guess: Prediction) -> int:
-        return 1

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import integrate
 from torch import Tensor
 
 from diffuse.mathematics.denoiser import AnyDenoiser
@@ -160,6 +159,8 @@ def rk45(tolerance: float = 1e-5) -> Solver:
 
     tolerance: relative and absolute, for z and the log-density together. All images of a batch take the same steps.
     """
+
+    from scipy import integrate  # slow to import, and few commands need it
 
     def solve(field: Field, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor, int]:
         count = z.numel()

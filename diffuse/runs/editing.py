@@ -124,7 +124,7 @@ class Encoding(FromImages):
     """Noise of which the sampler makes the given images, found first; then it is drawn from, as `FromNoise` does."""
 
     def refuse(self, sampler: Sampler) -> None:
-        refuse_noisy(sampler, "edit.encode needs")
+        sampler.refuse_noise("edit.encode")
 
     def from_noise(self, noise: np.ndarray) -> "Encoded":
         """Drawing of the noise that was found, [n, C, side, side]."""
@@ -186,7 +186,7 @@ class Interpolation(Editing):
         return replace(condition, drawn=[condition.number_of(0)]) if condition.classes else condition
 
     def refuse(self, sampler: Sampler) -> None:
-        refuse_noisy(sampler, "edit.interpolate needs")
+        sampler.refuse_noise("edit.interpolate")
         refuse_other_time(self.time, sampler)
 
     def beginning(self, images: Sequence[int], noise: Tensor, schedule: Schedule, start: float) -> Tensor:
@@ -279,15 +279,6 @@ def refuse_what_excludes_each_other(keys: Edit, n: int | None) -> None:
     for name, others in EXCLUDED.items():
         if wrong := [other for other in others if name in typed and other in typed]:
             raise UsageError(f"edit.{name} and edit.{wrong[0]} exclude each other: {WHY[name]}")
-
-
-def refuse_noisy(sampler: Sampler, what: str) -> None:
-    """Raise UsageError for a sampler that adds noise."""
-    if sampler.order is None:
-        raise UsageError(
-            f"{what} a sampler that adds no noise, and sampler={sampler.name} with these options does: choose "
-            "sampler=auto, heun, ddim with eta=0, ..."
-        )
 
 
 def refuse_other_time(time: float | None, sampler: Sampler) -> None:

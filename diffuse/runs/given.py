@@ -1,6 +1,5 @@
 """Files that a key names: images, a mask, noise of an earlier encoding. All of it is read and checked at once."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from diffuse.data.images import ImageKind
 from diffuse.data.own_images import DAMAGED, first_of, image_files
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import sha256, sha256_of_folder, write_atomic
+from diffuse.system.files import absolute, sha256, sha256_of_folder, write_atomic
 
 WHITE = 128  # from this value on a pixel of a mask is painted
 
@@ -31,11 +30,6 @@ class Given:
     def note(self, network: TrainedNetwork) -> None:
         """Put it among the files that something drawn with the network comes from."""
         network.sources[str(self.path)] = self.sha256
-
-
-def absolute(place: str) -> Path:
-    """The absolute path, in which symbolic links are kept."""
-    return Path(os.path.abspath(Path(place).expanduser()))  # noqa: PTH100
 
 
 def read_images(place: str, network: TrainedNetwork) -> Given:
@@ -103,8 +97,9 @@ def read_noise(place: str, network: TrainedNetwork) -> tuple[Given, float]:
             noise = np.asarray(arrays["noise"])
             time, prior_std = (float(arrays[name]) for name in ("time", "prior_std"))
     except (*DAMAGED, TypeError, AttributeError) as error:
+        why = "there is none" if isinstance(error, FileNotFoundError) else "it holds something else"
         raise UserError(
-            f"edit.noise={place} is not a noise.npz of `diffuse sample edit.encode=true`: {error}"
+            f"edit.noise={place} must be a noise.npz of `diffuse sample edit.encode=true`, and {why}"
         ) from error
     if noise.dtype != np.float32 or noise.shape[1:] != shape or not len(noise) or not np.isfinite(noise).all():
         raise UserError(

@@ -5,19 +5,19 @@ Whether the run has what a guidance needs is checked here, with the keys to chan
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from diffuse.data.conditions import Condition
+from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, ClassifierGuided, Guided
 from diffuse.options.build import about, build_with
 from diffuse.options.keys import Node
 from diffuse.runs.trained import TrainedNetwork, load
-from diffuse.system.errors import Refused, UsageError, UserError, check
+from diffuse.system.errors import Refused, UsageError, check
 from diffuse.system.progress import log
 
 Around = Callable[[AnyDenoiser], AnyDenoiser]  # puts guidance around a denoiser
@@ -85,7 +85,7 @@ def classifier_free(
     if not condition.classes:
         raise UsageError(
             "guidance=classifier_free needs a run that was trained on labels, and this one was not: train one with "
-            "class_conditional=true, or choose guidance=autoguidance"
+            "class_conditional=true, or choose guidance=classifier (for a class) or autoguidance"
         )
     if not condition.dropout:
         raise UsageError(
@@ -150,6 +150,11 @@ def classifier(
     scale     0 is no guidance; 1 adds the class to a run without labels; above 1 more typical of the class
     interval  [low, high], the noise levels sigma / alpha with guidance (null: all)
     """
+    if ckpt is None:
+        raise UsageError(
+            "guidance.ckpt is required: a classifier, which diffuse train method=classifier makes of the same images, "
+            f"with {in_words(network.config.schedule)}"
+        )
     guiding = other_network(network, ckpt, weights)
     if not guiding.config.classifies:
         raise UsageError(
@@ -173,19 +178,14 @@ def refuse_other_classes(ckpt: str, guiding: ImageKind, drawn: ImageKind) -> Non
     """
     if drawn.classes and guiding.classes != drawn.classes:
         raise UsageError(
-            f"guidance.ckpt={ckpt} tells apart the classes {in_short(guiding.classes)}, and the run has "
-            f"{in_short(drawn.classes)}: train a classifier on the run's own classes"
+            f"guidance.ckpt={ckpt} tells apart the classes {in_short(guiding.classes, LISTED)}, and the run has "
+            f"{in_short(drawn.classes, LISTED)}: train a classifier on the run's own classes"
         )
     if drawn.classes and guiding.name != drawn.name:
         raise UsageError(
             f"guidance.ckpt={ckpt} is a classifier of {guiding.name}, and the run has {drawn.name}: train one on the "
             "same images"
         )
-
-
-def in_short(names: Sequence[str]) -> str:
-    """The names of classes, or the first of them."""
-    return ", ".join(names if len(names) <= LISTED else [*names[:LISTED], f"... ({len(names):,} in all)"])
 
 
 def contrast(
@@ -214,20 +214,16 @@ def pair(interval: list[float] | None) -> Interval:
 def other_network(network: TrainedNetwork, ckpt: str | None, weights: str = "ema") -> TrainedNetwork:
     """The network that guides another one, on its device. Raises UsageError where it is of other images or noise."""
     if ckpt is None:
-        raise UsageError("guidance.ckpt is required: the run or the checkpoint that guides")
+        raise UsageError("guidance.ckpt is required: an earlier checkpoint of the run, or a smaller run that guides it")
     check(weights in ("ema", "model"), "weights", "ema or model", weights)
-    try:
-        other = load(ckpt, network.device, network.trust, batch_size=network.batch_size, weights=weights)
-    except UserError as error:
-        text = str(error)
-        named = text.replace("ckpt=", "guidance.ckpt=", 1) if text.startswith("ckpt=") else f"guidance.ckpt: {text}"
-        raise type(error)(named) from error
+    options: dict[str, Any] = {"batch_size": network.batch_size, "weights": weights}
+    other = load(ckpt, network.device, network.trust, "guidance.ckpt", **options)
     if other.kind.shape != network.kind.shape:
         raise UsageError(f"guidance.ckpt={ckpt} is for images {other.kind.shape}, and the run has {network.kind.shape}")
     if other.config.schedule != network.config.schedule:
         raise UsageError(
             f"guidance.ckpt={ckpt} was trained with {in_words(other.config.schedule)}, and the run with "
-            f"{in_words(network.config.schedule)}: both must have the same noise levels"
+            f"{in_words(network.config.schedule)}: train the one that guides with the schedule of the run"
         )
     network.sources |= other.sources
     return other

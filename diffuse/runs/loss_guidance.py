@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffuse.data.conditions import Condition
@@ -16,12 +17,12 @@ from diffuse.data.own_images import DAMAGED
 from diffuse.mathematics import measurements
 from diffuse.mathematics.measurements import Measurement, MeasurementGuided
 from diffuse.networks.script import check_scaling, load_script, script_features
-from diffuse.runs.given import Given, absolute, read_image, read_mask
+from diffuse.runs.given import Given, read_image, read_mask
 from diffuse.runs.guidance import Guide, pair
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import in_chunks
-from diffuse.system.errors import Refused, UsageError, check, pick
-from diffuse.system.files import sha256
+from diffuse.system.errors import UsageError, check, pick
+from diffuse.system.files import absolute, sha256
 
 VECTORS = (".npy", ".npz")
 
@@ -45,7 +46,8 @@ def loss(
 ) -> Guide:
     """Diffusion posterior sampling: images whose measurement is that of a given one. Chung et al. 2023.
 
-    target      the measurement: an image file, decoded and sized like the data; for features a .npy or .npz vector too
+    target      an image file, decoded and sized like the data, or as small as downsample makes it; for blur the blurred
+                image; for features a .npy or .npz vector too
     measure     pixels, mask, downsample, blur, grey or features: what is measured of an image
     noise       the standard deviation of the measurement's noise, where pixels lie in [-1, 1]; features have norm 1
     covariance  the variance of the data's pixels, for how unsure a prediction is (null: sure, as Chung et al.)
@@ -62,9 +64,8 @@ def loss(
         raise UsageError("guidance.target is required: the file of an image, or of a vector for measure=features")
     if not network.kind.bounded:
         raise UsageError(f"guidance=loss is for images, and the data of this run, {network.kind.name}, are none")
-    if noise <= 0 and (covariance is None or measure == "features"):
-        raise Refused("noise", f"must be positive without a covariance, not {noise:g}")
     check(covariance is None or covariance > 0, "covariance", "positive or null", covariance)
+    refuse_unused({"mask": mask, "features": features, "size": size}, measure)
     asked = Asked(network, target, mask, factor, blur, features, size, low, high)
     measurement, y = pick(MEASURES, "guidance.measure", measure)(asked)
     around = partial(
@@ -77,6 +78,26 @@ def loss(
         covariance=covariance or 0.0,
     )
     return Guide(around, condition, asked.files)
+
+
+def refuse_unused(given: dict[str, object], measure: str) -> None:
+    """Raise UsageError for a key that belongs to another measure: without a word, its images would be others."""
+    for key, value in given.items():
+        needed = "mask" if key == "mask" else "features"
+        if value is not None and measure != needed:
+            raise UsageError(
+                f"guidance.{key}={value} is for guidance.measure={needed}, and the measure is {measure}: add "
+                f"guidance.measure={needed}, or leave it out"
+            )
+
+
+def side_of(target: str) -> tuple[int, int] | None:
+    """The width and height of the image in a file; None where it holds none, which is reported when it is decoded."""
+    try:
+        with Image.open(absolute(target)) as image:
+            return image.size
+    except (OSError, ValueError):
+        return None
 
 
 def in_rows(measurement: Measurement, network: TrainedNetwork) -> Callable[[Tensor], Tensor]:
@@ -116,10 +137,10 @@ class Asked:
     def kind(self) -> ImageKind:
         return self.network.kind
 
-    def image(self, channels: int | None = None, smaller: int = 1) -> Tensor:
-        """The target as an image of the data, or of fewer channels or pixels, in [-1, 1]."""
+    def image(self, channels: int | None = None, size: int | None = None) -> Tensor:
+        """The target as an image of the data, or of fewer channels or another size, in [-1, 1]."""
         fit = FITS[self.network.config.dataset.get("fit", "crop")]
-        shape = Shape(channels or self.kind.channels, self.kind.size // smaller, fit)
+        shape = Shape(channels or self.kind.channels, size or self.kind.size, fit)
         return to_float(self.noted("target", read_image(self.target, "guidance.target", shape)))
 
     def noted(self, key: str, given: Given) -> Tensor:
@@ -140,16 +161,19 @@ def _mask(asked: Asked) -> Made:
     if asked.mask is None:
         raise UsageError("guidance.mask is required by guidance.measure=mask: an image file, white where to paint")
     known = asked.noted("mask", read_mask(asked.mask, "guidance.mask", asked.kind))
-    known = asked.kind.from_network(known)[0].float().to(asked.network.device.torch)
+    known = asked.kind.from_network(known)[0].float()
     if not known.any():
         raise UsageError(f"guidance.mask={asked.mask} has no dark pixel, so nothing of the target would count")
-    return measurements.masked(known), asked.image() * known.cpu()
+    return measurements.masked(known.to(asked.network.device.torch)), asked.image() * known
 
 
 def _downsample(asked: Asked) -> Made:
     size = asked.kind.size
     check(1 <= asked.factor <= size and size % asked.factor == 0, "factor", f"a divisor of {size}", asked.factor)
-    return measurements.downsampled(asked.factor), asked.image(smaller=asked.factor)
+    measurement, smaller = measurements.downsampled(asked.factor), size // asked.factor
+    if side_of(asked.target) == (smaller, smaller):  # the measurement itself
+        return measurement, asked.image(size=smaller)
+    return measurement, measurement(asked.image()[None])[0]
 
 
 def _blur(asked: Asked) -> Made:
@@ -172,7 +196,7 @@ def _features(asked: Asked) -> Made:
     check_scaling(asked.size, asked.low, asked.high)
     script = load_script(file, "guidance.features", asked.network.device.torch)
     asked.noted("features", Given(torch.empty(0), file, sha256(file)))
-    refuse_misfit(script, asked)
+    width = checked_width(script, asked)
 
     def vectors(x0: Tensor) -> Tensor:
         colour = x0[:, :3] if x0.shape[1] >= 3 else x0[:, :1].expand(-1, 3, -1, -1)
@@ -184,7 +208,6 @@ def _features(asked: Asked) -> Made:
     else:
         with torch.no_grad():
             y = measurement(asked.image()[None].to(asked.network.device.torch))[0]
-    width = _width(measurement, asked)
     if y.shape != (width,):
         raise UsageError(f"guidance.target={asked.target} has {y.numel()} values, and the network's features {width}")
     return measurement, y
@@ -200,14 +223,18 @@ MEASURES: dict[str, Callable[[Asked], Made]] = {
 }
 
 
-def refuse_misfit(script: torch.jit.ScriptModule, asked: Asked) -> None:
-    """Raise UsageError where a network cannot take the images, or gives no gradient for them."""
+def checked_width(script: torch.jit.ScriptModule, asked: Asked) -> int:
+    """The number of features of an image.
+
+    Raises UsageError where a network cannot take the images, or gives no gradient for them.
+    """
     side = asked.kind.size
     try:
         with torch.enable_grad():
             x = torch.zeros(1, 3, side, side, device=asked.network.device.torch, requires_grad=True)
             found = script_features(script, x, asked.size, asked.low, asked.high)
             torch.autograd.grad(found.float().sum(), x)
+        return int(found.shape[1])
     except (RuntimeError, TypeError, AttributeError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise UsageError(
@@ -227,10 +254,3 @@ def read_vector(asked: Asked) -> Tensor:
         raise UsageError(f"guidance.target={asked.target} is not a file with a vector: {error}") from error
     asked.noted("target", Given(vector, path, sha256(path)))
     return torch.nn.functional.normalize(vector, dim=0).to(asked.network.device.torch)
-
-
-def _width(measurement: Measurement, asked: Asked) -> int:
-    """The number of features of an image."""
-    with torch.no_grad():
-        blank = torch.zeros(1, asked.kind.channels, asked.kind.size, asked.kind.size, device=asked.network.device.torch)
-        return int(measurement(blank).shape[1])

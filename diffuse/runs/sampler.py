@@ -147,10 +147,18 @@ class Sampler:
         """Of a sampler that declares none, None."""
         return order_of(self.walk)
 
+    def refuse_noise(self, what: str) -> None:
+        """Raise UsageError, with what needs a deterministic sampler, where this one adds noise."""
+        if self.order is None:
+            raise UsageError(
+                f"{what} needs a sampler that adds no noise, and sampler={self.name} with these options does: choose "
+                "sampler=auto, heun, ddim with eta=0, ..."
+            )
+
     @property
     def cost(self) -> int:
-        """Network calls for an image, about: those of an adaptive method at its default tolerance are a guess."""
-        return self.calls or 60
+        """Evaluations for an image, about: those of an adaptive method at its default tolerance are a guess."""
+        return self.evaluations or 60
 
     def times_from(self, start: float) -> Tensor:
         """The time grid from `start` on: `start` itself, then the times below it."""

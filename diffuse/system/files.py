@@ -133,6 +133,11 @@ def data_folder(data_dir: str) -> Path:
     return Path(data_dir).expanduser().absolute()
 
 
+def absolute(place: str) -> Path:
+    """The absolute path without `..`, in which symbolic links are kept."""
+    return Path(os.path.abspath(Path(place).expanduser()))  # noqa: PTH100
+
+
 def run_path(given: str) -> Path:
     """The path that ckpt= or resume= means: as it is given, or else in outputs/, where runs are."""
     path = Path(given).expanduser()

@@ -173,9 +173,9 @@ def test_a_searched_grid_belongs_to_its_guidance(runs):
 @pytest.mark.parametrize(
     ("run", "words", "message"),
     [
-        ("RUN", [], "guidance.ckpt is required: the run or the checkpoint that guides"),
+        ("RUN", [], "guidance.ckpt is required: a classifier, which diffuse train method=classifier makes"),
         ("RUN", ["guidance.ckpt=LABELS"], "is no classifier: train one on the same images and schedule with method="),
-        ("RUN", ["guidance.ckpt=COSINE"], "schedule=cosine .*schedule=linear .*same noise"),
+        ("RUN", ["guidance.ckpt=COSINE"], "schedule=cosine .*schedule=linear .*schedule of the run"),
         ("RUN", ["guidance.ckpt=PADDED"], r"images \(1, 12, 12\), and the run has \(1, 8, 8\)"),
         ("RUN", ["guidance.ckpt=CLF", "guidance.weights=best"], "guidance.weights must be ema or model, not best"),
         ("RUN", ["guidance.ckpt=CLF", "guidance.scale=nan"], "guidance.scale must be a finite number, not nan"),

@@ -14,7 +14,7 @@ from diffuse.data.datasets import digits
 from diffuse.options.formulas import Formulas
 from diffuse.options.network import build_network
 from diffuse.options.reference import Option, options
-from diffuse.options.schema import SampleConfig, plain
+from diffuse.options.schema import SampleConfig, TrainConfig, plain
 from diffuse.runs import checkpoint
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.trained import load_for
@@ -22,19 +22,19 @@ from diffuse.system.errors import UsageError
 from tests.support.commands import FAST, TINY, config
 
 IMAGES = 2
+METHODS = ("ddpm", "classifier")
 PAIRS = list(itertools.product([o.name for o in options("schedule")], [o.name for o in options("prediction")]))
 CHOICES = list(itertools.product([o.name for o in options("sampler")], [o.name for o in options("guidance")]))
 # With a fifth of these samplers' own steps, an untrained network is drawn from in a blink.
 FEW = {"steps": 4, "langevin_steps": 1, "tolerance": 0.5, "evaluations": 4}
 
 
-def untrained(folder: Path, schedule: str, prediction: str, method: str = "ddpm") -> Path:
+def untrained(folder: Path, method: str, typed: TrainConfig, schedule: str, prediction: str) -> Path:
     """A checkpoint of a network with labels that knows nothing. Raises UsageError where a run could not have these."""
-    betas = folder / "betas.txt"
+    betas, kind = folder / "betas.txt", digits().kind
     betas.write_text(" ".join(map(str, np.linspace(1e-3, 0.2, 50))))
-    words = [*TINY, f"method={method}", f"schedule={schedule}", f"prediction={prediction}", "class_conditional=true"]
-    words += [f"schedule.path={betas}"] if schedule == "betas" else []
-    typed, kind = config("train", *words), digits().kind
+    chosen = node_of("schedule", schedule, path=str(betas)), node_of("prediction", prediction)
+    typed = replace(typed, schedule=chosen[0], prediction=chosen[1])
     Formulas.of(typed, kind)
     torch.manual_seed(0)
     net = build_network(typed, kind)
@@ -51,10 +51,10 @@ def untrained(folder: Path, schedule: str, prediction: str, method: str = "ddpm"
 def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """The checkpoints of all pairs that a run can have."""
     folder, found = tmp_path_factory.mktemp("networks"), {}
+    typed = {name: config("train", *TINY, f"method={name}", "class_conditional=true") for name in METHODS}
     for pair in PAIRS:
         try:
-            found[pair] = untrained(folder, *pair)
-            untrained(folder, *pair, "classifier")
+            found[pair], _ = (untrained(folder, name, typed[name], *pair) for name in METHODS)
         except UsageError as error:
             assert "prediction" in str(error) or "schedule" in str(error)
     assert len(found) > len(PAIRS) // 2
@@ -97,7 +97,7 @@ def drawn(typed: SampleConfig, ckpt: Path, sampler: str, guidance: str, target: 
 
 @pytest.mark.parametrize(("sampler", "guidance"), CHOICES)
 def test_every_sampler_works_with_every_guidance_or_says_why_not(sampler, guidance, networks, typed, target):
-    """Each on a pair of its own: together they meet all pairs."""
+    """Each on another pair: together they meet all pairs."""
     place = CHOICES.index((sampler, guidance)) % len(networks)
     pair, ckpt = list(networks.items())[place]
     for reason in drawn(typed, ckpt, sampler, guidance, target):

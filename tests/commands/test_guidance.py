@@ -127,13 +127,17 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (
             "tiny",
             [FREE],
-            "needs a run that was trained on labels, .*class_conditional=true, or .*=autoguidance",
+            "needs a run that was trained on labels, .*class_conditional=true, or .*=classifier .* or autoguidance",
         ),
         ("never-dropped", [FREE], "always had them: train one with class_conditional=true label_dropout=0.1"),
         ("tiny", ["guidance=autoguidance"], "guidance.ckpt is required"),
         ("tiny", ["guidance=autoguidance", "guidance.ckpt=nowhere"], "^guidance.ckpt=nowhere does not exist"),
         ("tiny", ["guidance=autoguidance", "guidance.ckpt=LABELS"], "trained on labels that this run does not have"),
-        ("tiny", ["guidance=autoguidance", "guidance.ckpt=COSINE"], "schedule=cosine .*schedule=linear .*same noise"),
+        (
+            "tiny",
+            ["guidance=autoguidance", "guidance.ckpt=COSINE"],
+            "schedule=cosine .*schedule=linear .*schedule of the run",
+        ),
         (
             "tiny",
             ["guidance=autoguidance", "guidance.ckpt=PADDED"],

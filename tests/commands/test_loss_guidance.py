@@ -62,6 +62,11 @@ def test_a_measurement_is_met_by_what_is_drawn(tiny_run, files):
         tiny_run, "tiles", LOSS, "guidance.noise=0.01", f"guidance.target={files}/small.png",
         "guidance.measure=downsample", "guidance.factor=2",
     )  # fmt: skip
+    of_whole = sampled(
+        tiny_run, "tiles-of-whole", LOSS, "guidance.noise=0.01", f"guidance.target={files}/digit.png",
+        "guidance.measure=downsample", "guidance.factor=2",
+    )  # fmt: skip
+    assert np.abs(of_whole - tiles).max() <= 4  # small.png has the means of digit.png, rounded
     means = tiles.reshape(-1, 4, 2, 4, 2).mean((2, 4))
     assert np.abs(means - small).mean() < 8 < np.abs(plain.reshape(-1, 4, 2, 4, 2).mean((2, 4)) - small).mean()
 
@@ -130,6 +135,15 @@ def test_no_image_depends_on_its_batch(tiny_run, files, measure):
             ["guidance.target=F/digit.png", "guidance.measure=mask", "guidance.mask=F/mask4.png"],
             r"guidance.mask: .*mask4.png \(is 4 x 4, and the run\'s images are 8 x 8: a mask is not resized\)",
         ),
+        (
+            ["guidance.target=F/digit.png", "guidance.mask=F/right.png"],
+            "guidance.mask=.*right.png is for guidance.measure=mask, and the measure is pixels",
+        ),
+        (
+            ["guidance.target=F/digit.png", "guidance.size=32", "guidance.measure=blur"],
+            "guidance.size=32 is for guidance.measure=features",
+        ),
+        (["guidance.target=F/digit.png", "guidance.interval=0.5"], r"guidance.interval is a list: write .*=\[0.5\]"),
         (["guidance.target=F/digit.png", "guidance.measure=grey"], "guidance.measure=grey is for colour images"),
         (
             ["guidance.target=F/digit.png", "guidance.measure=downsample", "guidance.factor=3"],

@@ -289,7 +289,7 @@ def test_a_training_step_counts_each_loss_with_the_weight_of_its_level():
     for _ in range(3):
         trainer.advance()
     trainer.report()
-    x0, t, weights, noise, _ = trainer.batch(trainer.step)
+    x0, t, weights, noise, *_ = trainer.batch(trainer.step)
     assert weights.min() < 0.9 < 1.1 < weights.max()
     net = copy.deepcopy(trainer.net)
     losses = trainer.loss.func(Denoiser(net, trainer.loss.args[0].schedule), x0, t, noise, None)

@@ -70,7 +70,7 @@ def test_outside_of_the_interval_and_at_scale_0_no_classifier_is_asked():
         x, y = images(schedule, t)
         plain = Unconditional(schedule)(x, torch.tensor(t))
         for scale in (0.0, 3.0):
-            wrapped = ClassifierGuided(Unconditional(schedule), scale, (0.5, 5), gradient)
+            wrapped = ClassifierGuided(Unconditional(schedule), scale, (0.5, 5), gradient=gradient)
             guess = wrapped(x, torch.tensor(t), y)
             assert torch.equal(guess.x0, plain.x0) == (t != 300 or scale == 0)
             assert wrapped.calls(guess) == 1

@@ -1,6 +1,7 @@
 """Known pixels, noise between noises, and encoding, against exact answers."""
 
 import math
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffuse.mathematics import predictions
 from diffuse.mathematics.denoiser import Denoiser
-from diffuse.mathematics.editing import KnownPixels, encode, slerp, to_noise
+from diffuse.mathematics.editing import STEPS, KnownPixels, encode, slerp, to_noise
 from diffuse.mathematics.oracles import Gaussian
 from diffuse.mathematics.samplers.adaptive import dormand_prince
 from diffuse.mathematics.samplers.ancestral import ancestral
@@ -22,13 +23,28 @@ from diffuse.mathematics.samplers.linear_multistep import deis
 from diffuse.mathematics.spacings import karras, time_grid, uniform
 from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import Analytic, fixed_small
-from diffuse.mathematics.wrappers import Clipped, Observed
+from diffuse.mathematics.wrappers import Clipped, Observed, Wrapper
 from tests.support.gaussian import MEAN, STD, column
 from tests.support.paths import PATHS, Path, on_every_path
 from tests.support.samplers import COARSE, SAMPLERS, Wavy, last, normal64
 
 IMAGES = torch.tensor([[0.37, -0.9, 0.9], [0.21, -0.6, -0.9], [0.0, 1.0, -1.0]], dtype=torch.float64)[:, :, None, None]
 GREY_LEVEL = 1 / 127.5
+
+
+@dataclass(frozen=True)
+class Added(Wrapper):
+    """x0 plus the label and a number for each image."""
+
+    numbers: Tensor
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None):
+        guess = self.inner(x_t, t)
+        assert y is not None
+        return replace(guess, x0=guess.x0 + (y + self.numbers).reshape(-1, 1, 1, 1))
+
+    def of(self, rows: Tensor) -> "Added":
+        return replace(self, numbers=self.numbers[rows])
 
 
 def masked(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -68,6 +84,22 @@ def test_known_pixels_have_the_noise_that_x_has():
     assert plain.known is None
 
 
+def test_labels_and_images_go_along_with_known_pixels():
+    """Of some images of a batch, of which each has its own, and of a single one for all."""
+    schedule, t, y = linear(), torch.tensor(300.0), torch.tensor([0, 2, 1])
+    image, known = masked((3, 1, 2, 2))
+    x_t, rows = normal64(1, 3, 1, 2, 2), torch.tensor([2, 0])
+
+    plain = Denoiser(Wavy(), schedule)
+    inner = Added(plain, torch.tensor([10, 20, 30]))
+    for images, mask in [(image, known), (image[:1], known), (image, torch.cat([known, ~known, known]))]:
+        whole = KnownPixels(inner, images, mask)
+        some = whole.of(rows)(x_t[rows], t, y[rows])
+        torch.testing.assert_close(some.x0, whole(x_t, t, y).x0[rows])
+    two = KnownPixels(Added(plain, torch.tensor([10, 20])), image[:2], known)
+    torch.testing.assert_close(two.of(rows[1:])(x_t[:1], t, y[:1]).x0, two(x_t[:2], t, y[:2]).x0[:1])
+
+
 # ----------------------------------------------------------------------------------------------------- interpolation
 
 
@@ -96,6 +128,11 @@ def test_slerp_of_one_direction_is_straight_and_of_opposite_ones_refused():
     )
     with pytest.raises(ValueError, match="end must be another direction than opposite to start"):
         slerp(a, -a, torch.tensor([0.5, 0.5]))
+    mixed = slerp(
+        torch.stack([a[0], a[1]]), torch.stack([2 * a[0], a[0]]), torch.tensor([0.5, 0.5])
+    )  # one of each kind
+    torch.testing.assert_close(mixed[1:], slerp(a[1:], a[:1], torch.tensor([0.5])))
+    assert slerp(a.float(), a.float() * 2, torch.tensor([0.5, 0.5])).dtype == torch.float32
 
 
 # ---------------------------------------------------------------------------------------------------------- encoding
@@ -144,6 +181,9 @@ def test_corrections_make_a_coarse_sampler_return_the_image(gaussian: Gaussian):
     for corrections in (0, 1, 2, 3):
         noise = encode(denoiser, ddim, IMAGES, times, corrections=corrections, tolerance=1e-6)
         errors.append(float((last(ddim(denoiser, noise, times)) - IMAGES).abs().max()) / GREY_LEVEL)
+    path_taken: list[Tensor] = []
+    encode(Observed(denoiser, lambda guess: path_taken.append(guess.x0)), ddim, IMAGES, times, corrections=0)
+    assert len(path_taken) == 4 * STEPS + 1 + 50  # to noise, and one look at what the sampler makes of it
     assert errors[0] > 8
     assert errors[3] < 0.5
     assert all(later < 0.3 * earlier for earlier, later in pairwise(errors))
@@ -189,6 +229,16 @@ def test_labels_go_along(gaussian: Gaussian):
         alone = [encode(denoiser, ddim, IMAGES[row : row + 1], times, y[row : row + 1]) for row in range(3)]
         torch.testing.assert_close(noise, torch.cat(alone))
     assert {len(labels) for labels in seen} == {1, 2, 3}
+
+
+def test_what_a_wrapper_has_for_each_image_goes_along(gaussian: Gaussian):
+    """Images that are done leave the batch, with what belongs to them."""
+    times, y = time_grid(linear(), 50), torch.zeros(3, dtype=torch.long)
+    denoiser = Added(gaussian.denoiser(linear()), torch.tensor([0.1, 0.0, -0.2]))
+    together = encode(denoiser, ddim, IMAGES, times, y)
+    for row in range(3):
+        rows = torch.tensor([row])
+        torch.testing.assert_close(encode(denoiser.of(rows), ddim, IMAGES[rows], times, y[rows]), together[rows])
 
 
 def test_replacement_alone_is_deterministic_with_a_deterministic_sampler():

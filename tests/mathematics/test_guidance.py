@@ -1,6 +1,7 @@
 """Guidance against scores that are known: a mixture of Gaussians, one for each label, and pairs of Gaussians."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from diffuse.mathematics.spacings import SPACINGS, time_grid
 from diffuse.system.errors import Refused
 from tests.support import mixture
 from tests.support.gaussian import MEAN, STD, column
-from tests.support.mixture import MixtureDenoiser, null, score
+from tests.support.mixture import NULL, MixtureDenoiser, null, score
 from tests.support.paths import PATHS
 
 PREDICTIONS = [predictions.eps, predictions.v, predictions.x0, predictions.flow, predictions.edm]
@@ -113,6 +114,14 @@ def test_a_level_without_any_image_left_is_above_every_finite_level():
     assert ClassifierFree(denoiser, 2, interval=(0.5, math.inf), null=null).inside(zero, zero + 1)
 
 
+def test_the_ends_of_the_interval_belong_to_it():
+    """On the straight path alpha = sigma = 1/2, both exact, is the level 1."""
+    middle = torch.tensor(500.0, dtype=torch.float64)
+    for interval, inside in [((1.0, 2.0), True), ((0.5, 1.0), True), ((0.5, 0.999), False), ((1.001, 2.0), False)]:
+        guided = ClassifierFree(MixtureDenoiser(PATHS["flow"].schedule), 2, interval=interval, null=null)
+        assert bool(guided.active(middle)) == inside
+
+
 @pytest.mark.parametrize("prediction", [predictions.eps, predictions.v])
 def test_rescaling_gives_the_output_the_deviation_of_the_conditional_one(prediction):
     schedule = PATHS["linear"].schedule
@@ -133,10 +142,13 @@ def test_projected_guidance_moves_at_right_angles_and_not_too_far():
     t = torch.tensor(400.0)
     x, y = images(schedule, 400)
     main, other = (MixtureDenoiser(schedule)(x, t, labels).x0.flatten(1).numpy() for labels in (y, null(y)))
-    found = ClassifierFree(MixtureDenoiser(schedule), 4, parallel=0.25, norm_limit=0.2, null=null)(x, t, y)
+    norms = np.linalg.norm(main - other, axis=1)
+    limit = float(np.median(norms))  # some are longer, some are not
+    found = ClassifierFree(MixtureDenoiser(schedule), 4, parallel=0.25, norm_limit=limit, null=null)(x, t, y)
+    assert (norms > limit).any() and (limit / 2 < norms[norms < limit]).any()
     for i in range(len(x)):  # Sadat et al. 2025, algorithm 1, image by image
         delta = main[i] - other[i]
-        delta *= min(1, 0.2 / np.linalg.norm(delta))
+        delta *= min(1, limit / np.linalg.norm(delta))
         unit = main[i] / np.linalg.norm(main[i])
         along = (delta @ unit) * unit
         expected = main[i] + 3 * ((delta - along) + 0.25 * along)
@@ -155,6 +167,10 @@ def test_a_learned_variance_is_that_of_the_label():
     denoiser.learned_variance = True
     guess = ClassifierFree(denoiser, 2, null=null)(x, torch.tensor(400.0), y)
     torch.testing.assert_close(guess.between[:, 0, 0, 0] * 2 - 1, y.double())
+    # At scale 0 it is that of the null label, of the images that are guided alone.
+    t = torch.tensor([10.0, 300.0, 900.0, 300.0, 300.0, 10.0])
+    some = ClassifierFree(denoiser, 0, interval=(0.5, 5), null=null)(x, t, y)
+    torch.testing.assert_close(some.between[:, 0, 0, 0] * 2 - 1, torch.where(t == 300, NULL, y).double())
 
 
 def test_autoguidance_is_its_formula_and_its_sampler_has_the_moments_of_its_ode():
@@ -187,6 +203,42 @@ def test_autoguidance_is_its_formula_and_its_sampler_has_the_moments_of_its_ode(
         np.testing.assert_allclose(ends[i].flatten().numpy() / float(alphas[-1]), solved, rtol=2e-2, atol=5e-3)
 
 
+def test_a_worse_network_with_labels_is_given_them():
+    schedule, t = PATHS["linear"].schedule, torch.tensor(400.0)
+    x, y = images(schedule, 400)
+    other = torch.roll(y, 1)
+    guided = Autoguided(
+        MixtureDenoiser(schedule), 2, worse=lambda x_t, t, y: MixtureDenoiser(schedule)(x_t, t, torch.roll(y, 1))
+    )
+    main, worse = (MixtureDenoiser(schedule)(x, t, labels).x0 for labels in (y, other))
+    torch.testing.assert_close(guided(x, t, y).x0, 2 * main - worse)
+
+
+def test_without_labels_images_with_times_of_their_own_are_guided_one_by_one_too():
+    schedule, t = PATHS["linear"].schedule, torch.tensor([10.0, 300.0])
+    better, worse = (Gaussian(column(MEAN), column(STD) * factor).denoiser(schedule) for factor in (1, 2))
+    x, _ = images(schedule, 300, 2)
+    found = Autoguided(better, 3, interval=(0.5, 5), worse=worse)(x, t).x0
+    expected = torch.stack([better(x, t).x0[0], 3 * better(x, t).x0[1] - 2 * worse(x, t).x0[1]])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"parallel": 0.25}, {"rescale": 0.7}, {"norm_limit": 0.5}])
+def test_what_is_of_an_image_is_taken_over_all_of_its_values(options):
+    """The same values as three channels of a pixel and as three pixels of a channel."""
+    schedule, t = PATHS["linear"].schedule, torch.tensor(400.0)
+    x, y = images(schedule, 400)
+
+    def as_a_row(x_t, t, y):
+        guess = MixtureDenoiser(schedule)(x_t.reshape(-1, 3, 1, 1), t, y)
+        return replace(guess, x_t=x_t, x0=guess.x0.reshape(x_t.shape))
+
+    as_a_row.schedule = schedule
+    of_channels = ClassifierFree(MixtureDenoiser(schedule), 4, null=null, **options)(x, t, y).x0
+    of_pixels = ClassifierFree(as_a_row, 4, null=null, **options)(x.reshape(-1, 1, 1, 3), t, y).x0
+    torch.testing.assert_close(of_pixels.flatten(1), of_channels.flatten(1))
+
+
 def test_an_unconditional_worse_network_is_not_given_labels():
     schedule = PATHS["linear"].schedule
     asked = []
@@ -209,7 +261,9 @@ def test_an_unconditional_worse_network_is_not_given_labels():
         ({"interval": (2.0, 1.0)}, "interval must be .low, high., two noise levels"),
         ({"interval": (-1.0, 1.0)}, "interval must be"),
         ({"rescale": 1.1}, "rescale must be between 0 and 1, not 1.1"),
+        ({"interval": (2.0, 2.0)}, r"with 0 <= low < high, not \[2.0, 2.0\]"),
         ({"parallel": -0.1}, "parallel must be between 0 and 1, not -0.1"),
+        ({"parallel": 1.5}, "parallel must be between 0 and 1, not 1.5"),
         ({"norm_limit": 0.0}, "norm_limit must be positive, not 0"),
     ],
 )

@@ -14,7 +14,7 @@ from diffuse.mathematics.samplers.repaint import repaint, walked
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import log_snr, time_grid
 from diffuse.mathematics.tables import linear
-from diffuse.mathematics.variances import fixed_large, fixed_small
+from diffuse.mathematics.variances import fixed_large, fixed_small, learned, reverse_steps
 from diffuse.mathematics.wrappers import Observed
 from tests.support.paths import on_every_path
 from tests.support.samplers import COARSE, Wavy, last, normal64
@@ -155,14 +155,15 @@ def test_the_jumps_are_those_of_the_papers_code(steps, resamplings, jump_length)
 
 
 @pytest.mark.parametrize(
-    ("steps", "resamplings", "jump_length"), [(7, 1, 1), (7, 3, 1), (9, 3, 2), (9, 2, 8), (1, 5, 1)]
+    ("steps", "resamplings", "jump_length"), [(7, 1, 1), (7, 3, 1), (9, 3, 2), (9, 2, 8), (8, 3, 3), (1, 5, 1)]
 )
 def test_evaluations_are_counted(steps, resamplings, jump_length):
     seen: list[object] = []
     denoiser = Observed(Denoiser(Wavy(), linear()), seen.append)
     options = {"resamplings": resamplings, "jump_length": jump_length}
     last(repaint(denoiser, normal64(1, 1, 1, 2, 2), time_grid(linear(), steps), **options))
-    assert len(seen) == repaint.evaluations(steps, **options)
+    counted = repaint.evaluations(steps, **options)
+    assert (len(seen), type(counted)) == (counted, int)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,23 @@ def test_jumps_that_no_grid_has_are_refused(options, message):
     with pytest.raises(ValueError) as caught:
         next(repaint(Denoiser(Wavy(), linear()), normal64(1, 1, 1, 2, 2), COARSE, **options))
     assert str(caught.value) == message
+
+
+def test_a_learned_variance_and_labels_are_of_use():
+    """The variance between the smallest and the largest that the network predicts for each pixel."""
+    asked: list[Tensor | None] = []
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None) -> Tensor:
+        asked.append(y)
+        return torch.cat([0.3 * x, torch.linspace(-1, 1, 4).reshape(1, 1, 2, 2).expand(x.shape).to(x)], dim=1)
+
+    denoiser, y = Denoiser(net, linear(), learned_variance=True), torch.tensor([5])
+    x = normal64(1, 1, 1, 2, 2)
+    first = next(repaint(denoiser, x, COARSE, y, variance=learned, noise=torch.ones_like))
+    bare = next(repaint(denoiser, x, COARSE, y, variance=learned, noise=torch.zeros_like))
+    step = reverse_steps(linear(), COARSE)[0]
+    torch.testing.assert_close(first - bare, learned(step, denoiser(x, COARSE[0], y)).sqrt())
+    assert all(each is y for each in asked)
 
 
 def test_it_is_of_use_with_any_variance():
