@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from diffuse.networks.dropout import Dropout, number_dropouts
 from diffuse.system.errors import check
 
 Norm = Callable[[int], nn.Module]  # the number of channels -> a group norm of them
@@ -16,11 +18,19 @@ RESAMPLINGS = ("strided", "residual")
 
 
 class Stage(nn.ModuleList):
-    """Modules in a row, each called with (x, embedded time)."""
+    """Modules in a row, each called with (x, embedded time).
+
+    recompute: while training, keep only what goes into a module, and compute the module again for its gradient.
+    """
+
+    recompute = False
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         for module in self:
-            x = module(x, embedded)
+            if self.recompute and self.training:  # masks of dropout have keys, so no random state needs to be kept
+                x = checkpoint(module, x, embedded, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = module(x, embedded)
         return x
 
 
@@ -46,7 +56,7 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
         self.time = nn.Linear(embedded, width_out * (2 if scale_shift else 1))
         self.norm2 = norm(width_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.skip = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
         self.scale_shift = scale_shift
@@ -124,7 +134,27 @@ class UpsampledConv(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2))
+        return self.conv(doubled(x))
+
+
+class Doubled(nn.Module):
+    """`doubled`, as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return doubled(x)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling by 2, in the memory layout of x.
+
+    In channels-last by repeating pixels, whose gradient is a plain sum over them, which a compiler joins with what is
+    beside it.
+    """
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return F.interpolate(x, scale_factor=2)
+    b, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(b, h, 2, w, 2, c)
+    return pixels.reshape(b, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -163,7 +193,7 @@ class Blocks:
 
     def double(self, width: int) -> nn.Module:
         if self.resample == "residual":
-            return self.residual(width, width, nn.Upsample(scale_factor=2))
+            return self.residual(width, width, Doubled())
         return UpsampledConv(width)
 
     def heads_of(self, width: int) -> int:
@@ -175,8 +205,16 @@ class Blocks:
         return width // divisor if by_width else divisor
 
 
+def use_recomputation(net: nn.Module) -> None:
+    """Compute activations again for the gradient instead of keeping them: less memory, about a third more time."""
+    for module in net.modules():
+        if isinstance(module, Stage):
+            module.recompute = True
+
+
 def initialise(net: nn.Module) -> None:
-    """Glorot-uniform weights, zero biases; the last layer of each residual branch is zero."""
+    """Glorot-uniform weights, zero biases; the last layer of each residual branch is zero. Dropouts are numbered."""
+    number_dropouts(net)
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)

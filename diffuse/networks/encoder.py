@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffuse.networks.blocks import PADDINGS, RESAMPLINGS, Blocks, Stage
+from diffuse.networks.norm import GroupNorm
 from diffuse.networks.time_features import EMBEDDINGS
 from diffuse.system.errors import Refused, check, check_choice
 
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
         check_choice("padding", padding, PADDINGS)
         check_choice("resample", resample, RESAMPLINGS)
 
-        embedded, norm = 4 * channels, partial(nn.GroupNorm, groups, eps=norm_eps)
+        embedded, norm = 4 * channels, partial(GroupNorm, groups, eps=norm_eps)
         self.make = Blocks(embedded, norm, attention, heads, head_channels, dropout, padding, scale_shift, resample)
         self.features = EMBEDDINGS[embedding](channels)
         self.time_scale = time_scale
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
                 self.skips.append(self.width)
 
     def embed(self, time: Tensor, y: Tensor | None = None) -> Tensor:
-        """What every block is told of the time [b], and of the label [b] where the network has labels."""
+        """The embedding of the time [b], and of the label [b] where the network has labels: an input of every block."""
         embedded = self.embed_time(self.features(time * self.time_scale))
         if self.embed_label is not None:
             embedded = embedded + self.embed_label(y)

@@ -1,4 +1,4 @@
-"""Features of the time: what a network is told of it, before two linear layers."""
+"""Features of the time, which two linear layers then embed."""
 
 import math
 from collections.abc import Callable

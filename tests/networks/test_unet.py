@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 
-from diffuse.networks.blocks import Attention, ResidualBlock, Stage
+from diffuse.networks.blocks import Attention, ResidualBlock, Stage, doubled
 from diffuse.networks.time_features import CosSin, Fourier, SinCos
 from diffuse.networks.unet import UNet
 
@@ -405,3 +405,17 @@ def test_a_part_of_a_stage_is_a_stage():
     x, embedded = torch.randn(2, 8, 4, 4), torch.randn(2, 32)
     assert isinstance(middle[:2], Stage)
     torch.testing.assert_close(middle[2:](middle[:2](x, embedded), embedded), middle(x, embedded))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_repeats_pixels_in_the_layout_that_it_is_given(layout):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64).to(memory_format=layout)
+    upstream = torch.randn(2, 3, 8, 10, dtype=torch.float64)
+    results = []
+    for function in (doubled, lambda x: torch.nn.functional.interpolate(x, scale_factor=2)):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+        out = function(leaf)
+        results.append((out, *torch.autograd.grad(out, leaf, upstream)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert results[0][0].is_contiguous(memory_format=layout)
