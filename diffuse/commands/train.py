@@ -3,19 +3,21 @@
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import nn
 
-from diffuse.data.conditions import Condition
+from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import Dataset
 from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
 from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.tables import read_betas
+from diffuse.networks.blocks import use_recomputation
+from diffuse.networks.norm import use_norm
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
@@ -40,6 +42,7 @@ from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, make_new_folder, run_path, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
+from diffuse.training.adamw import AdamW
 from diffuse.training.cautions import (
     refuse_large_targets,
     refuse_more_steps_than_levels,
@@ -48,14 +51,13 @@ from diffuse.training.cautions import (
 )
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
 from diffuse.training.ema import EMA
+from diffuse.training.fitting import refuse_remainder
 from diffuse.training.forecast import smaller_training
 from diffuse.training.loop import Training, is_scored
 from diffuse.training.shown import TOGETHER, AccuracyCurve, SampleGrids, Shown
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
 from diffuse.training.watching import Watcher
-
-LISTED_CLASSES = 100
 
 
 def run(config: TrainConfig, output: Output) -> dict[str, float]:
@@ -87,7 +89,7 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
         write_record(folder, config)
         with output.log_into(folder, "train.log"):
             add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
-            return train(training, folder, output, deadline)
+            return train(training, folder, output, deadline, {})
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
@@ -115,12 +117,13 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return train(training, folder, output, deadline, saved.content.get("threads") if saved else None)
+            return train(training, folder, output, deadline, saved.content if saved else {})
 
 
 def build_training(config: TrainConfig) -> Training:
     """The objects of a training, built from its config and checked."""
     trust, optim = config.trust, config.optim
+    refuse_remainder(config.batch_size, config.grad_accumulation)
     device: Device = build(config.device, "device", trust)
     data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
     formulas = Formulas.of(config, data.kind, trust)
@@ -133,7 +136,11 @@ def build_training(config: TrainConfig) -> Training:
     reseed(config.seed, "weights")
     net = device.place(build_network(config, data.kind, trust))
     ema = EMA(net, config.ema.decay)
-    if device.compiles:
+    with about("device"):
+        use_norm(net, device.norm or "torch")
+    if device.recompute:
+        use_recomputation(net)
+    if device.worth_compiling(config.steps):
         net.compile()
     shown, watcher = shown_of(config, formulas, data, condition, ema.net, device)
     trainer = Trainer(
@@ -141,9 +148,10 @@ def build_training(config: TrainConfig) -> Training:
         partial(formulas.loss, formulas.trained(net, device)),
         data,
         formulas.time_sampling,
-        torch.optim.AdamW(net.parameters(), optim.lr, betas_of(optim), weight_decay=optim.weight_decay, fused=True),
+        AdamW(net.parameters(), optim.lr, betas_of(optim), optim.weight_decay),
         ema,
         batch_size=config.batch_size,
+        parts=config.grad_accumulation,
         seed=config.seed,
         rate=partial(learning_rate, peak=optim.lr, warmup=optim.warmup, decay=optim.decay, steps=config.steps),
         clip=optim.clip,
@@ -216,15 +224,19 @@ def set_damaged_aside(newest: Path) -> None:
 
 
 def train(
-    training: Training, folder: Path, output: Output, deadline: float, threads: int | None = None
+    training: Training,
+    folder: Path,
+    output: Output,
+    deadline: float,
+    recorded: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Train, and log what is trained and what can be done next. threads: their number in the checkpoint, if any."""
+    """Train, and log what is trained and what can be done next. recorded: the checkpoint that is continued from."""
     config, trainer = training.config, training.trainer
     trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
     again = shlex.join(["diffuse", "train", as_word("resume", short_path(folder)), *trusted])
     log_setup(training, folder, output)
     try:
-        training.run(folder, deadline, threads, "" if trainer.step else smaller_training(output))
+        training.run(folder, deadline, recorded, "" if trainer.step else smaller_training(output))
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
@@ -263,7 +275,7 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     log.info(f"run folder: {short_path(folder)}")
     log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}")
     if config.class_conditional:
-        log.info(f"classes in their order, from 0: {in_order(kind.classes)}")
+        log.info(f"classes in their order, from 0: {in_short(kind.classes)}")
     log.info(cost_on_disk(training, folder))
     if not trainer.step and (advice := training.shown.advice(output.typed_keys)):
         log.info(advice)
@@ -271,12 +283,6 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     if config.optim.warmup > config.steps:
         warmup = f"optim.warmup={config.optim.warmup} is longer than steps={config.steps}"
         log.warning(f"{warmup}: the learning rate never reaches optim.lr")
-
-
-def in_order(names: Sequence[str]) -> str:
-    """The names of classes in a line, the first and the last where there are many."""
-    shown = list(names) if len(names) <= LISTED_CLASSES else [*names[: LISTED_CLASSES - 1], "...", names[-1]]
-    return ", ".join(shown)
 
 
 def keep_failure(training: Training, folder: Path, step: int) -> UserError:

@@ -117,5 +117,8 @@ def checked_options(target: Callable[..., Any], node: Node, group: str, hidden: 
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), options)
     except OmegaConfBaseException as error:
-        raise UsageError(f"{group}.{error.full_key}: {str(error).splitlines()[0]}") from error
+        name = f"{group}.{error.full_key}"
+        if "is not a ListConfig" in str(error):
+            raise UsageError(f"{name} is a list: write {name}=[{options.get(str(error.full_key))}]") from error
+        raise UsageError(f"{name}: {str(error).splitlines()[0]}") from error
     return typing.cast("dict[str, Any]", OmegaConf.to_container(merged))

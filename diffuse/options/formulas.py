@@ -112,7 +112,7 @@ class Formulas:
 
     def precision(self, device: Device) -> str:
         """The precision in which the network computes on this device."""
-        return "bfloat16" if device.bfloat16 and not self.needs_float32 else "float32"
+        return "float32" if self.needs_float32 else device.precision
 
     def denoiser_of(self, function: Callable[..., Tensor]) -> Denoiser:
         """A denoiser of any function that is called like a network."""

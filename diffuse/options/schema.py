@@ -46,6 +46,10 @@ class TrainConfig:
     ]
     steps: Annotated[int, key("steps of training; may grow later where optim.decay=none", AT_LEAST_1, may_change=True)]
     batch_size: Annotated[int, key("images in a step", AT_LEAST_1)]
+    grad_accumulation: Annotated[
+        int,
+        key("parts of a batch, computed one after the other for less memory", AT_LEAST_1, may_change=True, before=1),
+    ]
     optim: Optim
     ema: Ema
     log: Log

@@ -139,8 +139,8 @@ def newest(folder: Path) -> Stored | None:
     return None
 
 
-def find(ckpt: str) -> Stored:
-    """The checkpoint that `ckpt` means: a file, the newest one of a run folder, or with RUN@best the best one."""
+def find(ckpt: str, key: str = "ckpt") -> Stored:
+    """The checkpoint that a key means: a file, the newest one of a run folder, or with RUN@best the best one."""
     path = run_path(ckpt)
     if not path.exists() and ckpt.endswith(AT_BEST):
         path = run_path(ckpt.removesuffix(AT_BEST)) / CHECKPOINTS / BEST
@@ -148,13 +148,13 @@ def find(ckpt: str) -> Stored:
         return load_checkpoint(numbered(path.resolve()))
     if path.is_symlink() and not path.exists():
         raise UserError(
-            f"ckpt={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
+            f"{key}={ckpt} is a link to {path.readlink()}, which is not there: copy that file, as `cp -L` does"
         )
     if not path.exists():
         if ckpt.endswith(AT_BEST) and run_path(ckpt.removesuffix(AT_BEST)).is_dir():
-            raise UserError(f"ckpt={ckpt}: this run has no best checkpoint, which diffuse train eval.every=N keeps")
+            raise UserError(f"{key}={ckpt}: this run has no best checkpoint, which diffuse train eval.every=N keeps")
         near = did_you_mean(path.name, [beside.name for beside in path.parent.glob("*") if beside.is_dir()])
-        raise UserError(f"ckpt={ckpt} does not exist; give a run folder or a checkpoint file.{near}")
+        raise UserError(f"{key}={ckpt} does not exist; give a run folder or a checkpoint file.{near}")
     if found := newest(path / CHECKPOINTS) or newest(path):
         return found
     if (alone := path / CHECKPOINTS / LAST).is_file():  # it was copied without the others
@@ -163,7 +163,7 @@ def find(ckpt: str) -> Stored:
         raise UserError(why_without_checkpoint(path))
     runs = sorted({str(inside.parent.parent) for inside in path.glob(f"*/{CHECKPOINTS}/step_*.pt")})
     hint = f" It holds runs, though: {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}" if runs else ""
-    raise UserError(f"ckpt={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
+    raise UserError(f"{key}={ckpt} is a folder without checkpoints ({CHECKPOINTS}/step_*.pt).{hint}")
 
 
 def why_without_checkpoint(run: Path) -> str:

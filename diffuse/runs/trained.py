@@ -69,7 +69,7 @@ class TrainedNetwork:
         refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
         self.rows = device.rows(self.kind.side, batch_size)
-        self.batch_size = -(-batch_size // self.rows) * self.rows
+        self.batch_size = device.whole_calls(batch_size, self.rows)
 
     @property
     def schedule(self) -> Schedule:
@@ -114,15 +114,18 @@ class TrainedNetwork:
         return {**file, "step": self.step, "weights": self.weights}
 
     def images_per_second(self) -> float:
-        """The speed of network calls, measured on the second of two full batches: the first one warms up."""
-        denoiser, t = self.denoiser(), torch.ones((), dtype=torch.float64)
+        """The speed of network calls, measured."""
+        return self.speed_of(self.denoiser(), self.condition)
+
+    def speed_of(self, denoiser: AnyDenoiser, condition: Condition, t: float = 1.0) -> float:
+        """Images a second of a denoiser at a time, on the second of two full batches: the first one warms up."""
         x = torch.zeros(self.batch_size, *self.kind.shape, device=self.device.torch)
-        y = self.condition.of_samples(range(len(x)), self.device.torch)
+        y = condition.of_samples(range(len(x)), self.device.torch)
         for _ in range(2):
             self.device.synchronize()
             started = time.monotonic()
             with torch.no_grad():
-                denoiser(x, t, y)
+                denoiser(x, torch.tensor(t, dtype=torch.float64), y)
             self.device.synchronize()
         return len(x) / (time.monotonic() - started)
 
@@ -155,9 +158,14 @@ def refuse_not_finite(net: nn.Module, path: Path) -> None:
             raise UserError(f"{path} holds weights that are NaN or infinite ({name}): use another checkpoint")
 
 
-def load(ckpt: str, device: Device | None = None, trust: Sequence[str] = (), **options: Any) -> TrainedNetwork:
-    """The network of a checkpoint file, or of the newest checkpoint of a run folder, with its EMA weights."""
-    found = find(ckpt)
+def load(
+    ckpt: str, device: Device | None = None, trust: Sequence[str] = (), key: str = "ckpt", **options: Any
+) -> TrainedNetwork:
+    """The network of a checkpoint file, or of the newest checkpoint of a run folder, with its EMA weights.
+
+    key: what messages call it.
+    """
+    found = find(ckpt, key)
     if "failure" in found.content:
         raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py computes it again")
     return TrainedNetwork(found, device or Device(), trust=trust, **options)
@@ -173,7 +181,7 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
     device: Device = build(config.device, "device", config.trust)
     device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
-    options = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
     network = load(config.ckpt, device, config.trust, **options)
     network.refuse_classifier("ckpt", config.ckpt)
     return network

@@ -1,17 +1,25 @@
 """Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
 
+import os
 import resource
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
+from diffuse.system.cuda_graph import CapturedCalls
 from diffuse.system.errors import Refused, check, check_choice
 from diffuse.system.memory import keep_freed_memory
 from diffuse.system.threads import Item, Result, Workers, cores, threads_from_environment
 
+STEPS_WORTH_COMPILING = 3_000  # it takes about a minute, and a compiled step is about 20 ms faster
+
+Net = TypeVar("Net", bound=nn.Module)
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -19,8 +27,11 @@ class Device:
     """A CPU or accelerator, and how this package uses it.
 
     kind         auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps
-    precision    auto (bfloat16 where the hardware computes in it, else float32), float32 or bfloat16
-    compile      whether training compiles the network (null: on CUDA, if Triton is installed)
+    precision    auto (bfloat16 where the hardware computes in it, else float32), float32, bfloat16 or tf32 (CUDA)
+    compile      whether training compiles the network (null: on CUDA with Triton, in long runs)
+    capture      whether a training step is recorded as a CUDA graph (null: no; it has not run on a device yet)
+    norm         how training computes group norms: torch or moments (null: the faster, measured where it compiles)
+    recompute    whether training computes activations again for the gradient, for less memory
     threads      number of CPU threads; null takes OMP_NUM_THREADS, or else the fastest number
     keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
 
@@ -32,11 +43,14 @@ class Device:
         kind: str = "auto",
         precision: str = "auto",
         compile: bool | None = None,
+        capture: bool | None = None,
+        norm: str | None = None,
+        recompute: bool = False,
         threads: int | None = None,
         keep_memory: bool = True,
     ):
         check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
-        check_choice("precision", precision, ("auto", "float32", "bfloat16"))
+        check_choice("precision", precision, ("auto", "float32", "bfloat16", "tf32"))
         check(threads is None or threads >= 1, "threads", "at least 1 or null", threads)
         if keep_memory:
             keep_freed_memory()
@@ -45,19 +59,35 @@ class Device:
         kind = available[0] if kind == "auto" else kind
         if kind not in available:
             raise Refused("kind", f"is {kind}, but torch finds no {kind} device on this machine; use device=auto")
+        if capture and kind != "cuda":
+            raise Refused("capture", f"is for CUDA graphs, and the device is {kind}: leave it out")
         if precision == "auto":
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
+        if precision == "tf32" and kind != "cuda":
+            raise Refused("precision", f"is tf32, in which only CUDA devices compute, and the device is {kind}")
         self.torch = torch.device(kind)
-        self.bfloat16 = precision == "bfloat16"
+        self.precision = precision
         self.threads = threads or threads_from_environment()
         self.workers = Workers(self.threads or cores()) if kind == "cpu" else None
         self.compiles = (kind == "cuda" and has_triton()) if compile is None else compile
+        self.compiles_always = bool(compile)
+        self.captures, self.norm, self.recompute = bool(capture), norm, recompute
         self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
         if kind == "cuda":
             torch.backends.cudnn.benchmark = True
-            torch.backends.cudnn.allow_tf32 = False  # float32 means float32; for matrix products that is the default
+            allow_tf32(precision == "tf32")  # float32 means float32
 
-    def place(self, net: nn.Module) -> nn.Module:
+    def worth_compiling(self, steps: int) -> bool:
+        """Whether a training of so many steps compiles its network; decides it if that was not typed.
+
+        What was compiled is kept for the next run, in ~/.cache, which torch would put where a restart removes it.
+        """
+        self.compiles = self.compiles and (self.compiles_always or steps >= STEPS_WORTH_COMPILING)
+        if self.compiles:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache" / "diffuse" / "compiled"))
+        return self.compiles
+
+    def place(self, net: Net) -> Net:
         """The network, on this device and in the memory layout in which its convolutions are fastest."""
         return net.to(self.torch, memory_format=self.layout)  # type: ignore[call-overload, no-any-return]
 
@@ -70,12 +100,16 @@ class Device:
         image's result depends on the image alone.
         """
 
+        low = not float32 and self.precision == "bfloat16"
+        exactly = self.in_float32 if float32 else nullcontext
+
         def call(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
             x = x.to(memory_format=self.layout)
-            with torch.autocast(self.torch.type, torch.bfloat16, enabled=self.bfloat16 and not float32):
+            with torch.autocast(self.torch.type, torch.bfloat16, enabled=low), exactly():
                 return net(x, time, y).to(x.dtype)
 
-        return call if rows is None else in_chunks(call, rows, self.spread)
+        called: Network = CapturedCalls(call) if self.captures else call
+        return called if rows is None else in_chunks(called, rows, self.spread)
 
     def spread(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """The results for all items: on a CPU spread over its cores, each computed by a single thread."""
@@ -91,10 +125,34 @@ class Device:
             return max(4, min(64, 16384 // image_size**2))
         return batch_size
 
+    def whole_calls(self, batch_size: int, rows: int) -> int:
+        """The number of images to draw at once: at least batch_size, in calls of `rows` that keep all cores busy."""
+        at_once = rows * (self.workers.count if self.workers else 1)
+        return -(-batch_size // at_once) * at_once
+
     def compute_with(self, threads: int) -> None:
         """Set the number of CPU threads of an operation; `spread` does not depend on it."""
         if self.torch.type == "cpu":
             torch.set_num_threads(threads)
+
+    def fetch(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Begin to copy a tensor to the CPU, behind all that is queued; the function that is returned waits for it."""
+        if self.torch.type != "cuda":
+            here = tensor.cpu()
+            return lambda: here
+        pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> Tensor:
+            copied.synchronize()
+            return pinned
+
+        return wait
+
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Products in float32 proper, where TF32 is allowed too."""
+        return without_tf32(self.precision == "tf32")
 
     def hold(self, array: Tensor) -> Tensor:
         """The array on this device, or on the CPU if it would take more than half of the device's free memory."""
@@ -119,6 +177,23 @@ class Device:
         """Wait until the device has done all its work; for timing only."""
         if self.torch.type != "cpu":
             getattr(torch, self.torch.type).synchronize()
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA rounds the factors of float32 products to TF32's 10 bits, in convolutions and matrix products."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32(needed: bool) -> Iterator[None]:
+    """Products in float32 proper, if that is needed where TF32 is allowed."""
+    if needed:
+        allow_tf32(False)
+    try:
+        yield
+    finally:
+        if needed:
+            allow_tf32(True)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

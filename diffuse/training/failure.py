@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.options.build import build
 from diffuse.runs import checkpoint
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
 from diffuse.system.errors import UserError
-from diffuse.training.trainer import Batch
+from diffuse.training.batches import Batch
 
 
 class FailedStep(NamedTuple):
@@ -39,7 +40,9 @@ def replay(failure: str | Path, trust: Sequence[str] = ()) -> FailedStep:
     network = TrainedNetwork(stored, device, trust=trust, weights="model")
     net = network.net.train().requires_grad_(True)
     function = network.formulas.trained(net, device)
+    saved = {"dropout": None, **saved}  # before it had keys
     batch = Batch._make(None if saved[name] is None else saved[name].to(device.torch) for name in Batch._fields)
+    use_keys(dropouts_of(net), batch.dropout)
     torch.set_rng_state(saved["random"]["cpu"])
     if saved["random"]["cuda"] is not None and device.torch.type == "cuda":
         torch.cuda.set_rng_state(saved["random"]["cuda"])

@@ -1,6 +1,7 @@
 """The loop of a training: steps, and between them metrics, what is shown, scores and checkpoints, in this order."""
 
 import time
+from collections.abc import Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from diffuse.data.images import to_float
+from diffuse.networks.norm import norm_of
 from diffuse.options.schema import TrainConfig, plain
 from diffuse.runs.checkpoint_files import is_milestone
 from diffuse.runs.folder import RunFolder, grid_path
@@ -19,6 +21,7 @@ from diffuse.runs.scalars import SCORE_PREFIX, read_metrics
 from diffuse.system.progress import Progress, log
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import Stop
+from diffuse.training.fitting import choose_norm, does_not_fit
 from diffuse.training.forecast import Forecast
 from diffuse.training.shown import Shown
 from diffuse.training.threads import ThreadChoice
@@ -44,11 +47,11 @@ class Training:
     threads: ThreadChoice
     where: str
 
-    def run(self, folder: Path, deadline: float, recorded_threads: int | None = None, smaller: str = "") -> None:
+    def run(self, folder: Path, deadline: float, recorded: Mapping[str, Any], smaller: str = "") -> None:
         """Train into the folder until all steps are done, time is up, or a signal asks to stop.
 
-        recorded_threads: the number of threads in the checkpoint that training continues from; smaller: a command line
-        that trains in less time, for a CPU on which this training would take hours.
+        recorded: the content of the checkpoint that training continues from; smaller: a command line that trains in
+        less time, for a CPU on which this training would take hours.
 
         The checkpoint of a step is saved after everything else of that step. Resuming does again what came after it.
         """
@@ -61,11 +64,15 @@ class Training:
             self.before_first_step(run, stop)
             stop.obey()
             with progress.paused():
-                self.threads.begin(recorded_threads)
+                choose_norm(trainer, recorded.get("norm"))
+                self.threads.begin(recorded.get("threads"))
             forecast = Forecast(trainer, config.steps, progress, smaller)
             while trainer.step < config.steps:
                 started = time.monotonic()
-                trainer.advance()
+                try:
+                    trainer.advance()
+                except torch.OutOfMemoryError as error:
+                    raise does_not_fit(trainer) from error
                 self.threads.after_step(time.monotonic() - started)
                 progress.advance()
                 forecast.after_step()
@@ -119,12 +126,13 @@ class Training:
             return time_is_up or stop.signal is not None
 
     def content(self) -> dict[str, Any]:
-        """The content of a checkpoint: the trainer's state, the number of threads, and the config and kind of images.
+        """The content of a checkpoint: the trainer's state, how steps are computed, and the config and kind of images.
 
         With the last two, sampling does not need the data set.
         """
-        kind = asdict(self.trainer.data.kind)
-        return {"config": plain(self.config), "kind": kind, "threads": self.threads.next, **self.trainer.state()}
+        computed = {"threads": self.threads.next, "norm": norm_of(self.trainer.net)}
+        described = {"config": plain(self.config), "kind": asdict(self.trainer.data.kind)}
+        return {**described, **computed, **self.trainer.state()}
 
     def show(self, run: RunFolder, stop: Stop) -> None:
         """Write the picture of this step, and the values in it as scalars, unless a signal asks to stop."""

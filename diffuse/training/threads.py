@@ -10,7 +10,7 @@ from functools import cache
 
 from diffuse.system.progress import log
 from diffuse.system.threads import cores
-from diffuse.training.trainer import Batch, Trainer
+from diffuse.training.trainer import Trainer
 
 ROUNDS = 3  # each number of threads is measured once in each; one round more, before them, is for warming up
 MANY_TIMES = 3.0  # a number of threads that is so many times slower than one thread is not measured again
@@ -122,7 +122,7 @@ def choice_for(trainer: Trainer) -> ThreadChoice:
 
     def seconds(threads: int, images: int) -> float:
         device.compute_with(threads)
-        part = Batch._make(None if whole is None else whole[:images] for whole in trainer.batch(trainer.step))
+        part = trainer.batch(trainer.step).first(images)
         started = time.monotonic()
         trainer.gradients(part)
         taken = time.monotonic() - started

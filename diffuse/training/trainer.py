@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset
 from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.runs import checkpoint
-from diffuse.system.device import Device, send
-from diffuse.system.errors import Refused, UserError
-from diffuse.system.randomness import generator, reseed
+from diffuse.system.cuda_graph import Captured
+from diffuse.system.device import Device
+from diffuse.system.errors import Refused, UserError, check
+from diffuse.training.batches import Batch, Batches
 from diffuse.training.ema import EMA
 
 # x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
@@ -35,16 +35,6 @@ class NotFinite(Exception):
         self.step = step
 
 
-class Batch(NamedTuple):
-    """The data of a step: images [b, C, H, W], times and importance weights [b], noise, conditions or None."""
-
-    x0: Tensor
-    t: Tensor
-    importance: Tensor
-    noise: Tensor
-    y: Tensor | None
-
-
 class Trainer:
     """The state of a training, and the step that changes it.
 
@@ -55,6 +45,7 @@ class Trainer:
     optimizer      a fused AdamW over the network's parameters
     ema            the moving average of its weights
     batch_size     images in a step
+    parts          parts of a batch whose gradients are computed one after the other, for less memory
     seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
                    (seed, k): there is no random state to save, and how often something is logged changes no weight
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
@@ -73,6 +64,7 @@ class Trainer:
         ema: EMA,
         *,
         batch_size: int = 64,
+        parts: int = 1,
         seed: int = 0,
         rate: Callable[[int], float] | None = None,
         clip: float = math.inf,
@@ -83,7 +75,8 @@ class Trainer:
         where = self.device.torch
         self.net, self.loss, self.data, self.ema, self.optimizer = net, loss, data, ema, optimizer
         self.time_sampling = time_sampling.to(where)
-        self.batch_size, self.seed, self.clip = batch_size, seed, clip
+        self.batch_size, self.parts, self.seed, self.clip = batch_size, parts, seed, clip
+        check(parts >= 1 and batch_size % parts == 0, "parts", f"a divisor of batch_size={batch_size}", parts)
         if not all(parameters.get("fused") for parameters in optimizer.param_groups):
             raise Refused("optimizer", "must be fused, as AdamW(..., fused=True): only fused ones skip a failed step")
         initial_rate, *others = {float(parameters["lr"]) for parameters in optimizer.param_groups}
@@ -92,17 +85,19 @@ class Trainer:
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
         self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
-        # What changes from step to step is in tensors, as a step captured in a CUDA graph needs it. The rate in float64
-        # gives the same bits as a Python number.
-        self._learning_rate = torch.zeros((), dtype=torch.float64)
+        # What changes from step to step is in tensors, as a step recorded in a CUDA graph needs it. The rate in float64
+        # gives the same bits as a Python number; in a graph it must be on the device, in float32.
+        captured = self.device.captures
+        self._learning_rate = torch.zeros((), device=where) if captured else torch.zeros((), dtype=torch.float64)
         self._ema_rate = torch.zeros((), device=where)
         self._step = torch.zeros((), dtype=torch.int64, device=where)
         self._failed = torch.full((), -1, device=where)  # the first step that failed
         for parameters in optimizer.param_groups:
-            parameters["lr"] = self._learning_rate
-        self._images = self.device.hold(torch.from_numpy(data.train.images))
+            parameters["lr"], parameters["capturable"] = self._learning_rate, captured
         self.condition = condition or Condition()
-        self._conditions = self.condition.of_split(data.train, device=self._images.device)
+        self.batches = Batches(data, self.time_sampling, self.condition, batch_size, seed, self.device)
+        self._dropouts = dropouts_of(net)
+        self._computed = self._compute_or_replay()
 
     def advance(self) -> None:
         """One step of training: Ho et al. 2020, algorithm 1. On CUDA it returns before the step is finished.
@@ -110,17 +105,33 @@ class Trainer:
         Raises NotFinite where the loss or the gradient is NaN or infinite; on such a device only once `refuse_failure`
         is called. Weights, average and optimizer stay as they were before that step.
         """
-        self._learning_rate.fill_(self.rate(self.step))
-        self._ema_rate.fill_(self.ema.rate(self.step))
-        self._step.fill_(self.step)
-        batch = self.batch(self.step)
-        self.update(batch, self.gradients(batch))
+        self.begin()
+        self._computed()
         if not self.device.asynchronous:
             self.refuse_failure()
         self.step += 1
 
+    def begin(self) -> None:
+        """Put what is special about the next step into tensors that stay: its rates, its number, its images."""
+        self._learning_rate.fill_(self.rate(self.step))
+        self._ema_rate.fill_(self.ema.rate(self.step))
+        self._step.fill_(self.step)
+        self.batches.begin(self.step)
+
+    def compute(self) -> None:
+        """The step that was begun: noise, levels, losses, gradients, clipping, optimizer, average, sums.
+
+        It does the same operations on the same tensors in every step, so that a CUDA graph can record it.
+        """
+        batch = self.batches.drawn()
+        self.update(batch, torch.cat([self.gradients(part) for part in batch.parts(self.parts)]))
+
+    def _compute_or_replay(self) -> Callable[[], None]:
+        return Captured(self.compute, self.optimizer.zero_grad) if self.device.captures else self.compute
+
     def gradients(self, part: Batch) -> Tensor:
         """Add the gradients of a part of a batch to those of the parameters. Returns the losses of its images, [b]."""
+        use_keys(self._dropouts, part.dropout)
         losses = self.loss(part.x0, part.t, part.noise, part.y)
         ((part.importance * losses).sum() / self.batch_size).backward()
         return losses.detach()
@@ -166,22 +177,19 @@ class Trainer:
             "loss": sum(losses) / (sum(images) or math.nan),
             **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
             "grad_norm": norm / (steps or math.nan),
-            "lr": float(self._learning_rate),
+            "lr": self.rate(max(0, self.step - 1)),
         }
 
     def batch(self, step: int) -> Batch:
-        """The data of a step. Afterwards torch's generators are in the state that the step's dropout begins with."""
-        reseed(self.seed, "train", step)
-        rows = batch_rows(self.seed, step, self.batch_size, len(self._images))
-        index = send(torch.from_numpy(rows), self._images.device)
-        x0 = self.data.kind.to_network(send(self._images[index], self.device.torch))
-        if self.data.flip:
-            flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
-            x0 = torch.where(flipped, x0.flip(-1), x0)
-        y = None if self._conditions is None else send(self._conditions[index], self.device.torch)
-        t, importance = self.time_sampling.draw(len(x0), self.device.torch)
-        noise = torch.randn_like(x0)
-        return Batch(x0, t, importance, noise, self.condition.drop(y))  # what is dropped is drawn last
+        """The data of a step. Afterwards torch's generators are in the state that the network begins with."""
+        self.batches.begin(step)
+        return self.batches.drawn()
+
+    def forget_gradients(self) -> None:
+        """Give up a step that was not finished, and the memory that it had."""
+        self.optimizer.zero_grad()
+        if self.device.torch.type == "cuda":
+            torch.cuda.empty_cache()
 
     def refuse_failure(self) -> None:
         """Raise NotFinite if the loss or gradient of a step was NaN or infinite. Waits for the device."""
@@ -225,12 +233,13 @@ class Trainer:
                 # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused
                 # AdamW reads both side by side.
                 copies = {name: torch.empty_like(weight).copy_(state[name]) for name in moments}
-                self.optimizer.state[weight] = {"step": state["step"].to(weight.device), **copies}
+                self.optimizer.state[weight] = {"step": state["step"].to(weight.device, copy=True), **copies}
             check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
-            self.sums = {name: values.to(self.device.torch) for name, values in content["sums"].items()}
+            self.sums = {name: values.to(self.device.torch, copy=True) for name, values in content["sums"].items()}
             self.time_sampling.load_state_dict(content["times"])
             self.step = content["step"]
         self._failed.fill_(-1)
+        self._computed = self._compute_or_replay()  # a graph would go on with the tensors of before
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint that restores this Trainer; `diffuse sample` needs the config too, which is not in it."""
@@ -264,17 +273,3 @@ def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none
     done = step / steps
     left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
     return float(peak * warm_up_factor * left)
-
-
-def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:
-    """The rows of a step's images among `count`: each once an epoch, in a random order for each epoch."""
-    begin, end = step * batch_size, (step + 1) * batch_size
-    epochs = range(begin // count, -(-end // count))
-    parts = [epoch_order(seed, epoch, count)[max(0, begin - epoch * count) : end - epoch * count] for epoch in epochs]
-    return np.concatenate(parts)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of the images in one epoch. Two are cached, since a batch can lie in two epochs."""
-    return generator(seed, "epoch", epoch).permutation(count)

@@ -49,8 +49,7 @@ class Watcher:
         offered = {"device": drawing.device, "data": lambda: data, "data_dir": data_dir}
         self.features: Features = build_with(config.features, "features", config.trust, **offered)
         self.outputs = needed_outputs(self.options.metrics, self.features, self.options.n, train.count)
-        y = drawing.condition.of_samples(range(self.options.n))
-        self.labels = None if y is None else y.numpy()
+        self.labels = drawing.condition.labels(self.options.n)
         refuse_unlabelled(self.options.metrics, "the run", self.labels, self.features)
         self.features.width(train.size)
         log_cost(cost_of_real(train, self.features, self.outputs, data_dir))

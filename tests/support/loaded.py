@@ -3,7 +3,6 @@
 import matplotlib.figure  # noqa: F401
 import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
-import torchvision.utils  # noqa: F401
 from PIL import Image
 
 import diffuse.commands.eval

@@ -270,19 +270,6 @@ def test_after_a_failure_nothing_is_learned_even_from_finite_steps():
         assert_same(trainer.state(), before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: memory layout, running ahead, moving")
-def test_a_run_on_cuda_continues_there_and_on_the_processor():
-    options = ["device=cuda", "device.compile=false", "optim.decay=none"]
-    folder = trained("exp", *options)
-    trained("exp", *options, "steps=12")
-    trained("exp", "device=cpu", "optim.decay=none", "steps=18")
-    assert newest(folder)["step"] == 18
-    assert all(np.isfinite(line["loss"]) for line in metrics(folder))
-    with pytest.raises(UserError, match="step 1 is NaN or infinite"):
-        trained("exploded", *options, *EXPLODES)
-    assert not np.isfinite(replay("outputs/exploded/failure.pt").norm)
-
-
 def test_a_trainer_that_failed_goes_on_from_a_checkpoint(tmp_path):
     trainer = trainer_of(config("train", *TINY))
     trainer.advance()

@@ -15,7 +15,8 @@ from diffuse.data.datasets import digits
 from diffuse.runs.record import read_record
 from diffuse.system.errors import Refused, UserError
 from diffuse.system.randomness import reseed
-from diffuse.training.trainer import Trainer, batch_rows, learning_rate
+from diffuse.training.batches import batch_rows
+from diffuse.training.trainer import Trainer, learning_rate
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import (
     assert_runs_are_the_same,
@@ -256,14 +257,15 @@ def test_grids_are_drawn_from_the_average():
 
 
 def test_a_step_in_parts_is_the_step():
-    """The gradients of two halves of a batch, one after the other, are those of the batch up to the order of sums."""
-    whole, parts = (trainer_of(config("train", *TINY, "class_conditional=true", "optim.lr=0.01")) for _ in range(2))
-    for step in range(3):
+    """With the masks of dropout, up to the order of sums."""
+    words = [*TINY, "class_conditional=true", "optim.lr=0.01", "unet.dropout=0.3"]
+    whole, parts = (trainer_of(config("train", *words, f"grad_accumulation={count}")) for count in (1, 4))
+    asked: list[int] = []
+    parts.net.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    for _ in range(3):
         whole.advance()
-        batch, parts.step = parts.batch(step), step
-        parts._learning_rate.copy_(whole._learning_rate)
-        halves = (batch._make(value[start : start + 8] for value in batch) for start in (0, 8))
-        parts.update(batch, torch.cat([parts.gradients(half) for half in halves]))
+        parts.advance()
+    assert asked == [4] * 12
     for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert whole.report() == pytest.approx(parts.report(), rel=1e-4)

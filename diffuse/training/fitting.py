@@ -1,0 +1,101 @@
+"""How the step is computed where it could be computed in several ways: what fits into memory, what is fastest."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffuse.networks.norm import NORMS, GroupNorm, use_norm
+from diffuse.system.device import Device
+from diffuse.system.errors import UsageError, UserError
+from diffuse.system.files import format_bytes
+from diffuse.system.progress import log
+from diffuse.training.trainer import Trainer
+
+ROUNDS, CALLS = 5, 10  # of each norm, in turn
+
+
+def refuse_remainder(batch_size: int, parts: int) -> None:
+    """Raise UsageError where a batch cannot be cut into so many parts of one size, with the numbers that would do."""
+    if batch_size % parts:
+        possible = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+        near = sorted(sorted(possible, key=lambda count: abs(count - parts))[:4])
+        raise UsageError(
+            f"grad_accumulation={parts} must divide batch_size={batch_size} without a remainder: "
+            f"{', '.join(map(str, near))} would do"
+        )
+
+
+def does_not_fit(trainer: Trainer) -> UserError:
+    """The error for a step that ran out of memory, with the number of parts that was tried and fits."""
+    device, batch_size = trainer.device, trainer.batch_size
+    trainer.forget_gradients()
+    needed = f"batch_size={batch_size}"
+    if trainer.parts > 1:
+        needed += f" in {trainer.parts} parts"
+    for parts in range(trainer.parts + 1, batch_size + 1):
+        if batch_size % parts == 0 and _fits(trainer, batch_size // parts):
+            advice = f"grad_accumulation={parts} does the same step in parts of {batch_size // parts}, which fit"
+            break
+    else:
+        advice = "not even one image fits: a smaller network would"
+    less = "" if device.recompute else ".\ndevice.recompute=true needs less memory too, and a third more time"
+    memory = f"the memory of {device.torch.type} ({_memory(device)})"
+    return UserError(f"{needed} does not fit into {memory}:\n{advice}{less}")
+
+
+def _fits(trainer: Trainer, images: int) -> bool:
+    try:
+        trainer.gradients(trainer.batch(trainer.step).first(images))
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        trainer.forget_gradients()
+    return True
+
+
+def _memory(device: Device) -> str:
+    if device.torch.type != "cuda":
+        return "the limit is the system's"
+    free, total = torch.cuda.mem_get_info()
+    return f"{format_bytes(total)}, of which {format_bytes(total - free)} are in use now"
+
+
+def choose_norm(trainer: Trainer, recorded: str | None) -> str:
+    """Compute the network's group norms as it is asked for, as the run did before, or in the way measured faster.
+
+    torch's own where the network is not compiled: on a CPU, and wherever nothing joins what `moments` is made of.
+    """
+    device = trainer.device
+    name = device.norm or recorded or "torch"
+    if device.norm is None and recorded is None and device.compiles and device.torch.type == "cuda":
+        seconds = {name: _seconds_of_norm(trainer, name) for name in NORMS}
+        name = min(seconds, key=lambda each: seconds[each])
+        measured = ", ".join(f"{each} {1e3 * taken:.2f} ms" for each, taken in seconds.items())
+        log.info(f"group norm: {name}, the faster one of {measured}")
+    use_norm(trainer.net, name)
+    return name
+
+
+def _seconds_of_norm(trainer: Trainer, name: str) -> float:
+    """The time of the network's first norm and its SiLU, forward and backward, compiled: the least of some rounds."""
+    device = trainer.device
+    norm = next(module for module in trainer.net.modules() if isinstance(module, GroupNorm))
+    side, channels = trainer.data.kind.side, norm.num_channels
+    x = torch.randn(trainer.batch_size // trainer.parts, channels, side, side, device=device.torch)
+    x = x.to(torch.bfloat16 if device.precision == "bfloat16" else torch.float32, memory_format=device.layout)
+    x.requires_grad_()
+
+    @torch.compile
+    def function(x: Tensor) -> Tensor:
+        return F.silu(NORMS[name](x, norm.num_groups, norm.weight, norm.bias, norm.eps)).to(x.dtype)
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        for _ in range(CALLS):
+            torch.autograd.grad(function(x), x, torch.ones_like(x))
+        device.synchronize()
+        return (time.perf_counter() - started) / CALLS
+
+    return min(seconds() for _ in range(1 + ROUNDS))
