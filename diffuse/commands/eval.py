@@ -50,7 +50,7 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
         if report.facts["values"]:
             log.info(f"scored before: {', '.join(report.facts['values'])}")
         elif drawing:
-            log.info(f"images are drawn by {drawing.sampler.summary}")
+            log.info(f"images are drawn by {drawing.summary.rstrip(',')}")
             if faster := faster_sampler(drawing.sampler, output.typed_keys):
                 log.info(faster)
         try:

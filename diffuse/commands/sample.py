@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffuse.data.images import to_uint8
-from diffuse.mathematics.editing import STEPS
 from diffuse.options.schema import SampleConfig, flat
 from diffuse.options.score_names import EVALUATIONS, SECONDS
 from diffuse.runs.drawing import Drawing, drawing_of, noises
@@ -31,7 +29,6 @@ from diffuse.system.files import json_round_trip, remove_leftovers, short_path, 
 from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256
-ENCODING_ROUNDS = 3  # to noise and back, about: how often depends on the image
 LOG, FACTS = "sample.log", "samples.json"
 # Where, how long, at what cost, and what follows from the sampler; of the checkpoint its hash counts.
 OFF_BY = "off_by_grey_levels"  # what encoding and drawing again left of the difference to the given images
@@ -159,13 +156,12 @@ def announce(
     """Say what is drawn, how, where to, and how long it will take; `known` images are there."""
     sampler = drawing.sampler
     what = f"{config.count:,} images of {network.kind.name} (step {network.step:,})"
-    log.info(f"{what}: {sampler.summary} on {network.where}, into {short_path(folder)}")
+    log.info(f"{what}: {drawing.summary} on {network.where}, into {short_path(folder)}")
     if known:
         log.info(f"continuing after {known:,} of {config.count:,} images")
     elif faster := faster_sampler(sampler, output.typed_keys):
         log.info(faster)
-    cost = sampler.cost + (ENCODING_ROUNDS * (4 * STEPS + sampler.cost) if isinstance(drawing.editing, Encoding) else 0)
-    log_cost({"drawing": (config.count - known) * cost / network.images_per_second()})
+    log_cost({"drawing": drawing.seconds(network, config.count - known)})
 
 
 def kinds_of_files(config: SampleConfig) -> list[str]:
@@ -187,8 +183,7 @@ def batches_of(
     """The images [b, H, W, C] of each batch from image `first` on; also as PNG files in the folder, if asked for."""
     kind = drawing.kind
     as_files = "png" in kinds_of_files(config) and kind.bounded and kind.channels in (1, 3)  # what PNG can hold
-    for numbers, x in drawing.batches(config.count, batch_size, first, way or (lambda guess: None)):
-        images = to_uint8(x) if kind.bounded else x
+    for numbers, images in drawing.batches(config.count, batch_size, first, way or (lambda guess: None)):
         for number, image in zip(numbers, images, strict=True) if as_files else ():
             save_png(folder / f"{number:05d}.png", image)
         if way and not first and numbers.start == 0:

@@ -1,7 +1,7 @@
 """Drawing images, for samples, scores and grids: a denoiser, a sampler and what the images are conditioned on."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffuse.data.conditions import Condition
-from diffuse.data.images import ImageKind
+from diffuse.data.images import ImageKind, to_uint8
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
-from diffuse.mathematics.editing import encode
+from diffuse.mathematics.editing import STEPS, encode
 from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
@@ -28,6 +28,8 @@ from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
+
+ENCODING_ROUNDS = 3  # to noise and back, about: how often depends on the image
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,13 @@ class Drawing:
     guidance: dict[str, Any] = field(default_factory=dict)
     editing: Editing = PLAIN
     evaluated: Counter[str] = field(default_factory=Counter, compare=False)
+
+    @property
+    def summary(self) -> str:
+        """The sampler, and the guidance if there is one, for a log line."""
+        if not self.guidance:
+            return self.sampler.summary
+        return f"{self.sampler.summary}, guidance={self.guidance['_target_']} at scale {self.guidance['scale']:g},"
 
     @property
     def record(self) -> dict[str, Any]:
@@ -94,10 +103,13 @@ class Drawing:
     def batches(
         self, n: int, batch_size: int, first: int = 0, seen: Seen = lambda guess: None
     ) -> Iterator[tuple[range, Tensor]]:
-        """The numbers and the images of each batch, from image `first` to n - 1; shows progress.
+        """The numbers and the images of each batch, from image `first` to n - 1, on the CPU; shows progress.
 
-        seen is called with every prediction.
+        As 8-bit pixels, or as floats where the data have no range. A device that runs ahead draws the next batch while
+        the caller has this one. seen is called with every prediction.
         """
+        ahead = 1 if self.device.asynchronous else 0
+        under_way: deque[tuple[range, Callable[[], Tensor]]] = deque()
         cost = self.sampler.evaluations or 1  # 1 where only images can be counted
         unit = "evaluation" if self.sampler.evaluations else "image"
 
@@ -111,12 +123,42 @@ class Drawing:
         with Progress("draw", n * cost, unit, first * cost) as progress:
             for start in range(first, n, batch_size):
                 images = range(n)[start : start + batch_size]
-                drawn = self.draw(images, after_evaluation).cpu()
+                drawn = self.draw(images, after_evaluation)
                 self.evaluated["images"] += len(images)
                 if not self.sampler.evaluations:
                     progress.advance(len(images))
-                refuse_not_finite(drawn, images, bool(self.guidance))
-                yield images, drawn
+                under_way.append((images, self.fetched(drawn, images)))
+                while len(under_way) > ahead:
+                    images, wait = under_way.popleft()
+                    yield images, wait()
+            for images, wait in under_way:
+                yield images, wait()
+
+    def fetched(self, drawn: Tensor, images: Sequence[int]) -> Callable[[], Tensor]:
+        """Begin to fetch drawn images from the device; the function that is returned waits for them.
+
+        It raises UserError for pixels that are NaN or infinite, which as 8-bit pixels would be any number.
+        """
+        finite = self.device.fetch(torch.isfinite(drawn).flatten(1).all(1))
+        pixels = self.device.fetch(to_uint8(drawn) if self.kind.bounded else drawn)
+
+        def wait() -> Tensor:
+            refuse_not_finite(finite(), images, bool(self.guidance))
+            return pixels()
+
+        return wait
+
+    def seconds(self, network: TrainedNetwork, n: int) -> float:
+        """How long n images will take, about: every evaluation as long as one in the middle of the time grid.
+
+        Measured with guidance, whose second network or gradient costs as much again or more.
+        """
+        times = self.sampler.times
+        speed = network.speed_of(self.denoiser, self.condition, float(times[(len(times) - 1) // 2]))
+        cost = self.sampler.cost
+        if isinstance(self.editing, Encoding):
+            cost += ENCODING_ROUNDS * (4 * STEPS + cost)
+        return n * cost / speed
 
     @property
     def evaluations(self) -> float | None:
@@ -141,9 +183,9 @@ def noises(drawing: Drawing, encoding: Encoding, n: int, batch_size: int, first:
             progress.advance(len(images))
 
 
-def refuse_not_finite(drawn: Tensor, images: Sequence[int], guided: bool = False) -> None:
-    """Raise UserError where an image has pixels that are NaN or infinite: as 8-bit pixels they would be any number."""
-    wrong = [str(number) for number, image in zip(images, drawn, strict=True) if not torch.isfinite(image).all()]
+def refuse_not_finite(finite: Tensor, images: Sequence[int], guided: bool) -> None:
+    """Raise UserError where some images [n] have pixels that are NaN or infinite."""
+    wrong = [str(number) for number, good in zip(images, finite.tolist(), strict=True) if not good]
     if wrong:
         less = "Try a smaller guidance.scale, " if guided else "Try "
         raise UserError(

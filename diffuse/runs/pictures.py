@@ -24,13 +24,30 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen. Of more than three channels, the first
     three are shown as colours; of two, the first.
     """
-    from torchvision.utils import make_grid  # as slow to import as torch itself, and few commands draw a grid early
-
     columns = columns or max(1, round(len(images) ** 0.5))
     factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
     shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
     enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return make_grid(enlarged, nrow=columns, padding=BETWEEN, pad_value=GREY)
+    return tiled(enlarged, columns)
+
+
+def tiled(images: Tensor, columns: int) -> Tensor:
+    """uint8 images [n, 1 or 3, h, w] row by row in one [3, H, W], with grey between and around; one alone as it is.
+
+    As torchvision's make_grid, whose import takes as long as that of torch, in every command that draws a picture.
+    """
+    n, _, h, w = images.shape
+    if n == 1:
+        return images[0].expand(3, -1, -1)
+    columns = min(columns, n)
+    size = 3, -(-n // columns) * (h + BETWEEN) + BETWEEN, columns * (w + BETWEEN) + BETWEEN
+    picture = torch.full(size, GREY, dtype=images.dtype, device=images.device)
+    for number, image in enumerate(images):
+        top, left = (
+            BETWEEN + place * (side + BETWEEN) for place, side in zip(divmod(number, columns), (h, w), strict=True)
+        )
+        picture[:, top : top + h, left : left + w] = image
+    return picture
 
 
 def grid_by_title(images: Tensor, titles: Sequence[str]) -> Tensor:

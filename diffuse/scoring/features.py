@@ -64,7 +64,8 @@ class Features:
         def call(start: int) -> dict[str, Tensor]:
             batch = torch.from_numpy(np.ascontiguousarray(images[start : start + rows]))
             missing = rows - len(batch) if on_cpu else 0
-            found = self.net(F.pad(batch, (0, 0, 0, 0, 0, 0, 0, missing)).to(self.device.torch))
+            with self.device.in_float32():
+                found = self.net(F.pad(batch, (0, 0, 0, 0, 0, 0, 0, missing)).to(self.device.torch))
             return {name: found[name][: len(batch)] for name in self.outputs}
 
         parts = self.device.spread(call, range(0, len(images), rows))
@@ -114,9 +115,11 @@ def inception(device: Device, weights: str | None = None) -> Features:
     path = download_inception() if weights is None else require_file(weights, "features.weights")
     load_safely(path)  # torch-fidelity would unpickle any file
     try:
-        extractor = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-        ).to(device.torch)
+        extractor = device.place(
+            FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+            )
+        )
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"features.weights={path} does not hold the weights of FID's Inception network") from error
     maps: dict[int, Tensor] = {}  # by the thread that calls the network

@@ -3,7 +3,6 @@
 All are read in order and in batches, so that memory does not grow with the number of images.
 """
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from diffuse.data.images import ImageKind
 from diffuse.data.own_images import DAMAGED, MOST_NAMED, NpzImages, fingerprint, image_files
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import sha256, sha256_of_folder
+from diffuse.system.files import absolute, sha256, sha256_of_folder
 from diffuse.system.progress import Progress
 from diffuse.system.signals import raise_pending
 
@@ -105,7 +104,7 @@ def open_split(kind: ImageKind, name: str, split: Split) -> ImageSet:
 
 def open_place(place: str, key: str) -> ImageSet:
     """The images in a folder and below it, in an npz file, or in a folder written by `diffuse sample`."""
-    path = Path(os.path.abspath(Path(place).expanduser()))  # noqa: PTH100  (symbolic links are kept)
+    path = absolute(place)
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():

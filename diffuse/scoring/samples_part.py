@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse.data.images import Dataset, to_uint8
+from diffuse.data.images import Dataset
 from diffuse.data.sources import SPLITS
 from diffuse.options.build import build, build_with
 from diffuse.options.dataset import build_named_dataset, default_data_dir
@@ -130,8 +130,7 @@ class SamplesPart:
         left, costs = self.images.count - known, dict[str, float]()
         if left > FEW_TO_COMPUTE:
             if self.drawing and self.network:
-                calls = left * self.drawing.sampler.cost
-                costs[f"drawing {left:,} images"] = calls / self.network.images_per_second()
+                costs[f"drawing {left:,} images"] = self.drawing.seconds(self.network, left)
             costs["their features"] = left / self.features.images_per_second(self.images.size)
         if isinstance(self.real, ImageSet):
             costs |= cost_of_real(self.real, self.features, self.real_outputs, self.data_dir)
@@ -212,11 +211,10 @@ def drawn_images(network: TrainedNetwork, drawing: Drawing, n: int) -> ImageSet:
     fingerprint = key_of(json.dumps({**facts, "checkpoint": network.sha256}, sort_keys=True))
 
     def batches(first: int) -> Iterator[np.ndarray]:
-        return (to_uint8(x).numpy() for _, x in drawing.batches(n, network.batch_size, first))
+        return (pixels.numpy() for _, pixels in drawing.batches(n, network.batch_size, first))
 
     name = f"{drawing.kind.name} drawn at step {network.step:,}"
-    y = drawing.condition.of_samples(range(n))
-    labels = None if y is None else y.numpy()
+    labels = drawing.condition.labels(n)
     return ImageSet(name, n, drawing.kind.size, fingerprint, batches, facts=facts, labels=labels)
 
 

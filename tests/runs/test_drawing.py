@@ -1,5 +1,8 @@
 """Drawing from a trained network: from each image's noise, or from given images at a given time."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,3 +41,18 @@ def test_images_are_drawn_of_the_condition(drawing):
     (first, second), (again, other) = (drawing.draw(images, x=x) for images in (range(2), [0, 7]))
     assert torch.equal(first, again)
     assert not torch.equal(second, other)
+
+
+def test_a_device_that_runs_ahead_draws_the_next_batch_first(tiny_run):
+    """The same images in the same order, each batch given when the one after it is drawn."""
+    typed = config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", *FAST)
+    drawing = drawing_of(load_for(typed), typed)
+    expected = [(list(numbers), pixels) for numbers, pixels in drawing.batches(150, batch_size=64)]
+    kind = type("Asynchronous", (type(drawing.device),), {"asynchronous": True})
+    ahead = replace(drawing, device=kind("cpu", "float32"), evaluated=Counter())
+    drawn = []
+    for number, (numbers, pixels) in enumerate(ahead.batches(150, batch_size=64)):
+        drawn.append(ahead.evaluated["images"])
+        assert list(numbers) == expected[number][0]
+        assert torch.equal(pixels, expected[number][1])
+    assert drawn == [128, 150, 150]

@@ -10,8 +10,8 @@ import torch
 
 from diffuse.runs.checkpoint import write
 from diffuse.runs.checkpoint_files import all_in
-from diffuse.runs.drawing import refuse_not_finite
-from diffuse.runs.trained import load
+from diffuse.runs.drawing import drawing_of
+from diffuse.runs.trained import load, load_for
 from diffuse.scoring.feature_rows import Rows, read_statistics
 from diffuse.scoring.report import Report
 from diffuse.system.errors import UserError
@@ -89,12 +89,13 @@ def test_weights_that_are_not_finite_neither_draw_nor_score(tiny_run, tmp_path):
     assert [folder.name for folder in (tmp_path / "r").iterdir()] == ["checkpoints"]
 
 
-def test_images_that_are_not_finite_are_refused_by_their_number():
-    drawn = torch.zeros(3, 1, 2, 2)
-    refuse_not_finite(drawn, range(10, 13))
+def test_images_that_are_not_finite_are_refused_by_their_number(tiny_run):
+    typed = config("sample", f"ckpt={tiny_run}", *FAST)
+    drawing, drawn = drawing_of(load_for(typed), typed), torch.zeros(3, 1, 2, 2)
+    assert drawing.fetched(drawn, range(10, 13))().unique().tolist() == [128]
     drawn[1, 0, 0, 1] = torch.inf
     with pytest.raises(UserError, match=r"1 of 3 images are NaN or infinite \(the first is number 11\)"):
-        refuse_not_finite(drawn, range(10, 13))
+        drawing.fetched(drawn, range(10, 13))()
 
 
 def test_a_score_that_is_not_finite_is_not_written(tmp_path):

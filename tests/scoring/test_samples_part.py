@@ -10,7 +10,6 @@ import pytest
 from diffuse.commands import sample
 from diffuse.commands.eval import refuse_keys_of_drawing
 from diffuse.data.datasets import digits
-from diffuse.data.images import to_uint8
 from diffuse.runs.drawing import drawing_of
 from diffuse.runs.trained import load_for
 from diffuse.scoring.distances import frechet_distance, statistics
@@ -39,9 +38,9 @@ def test_the_number_is_that_of_the_core(tiny_run, words):
     """Drawn, rounded, described and compared in a few lines: the command adds files and nothing else."""
     found = score(f"ckpt={tiny_run}", "name=of-samples", *FEW, *words, "seed=3", "reference=test")
     typed = config("sample", f"ckpt={tiny_run}", "sampler=ddim", "sampler.steps=2", "seed=3", *FAST)
-    ((_, x),) = drawing_of(load_for(typed), typed).batches(20, batch_size=64)
+    ((_, pixels),) = drawing_of(load_for(typed), typed).batches(20, batch_size=64)
     network = torchscript(Device("cpu"), words[1].partition("=")[2])
-    images = [to_uint8(x).numpy(), digits().test.images]
+    images = [pixels.numpy(), digits().test.images]
     expected = frechet_distance(*(statistics(network(some)["features"]) for some in images))
     assert found == {"fid_tiles": pytest.approx(expected, rel=1e-9)}
 
