@@ -11,9 +11,11 @@ from pathlib import Path
 
 import hydra
 
+from diffuse.cli.help import help_page
 from diffuse.cli.messages import as_user_error, package_of_the_users
 from diffuse.cli.overrides import (
     COMPLETION,
+    HELP,
     PRINTING,
     overrides_first,
     resumed_config,
@@ -92,9 +94,18 @@ class CommandLine:
             logging.getLogger("hydra").setLevel(logging.DEBUG)  # this is how Hydra prints it
         sys.argv = ["diffuse" if {*COMPLETION} & {*words} else f"diffuse {self.task.name}", *words]
         config_name = resumed_config(self.task.typed) if self.task.name == "train" else self.task.name
+        overrides = [word for word in words if word not in HELP]
+        if len(overrides) < len(words) and not any(word.startswith("-") for word in overrides):
+            print(self.help_page(config_name, overrides))
+            return
         hydra.main(config_path=str(CONFIGS), config_name=config_name, version_base="1.3")(self.task)()
         if self.task.error:
             raise self.task.error
+
+    def help_page(self, config_name: str, overrides: list[str]) -> str:
+        """The help page, without the list of groups that Hydra would make for it, in half of the time."""
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return help_page(self.task.name, hydra.compose(config_name, overrides, return_hydra_config=True))
 
     def ask_jobs_to_end(self) -> None:
         """Send SIGTERM to the sweep's jobs in other processes, and wait for them."""

@@ -37,7 +37,7 @@ def help_page(command: str, config: DictConfig) -> str:
 def group_lines(command: str, chosen: Mapping[str, Any]) -> Iterator[str]:
     """Two lines for each group."""
     for group, about in groups(command).items():
-        yield f"  {group:12}{chosen.get(group) or 'none':14}{about}"
+        yield f"  {group:12}{chosen.get(group) or 'none':16} {about}"
         yield f"  {'':26}{', '.join(option.name for option in options(group))}"
 
 

@@ -35,7 +35,8 @@ from diffuse.system.files import (
 
 MULTIRUN = ("-m", "--multirun")
 COMPLETION = ("-sc", "--shell-completion")
-BARE_FLAGS = (*MULTIRUN, *COMPLETION, "-r", "--run", "-h", "--help", "--hydra-help", "--resolve")
+HELP = ("-h", "--help")
+BARE_FLAGS = (*MULTIRUN, *COMPLETION, *HELP, "-r", "--run", "--hydra-help", "--resolve")
 # Hydra's flags that take a value, with the values that each allows, if there are few.
 FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
@@ -43,7 +44,7 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"), ()),
 }
 # The flags with which Hydra prints something and runs nothing.
-PRINTING = (*COMPLETION, "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i")
+PRINTING = (*COMPLETION, *HELP, "--hydra-help", "--cfg", "-c", "--info", "-i")
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
 
 
