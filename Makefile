@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo install dev test lint types tests test-core test-slow pages mutants clean
+.PHONY: help demo install dev test lint types tests test-core test-slow pages gpu mutants clean
 
 help:
 	@echo "make demo       install, train on the digits that ship, sample 64, score (4 minutes on two cores)"
-	@echo "make test       install for development, then lint, types and tests (6 minutes on two cores)"
+	@echo "make test       install for development, then lint, types and tests (8 minutes on two cores)"
 	@echo "make test-core  the tests of the mathematics alone, in seconds"
 	@echo "make test-slow  the tests that train for minutes"
 	@echo "make pages      run every command of the README and of docs/, made small"
+	@echo "make gpu        on a machine with CUDA: checks, benchmark and profile in one page (8 minutes)"
 	@echo "make mutants    which slip in a formula would the tests miss? (50 minutes on one core)"
 	@echo "make install    only the virtual environment, in $(VENV)"
 	@echo "make clean      remove the virtual environment and caches; runs in outputs/ stay"
@@ -49,6 +50,9 @@ pages: dev
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow -s
+
+gpu: dev
+	$(BIN)/python scripts/gpu.py
 
 mutants: dev
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/mutants.py
