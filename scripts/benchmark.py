@@ -3,6 +3,7 @@
     python scripts/benchmark.py                                        # the default run: digits, unet=tiny, batch 64
     python scripts/benchmark.py --unet base --size 32 --channels 3 --batch 64 --steps 2       # DDPM's for CIFAR-10
     python scripts/benchmark.py --task sampling --rounds 3
+    python scripts/benchmark.py --task scoring --size 32 --batch 128        # Inception's features, and torch-fidelity
     python scripts/benchmark.py --curves cost.png                      # ours against batch, width and resolution
 
 Each contender runs in a process of its own, as its users run it (how memory is kept is a process's affair), and they
@@ -30,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import THEIRS, made, unet_of, where
+from contenders import SCORERS, THEIRS, made, unet_of, where
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["training", "sampling"], default="training")
+    parser.add_argument("--task", choices=["training", "sampling", "scoring"], default="training")
     parser.add_argument("--unet", default="tiny")
     parser.add_argument("--size", type=int, default=8)
     parser.add_argument("--channels", type=int, default=1)
@@ -121,10 +122,15 @@ def compared(names: list[str], options: argparse.Namespace, arguments: list[str]
 
 
 def ceiling() -> float:
-    """FLOP/s of a bfloat16 matrix product on this device."""
+    """FLOP/s of a matrix product on this device, in bfloat16 or float32, whichever is faster."""
+    return max(product_speed(precision) for precision in (torch.bfloat16, torch.float32))
+
+
+def product_speed(precision: torch.dtype) -> float:
+    """FLOP/s of a large matrix product."""
     device = where()
     side, calls = (8192, 30) if device == "cuda" else (2048, 6)
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=precision) for _ in range(2))
 
     def seconds() -> float:
         started = time.perf_counter()
@@ -180,12 +186,13 @@ def main() -> None:
     if options.curves:
         curves(options, arguments)
         return
-    peers = [] if options.without_peers else [name for name, module in THEIRS.items() if find_spec(module)]
+    rivals = {} if options.without_peers else SCORERS if options.task == "scoring" else THEIRS
+    peers = [name for name, module in rivals.items() if find_spec(module)]
     rows = compared([f"diffuse {variant}" for variant in options.ours] + peers, options, arguments)
     limit = ceiling() if options.task == "training" else 0.0
     print(table(rows, limit))
     if limit:
-        print(f"\na bfloat16 matrix product: {limit / 1e12:.3g} TFLOP/s")
+        print(f"\nthe ceiling, a matrix product: {limit / 1e12:.3g} TFLOP/s")
     if options.json:
         options.json.write_text(json.dumps({"rows": rows, "ceiling": limit, "options": arguments}, indent=1))
 

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import torch
 
-# Names of contenders, and the modules that they need.
+# Names of contenders of training and sampling, and of scoring, with the modules that they need.
 THEIRS = {
     "diffusers": "diffusers",
     "diffusers bf16": "diffusers",
     "ddp": "denoising_diffusion_pytorch",
-}  # their modules
+}
+SCORERS = {"torch-fidelity": "torch_fidelity"}
 
 
 @dataclass
@@ -152,7 +153,32 @@ def ddp(options: argparse.Namespace) -> Made:
     return Made(step, options.batch, weights)
 
 
+def scoring(options: argparse.Namespace, as_ours: bool) -> Made:
+    """The features of Inception, as `diffuse eval` takes them, or as torch-fidelity does: 64 at once, all threads."""
+    from diffuse.scoring.features import download_inception, inception
+    from diffuse.system.device import Device
+
+    shape = options.batch, 3, options.size, options.size
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.manual_seed(0))
+    if as_ours:
+        features = inception(Device(where()))
+        return Made(lambda: features(images.numpy()), options.batch, 0)
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    weights = str(download_inception())
+    net = FeatureExtractorInceptionV3("reference", ["2048"], feature_extractor_weights_path=weights).to(where())
+
+    @torch.no_grad()
+    def extract() -> None:
+        for part in images.split(64):
+            net(part.to(where()))[0].cpu()
+
+    return Made(extract, options.batch, 0)
+
+
 def made(name: str, options: argparse.Namespace) -> Made:
+    if options.task == "scoring":
+        return scoring(options, name.startswith("diffuse "))
     if name.startswith("diffuse "):
         return ours(options, [word for word in name.removeprefix("diffuse ").split(",") if word])
     return ddp(options) if name == "ddp" else diffusers(options, name.endswith("bf16"))

@@ -115,11 +115,9 @@ def inception(device: Device, weights: str | None = None) -> Features:
     path = download_inception() if weights is None else require_file(weights, "features.weights")
     load_safely(path)  # torch-fidelity would unpickle any file
     try:
-        extractor = device.place(
-            FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
-            )
-        )
+        extractor = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+        ).to(device.torch, memory_format=torch.channels_last)  # on a CPU its pooling is 8 times as fast so
     except (RuntimeError, TypeError, AttributeError) as error:
         raise UserError(f"features.weights={path} does not hold the weights of FID's Inception network") from error
     maps: dict[int, Tensor] = {}  # by the thread that calls the network
