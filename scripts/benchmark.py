@@ -159,6 +159,7 @@ def table(rows: list[dict[str, Any]], limit: float) -> str:
 def curves(options: argparse.Namespace, arguments: list[str]) -> None:
     """Images a second of ours against batch, width and resolution, one at a time from the sizes given."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     unet = unet_of(options)
     varied = {
@@ -169,10 +170,11 @@ def curves(options: argparse.Namespace, arguments: list[str]) -> None:
         ],
     }
     figure = Figure(figsize=(12, 3.5), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, 3), varied.items(), strict=True):
+    for axes, (name, values) in zip(figure.subplots(1, 3, sharey=True), varied.items(), strict=True):
         found = [compared(["diffuse "], options, [*arguments, *changed])[0]["speed"] for _, changed in values]
         axes.loglog([value for value, _ in values], found, "o-")
-        axes.set_xticks([value for value, _ in values], [str(value) for value, _ in values], minor=False)
+        axes.set_xticks([value for value, _ in values], [str(value) for value, _ in values])
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set(xlabel=name, ylabel="images/s" if name == "batch" else "")
         print(f"{name}: " + ", ".join(f"{value} {speed:,.1f}" for (value, _), speed in zip(values, found, strict=True)))
     figure.savefig(options.curves)
