@@ -4,19 +4,21 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from diffuse.system.cuda_graph import CapturedCalls
-from diffuse.system.errors import Refused, check, check_choice
+from diffuse.system.distributed import WAIT, Processes, join
+from diffuse.system.errors import Refused, UsageError, UserError, check, check_choice
 from diffuse.system.memory import keep_freed_memory
+from diffuse.system.ranks import started
 from diffuse.system.threads import Item, Result, Workers, cores, threads_from_environment
 
 STEPS_WORTH_COMPILING = 3_000  # it takes about a minute, and a compiled step is about 20 ms faster
@@ -36,8 +38,13 @@ class Device:
     recompute    whether training computes activations again for the gradient, for less memory
     threads      number of CPU threads; null takes OMP_NUM_THREADS, or else the fastest number
     keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
+    processes    how many processes compute one command, each on a device of its own (all: one for each GPU, null: 1)
+    restarts     how often they are started again where one of them is killed
+    wait         seconds in which all of them must have come
+    gradients    float32 or bfloat16: the precision in which they send each other the gradients of a training
 
-    Raises Refused if this machine has no such device.
+    The last four are for `diffuse` as it starts processes; torchrun's are as many as torchrun says. Raises Refused if
+    this machine has no such device.
     """
 
     def __init__(
@@ -50,7 +57,15 @@ class Device:
         recompute: bool = False,
         threads: int | None = None,
         keep_memory: bool = True,
+        processes: int | str | None = None,
+        restarts: int = 3,
+        wait: float = WAIT,
+        gradients: str = "float32",
     ):
+        check_choice("gradients", gradients, ("float32", "bfloat16"))
+        check_processes(processes)
+        check(restarts >= 0, "restarts", "at least 0", restarts)
+        check(wait > 0, "wait", "positive", wait)
         check_choice("kind", kind, ("auto", "cpu", "cuda", "mps"))
         check_choice("precision", precision, ("auto", "float32", "bfloat16", "tf32"))
         check(threads is None or threads >= 1, "threads", "at least 1 or null", threads)
@@ -67,15 +82,20 @@ class Device:
             precision = "bfloat16" if _computes_in_bfloat16(kind) else "float32"
         if precision == "tf32" and kind != "cuda":
             raise Refused("precision", f"is tf32, in which only CUDA devices compute, and the device is {kind}")
+        self.processes = join(wait)
         self.torch = torch.device(kind)
-        self.precision = precision
-        self.threads = threads or threads_from_environment()
+        self.precision = self.processes.published("precision", precision)  # measured on one CPU for all
+        share = cores() // self.processes.local_count if self.processes.count > 1 else 0
+        self.threads = threads or threads_from_environment() or share or None
         self.workers = Workers(self.threads or cores()) if kind == "cpu" else None
+        self.gradients = torch.bfloat16 if gradients == "bfloat16" else torch.float32
         self.compiles = (kind == "cuda" and has_triton()) if compile is None else compile
         self.compiles_always = bool(compile)
         self.captures, self.norm, self.recompute = bool(capture), norm, recompute
         self.layout = torch.channels_last if kind == "cuda" else torch.contiguous_format
         if kind == "cuda":
+            if self.processes.count > 1:
+                torch.cuda.set_device(gpu_of(self.processes.local_rank, self.processes.local_count))
             torch.backends.cudnn.benchmark = True
             allow_tf32(precision == "tf32")  # float32 means float32
 
@@ -179,6 +199,55 @@ class Device:
         """Wait until the device has done all its work; for timing only."""
         if self.torch.type != "cpu":
             getattr(torch, self.torch.type).synchronize()
+
+
+def check_processes(processes: object) -> None:
+    """Raise Refused unless this is a number of processes, "all" or None."""
+    number = isinstance(processes, int) and not isinstance(processes, bool) and processes >= 1
+    check(number or processes in ("all", None), "processes", "a number, all (one for each GPU) or null", processes)
+
+
+def processes_to_start(device: Mapping[str, Any]) -> int:
+    """How many processes the options of a device ask for; 1 in a process that was started together with others."""
+    asked, kind = device.get("processes"), device.get("kind")
+    try:
+        check_processes(asked)
+    except Refused as error:
+        raise UsageError(f"device.{error}") from error
+    if asked in (None, 1) or started() > 1:
+        return 1
+    on_gpus = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
+    gpus = torch.cuda.device_count() if on_gpus else 0
+    if asked == "all":
+        if not gpus:
+            raise UserError("device.processes=all is one for each GPU, and there is none here: give a number")
+        return gpus
+    if kind == "mps" or (kind == "auto" and not on_gpus and torch.backends.mps.is_available()):
+        raise UserError(f"device.processes={asked} needs as many devices, and there is one mps device: leave it out")
+    if on_gpus and asked > gpus:
+        raise UserError(f"device.processes={asked} needs as many GPUs, and there are {gpus}: set device.processes=all")
+    return int(asked)
+
+
+def processes_of(device: Mapping[str, Any]) -> Processes:
+    """The processes that were started with this one, for which a command waits as the options of its device say."""
+    return join(float(device.get("wait") or WAIT))
+
+
+def gpu_of(local_rank: int, local_count: int) -> int:
+    """The GPU of a process. Raises UserError where a machine has fewer GPUs than processes.
+
+    Slurm may show each of its tasks a GPU of its own alone, which is number 0 for all of them.
+    """
+    gpus = torch.cuda.device_count()
+    own = gpus == 1 and "SLURM_STEP_GPUS" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ
+    if own:
+        return 0
+    if gpus < local_count:
+        raise UserError(
+            f"{local_count} processes need as many GPUs, and this machine has {gpus}: start {gpus}, or set device=cpu"
+        )
+    return local_rank
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+tqdm.set_lock(threading.RLock())  # its own is shared with other processes, and stays where one is killed
 log = logging.getLogger("diffuse")
 SECONDS_BETWEEN_PLAIN_LINES = 15.0
 WORTH_SAYING = 60.0  # seconds
@@ -42,14 +44,17 @@ class _LogFile(logging.FileHandler):
             super().handleError(record)
 
 
-def log_to_console(speaker: str = "") -> None:
-    """Show log messages; calling it again changes nothing but the speaker.
+def log_to_console(speaker: str = "", rank: int = 0) -> None:
+    """Show log messages; calling it again changes nothing but the speaker and the rank.
 
-    speaker is for one of several processes that share a terminal: it begins each line, and there are no bars.
+    speaker is for one of several processes that share a terminal: it begins each line, and there are no bars. Of the
+    processes of one command only that of rank 0 shows anything: the others would say the same.
     """
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Console)] + [_Console(speaker)]
+    console = _Console(f"{speaker}rank {rank}: " if rank else speaker)
+    console.setLevel(logging.CRITICAL if rank else logging.NOTSET)
+    log.handlers = [handler for handler in log.handlers if not isinstance(handler, _Console)] + [console]
 
 
 @contextmanager

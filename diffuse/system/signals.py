@@ -46,12 +46,14 @@ class AtOnce:
 
     In the middle of an import it does not raise: a library that is loaded by half may crash. Then `raise_pending` does,
     at the next step of whatever follows. before is called at the first signal, and may wait for other processes. With
-    `once`, later signals do nothing.
+    `once`, later signals do nothing. With `waits`, only `raise_pending` raises at the first signal: a process that
+    sends something to others must not stop in the middle.
     """
 
-    def __init__(self, before: Callable[[], None] = lambda: None, once: bool = False):
-        self.before, self.once = before, once
+    def __init__(self, before: Callable[[], None] = lambda: None, once: bool = False, waits: bool = False):
+        self.before, self.once, self.waits = before, once, waits
         self.received: int | None = None
+        self.since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None = None) -> None:
         first = self.received is None
@@ -59,7 +61,10 @@ class AtOnce:
             return
         self.received = number
         if first:
+            self.since = time.monotonic()
             self.before()
+        if self.waits and time.monotonic() - self.since < IMPATIENT_AFTER:
+            return
         if not is_importing(frame):
             end(number)
 
@@ -96,13 +101,18 @@ class Stop(ExitStack):
         self.signal = pending()
         self.since = time.monotonic()
 
+    def take(self, number: int) -> None:
+        """Take over a signal that another process of the command has received; 0 for none."""
+        if number and self.signal is None:
+            self.signal, self.since = number, time.monotonic()
+
     def __enter__(self) -> "Stop":
         self.enter_context(handle_signals(self._note))
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
-            self.signal, self.since = number, time.monotonic()
+            self.take(number)
         elif number in (signal.SIGINT, signal.SIGTERM) and time.monotonic() - self.since > IMPATIENT_AFTER:
             end(number)
 
@@ -113,13 +123,14 @@ class Stop(ExitStack):
 
 
 @contextmanager
-def end_at_first_signal() -> Iterator[None]:
+def end_at_first_signal(waits: bool = False) -> Iterator[None]:
     """A job in a process that a launcher started: the first signal ends it, and the process begins no other job.
 
     Ctrl-C reaches every process of a terminal, and the first of them asks the others to end: that is one request.
+    waits: as for AtOnce.
     """
     raise_pending()
-    handler = AtOnce(once=True)
+    handler = AtOnce(once=True, waits=waits)
     with handle_signals(handler, stays=lambda: handler.received is not None):
         try:
             yield

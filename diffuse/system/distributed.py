@@ -1,0 +1,425 @@
+"""Several processes that compute one command, on one machine or on many: started by torchrun, Slurm or `launcher`.
+
+The first process (rank 0) leads: it alone reads and writes the files of a command. The others follow: they wait for
+its tasks, compute their share and send it back. In a training all of them take every step together, and follow only
+between steps. Without torchrun's environment there is one process, for which everything here does nothing.
+"""
+
+import os
+import platform
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from diffuse.system.errors import Terminated, UserError
+from diffuse.system.ranks import local_place, rank_here, started
+
+WAIT = 300.0  # seconds for the other processes to come
+# A process that follows waits for as long as the leader works alone. If the leader dies, its connection ends at once.
+FOLLOW = timedelta(days=30)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Reply = tuple[BaseException | None, Any]
+Task = Callable[[Any], Any]
+
+
+class PeerLost(UserError):
+    """The connection to another process has ended: that process failed, or was killed, and says why itself."""
+
+
+class Dismissed(Exception):
+    """The leader has ended the command: a process that follows has nothing more to do."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the leader sends to a process: the name of a task, its item, and whether an answer is expected."""
+
+    task: str = ""
+    item: Any = None
+    answered: bool = True
+
+
+@dataclass(frozen=True)
+class _Dismissal:
+    """The leader's last word in a round of tasks; `ended`: there will be no other round."""
+
+    value: Any = None
+    ended: bool = False
+
+
+_NOTHING = _Order()  # for a process without an item in this round
+
+
+@dataclass
+class Processes:
+    """The processes of a command, and what they send each other.
+
+    rank, count              the number of this process, from 0, and how many there are
+    local_rank, local_count  the same among those on this machine
+    store                    a table that all processes read and write; None for a single one
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    store: Any = None
+    offered: Collection[str] = ()  # what the leader knows of the others: which tasks they wait for
+    following: bool = False  # and whether they wait at all
+    _levels: Mapping[str, Sequence[Any]] = field(
+        default_factory=dict
+    )  # of a kind of device: in which groups it adds up
+    _published: dict[str, int] = field(default_factory=dict)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor [n], on every process, by the sum over all of them: `pairwise_sum` in their order.
+
+        Every process of a machine adds up a piece, adds to it those of other machines, and sends its sum to the others
+        of its machine: as many bytes on every link as other methods have, but in a known order.
+        """
+        if self.count > 1:
+            with _connection():
+                tensor.copy_(_sum_over(tensor, self._levels[tensor.device.type]))
+
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of the numbers that each process gives, for each place."""
+        if self.count == 1:
+            return list(numbers)
+        found = torch.tensor(numbers, dtype=torch.int64)
+        with _connection():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def of_all(self, value: Result) -> list[Result]:
+        """The values of all processes, on every process: all call this at the same point."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            with _connection():
+                dist.all_gather_object(values, value)
+        return values
+
+    def from_leader(self, value: Result) -> Result:
+        """The leader's value, on every process: all call this at the same point."""
+        if self.count == 1:
+            return value
+        values = [value]
+        with _connection():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def published(self, name: str, value: str) -> str:
+        """The leader's value, for which the others wait, whatever they do before."""
+        if self.count == 1:
+            return value
+        number = self._published[name] = self._published.get(name, 0) + 1
+        if self.rank == 0:
+            self.store.set(f"{name}/{number}", value)
+            return value
+        with _connection():
+            self.store.wait([f"{name}/{number}"], FOLLOW)
+            return str(self.store.get(f"{name}/{number}").decode())
+
+    # What all call
+
+    def command(
+        self,
+        build: Callable[[], Item],
+        tasks: Callable[[Item], Mapping[str, Task]],
+        lead: Callable[[Item], dict[str, float]],
+    ) -> dict[str, float]:
+        """A whole command: lead(built), while the others follow with tasks(built). Empty for those.
+
+        built = build() on every process, the leader's first, since it may prepare files that the others then find.
+        """
+        with suppress(Dismissed):
+            built = self.leader_first(build)
+            if self.rank:
+                self.follow(tasks(built))
+            with self.leading(tasks(built)):
+                return lead(built)
+        return {}
+
+    # What the leader calls
+
+    @contextmanager
+    def leading(self, tasks: Collection[str]) -> Iterator[None]:
+        """The others follow, with these tasks, until the end of this context, and the command of all ends with it."""
+        self.following, self.offered = self.count > 1, tasks
+        try:
+            yield
+        finally:
+            if self.following:
+                self.following = False
+                self._send([_Dismissal(ended=True)] * self.count)
+
+    def map(self, task: str, items: Iterable[Item], own: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """Each item with own(item), in order: item i is computed by process i mod count, which knows `own` as `task`.
+
+        Where the others do not follow with that task, the leader computes all. Where one fails, its error is raised
+        here, with its rank.
+        """
+        if self.count == 1 or task not in self.offered:
+            yield from ((item, own(item)) for item in items)
+            return
+        rest = iter(items)
+        while group := list(islice(rest, self.count)):
+            orders = [_Order(task, item) for item in group]
+            self._send(orders + [_NOTHING] * (self.count - len(group)))
+            mine = _attempt(own, group[0])
+            replies = self._gather(mine)
+            _raise_first([mine, *replies[1:]])
+            yield from ((item, reply[1]) for item, reply in zip(group, replies, strict=False))
+
+    def of_each(self, task: str, own: Callable[[Any], Result], item: Any = None) -> list[Result]:
+        """The result of a task on every process, in the order of their ranks."""
+        return [result for _, result in self.map(task, [item] * self.count, own)]
+
+    @contextmanager
+    def in_step(self, task: str, agreed: type[Exception]) -> Iterator[None]:
+        """A task that all processes take together, step by step, after which the others follow again.
+
+        So they do after an error of the type `agreed`, which all raise at the same step. Where the leader alone fails,
+        nothing can be sent to them any more: their connection to it ends.
+        """
+        if self.count > 1:
+            self._send([_Order(task, answered=False)] * self.count)
+        before, self.following, self.offered = self.offered, False, ()
+        try:
+            yield
+            self.following = self.count > 1
+        except agreed:
+            self.following = self.count > 1
+            raise
+        self.offered = before
+
+    def led(self, action: Callable[[], Result], tasks: Mapping[str, Task]) -> Result:
+        """Between two steps: the leader's action, while the others follow. Its result, on every process."""
+        if self.rank:
+            return self.follow(tasks)  # type: ignore[no-any-return]
+        self.following, self.offered = self.count > 1, tasks
+        result = action()
+        if self.following:
+            self._send([_Dismissal(result)] * self.count)
+        self.following, self.offered = False, ()
+        return result
+
+    # What the others call
+
+    def follow(self, tasks: Mapping[str, Task]) -> Any:
+        """Compute the leader's tasks until it goes on with something else; its value then.
+
+        Raises Dismissed at the end of the command.
+        """
+        while True:
+            received: list[Any] = [None]
+            with _connection():
+                dist.scatter_object_list(received, src=0)
+            (order,) = received
+            if isinstance(order, _Dismissal):
+                if order.ended:
+                    raise Dismissed
+                return order.value
+            if not order.answered:
+                tasks[order.task](order.item)
+            else:
+                self._gather(_attempt(tasks[order.task], order.item) if order.task else (None, None))
+
+    # What both are made of
+
+    def leader_first(self, build: Callable[[], Result]) -> Result:
+        """build() on every process: first on the leader, which may prepare files that the others then find.
+
+        Raises the error of any process on the leader, and Dismissed on the others.
+        """
+        if self.count == 1:
+            return build()
+        reply: Reply = (None, None)
+        if self.rank == 0:
+            reply = _attempt(lambda _: build(), None)
+        if not self.from_leader(reply[0] is None):
+            if self.rank == 0:
+                _raise_first([reply])
+            raise Dismissed
+        if self.rank:
+            reply = _attempt(lambda _: build(), None)
+        failures = self.of_all(_sendable((reply[0], None)))
+        if any(failure for failure, _ in failures):
+            if self.rank == 0:
+                _raise_first(failures)
+            raise Dismissed
+        return reply[1]  # type: ignore[no-any-return]
+
+    def _send(self, orders: Sequence[Any]) -> None:
+        with _connection():
+            dist.scatter_object_list([None], list(orders), src=0)
+
+    def _gather(self, reply: Reply) -> list[Reply]:
+        replies: list[Any] | None = [None] * self.count if self.rank == 0 else None
+        with _connection():
+            dist.gather_object(_sendable(reply), replies, dst=0)
+        return replies or []
+
+
+def _sum_over(tensor: Tensor, levels: Sequence[Any]) -> Tensor:
+    """The sum of a tensor [n] over all processes; levels: the groups of this one, the innermost first."""
+    if not levels:
+        return tensor
+    group, *outer = levels
+    if group.size() == 2 and not outer:  # a + b is b + a
+        dist.all_reduce(tensor, group=group)
+        return tensor
+    padded = F.pad(tensor, (0, -len(tensor) % group.size()))
+    pieces = torch.empty_like(padded)
+    dist.all_to_all_single(pieces, padded, group=group)
+    own = pairwise_sum([piece.float() for piece in pieces.chunk(group.size())]).to(tensor.dtype)
+    dist.all_gather_into_tensor(padded, _sum_over(own, outer), group=group)
+    return padded[: len(tensor)]
+
+
+def first_half(count: int) -> int:
+    """How many of so many numbers, 2 or more, are in the first half of a pairwise sum: a power of two."""
+    return 1 << ((count - 1).bit_length() - 1)
+
+
+def pairwise_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """((a + b) + (c + d)) + ...
+
+    The same bits whether one process adds up all of them, or each adds up a share of 1, 2, 4, 8, ... before.
+    """
+    if len(tensors) == 1:
+        return tensors[0]
+    half = first_half(len(tensors))
+    return pairwise_sum(tensors[:half]) + pairwise_sum(tensors[half:])
+
+
+def _attempt(function: Task, item: Any) -> Reply:
+    try:
+        return None, function(item)
+    except PeerLost:
+        raise
+    except BaseException as error:  # a signal too: the answer is sent in any case, or the others would wait for it
+        return error, None
+
+
+def _sendable(reply: Reply) -> Reply:
+    error, value = reply
+    return error and portable(error), value
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error in a form that another process can read: a mistake of ours as the text of its traceback."""
+    if isinstance(error, UserError | KeyboardInterrupt | Terminated | OSError | MemoryError | torch.OutOfMemoryError):
+        return error
+    return RuntimeError(f"rank {rank_here()}:\n{''.join(traceback.format_exception(error))}")
+
+
+def _raise_first(replies: Sequence[Reply]) -> None:
+    """Raise the first error among the replies, which are in the order of ranks."""
+    for rank, (error, _) in enumerate(replies):
+        if isinstance(error, UserError) and rank:
+            raise type(error)(f"rank {rank}: {error}")
+        if error is not None:
+            raise error
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """Raise PeerLost where the connection to another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed has several types, all of them RuntimeErrors
+        raise PeerLost(
+            "the connection to another process of this command has ended: it failed, or was killed"
+        ) from error
+
+
+_joined: Processes | None = None
+
+
+def join(wait: float = WAIT) -> Processes:
+    """The processes that were started with this one; the first call waits until all of them are there.
+
+    Raises UserError where one does not come within `wait` seconds.
+    """
+    global _joined
+    if _joined is None:
+        _joined = _join(wait) if started() > 1 else Processes()
+    return _joined
+
+
+def leave() -> None:
+    """Close the connections to the other processes."""
+    global _joined
+    _joined = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _join(wait: float) -> Processes:
+    rank, count = rank_here(), started()
+    local_rank, local_count = local_place()
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=wait))))
+    except (dist.DistError, ValueError) as error:
+        raise UserError(_why_alone(str(error), rank, count, place, wait)) from error
+    _refuse_missing(store, rank, count, wait)
+    dist.init_process_group("gloo", store=PrefixStore("all", store), rank=rank, world_size=count, timeout=FOLLOW)
+    found = Processes(rank, count, local_rank, local_count, PrefixStore("published", store))
+    backends = {"cpu": "gloo", **({"cuda": "nccl"} if torch.cuda.is_available() and dist.is_nccl_available() else {})}
+    found._levels = {device: _levels(found, backend) for device, backend in backends.items()}
+    return found
+
+
+def _levels(processes: Processes, backend: str) -> list[Any]:
+    """The groups in which a process adds up tensors: those of its machine, and those of its place on every machine.
+
+    Where machines have different numbers of processes, or their ranks are mixed, one group of all.
+    """
+    rank, count, local = processes.rank, processes.count, processes.local_count
+    places = processes.of_all((local, rank % local == processes.local_rank))
+    if count % local or set(places) != {(local, True)}:
+        local = count
+    machines = [range(first, first + local) for first in range(0, count, local)]
+    across = [range(first, count, local) for first in range(local)]
+    groups = []
+    for level in (machines, across):
+        made = [(ranks, dist.new_group([*ranks], backend=backend)) for ranks in level if len(ranks) > 1]
+        groups += [group for ranks, group in made if rank in ranks]
+    return groups
+
+
+def _why_alone(reason: str, rank: int, count: int, place: str, wait: float) -> str:
+    if "EADDRINUSE" in reason:
+        return f"rank 0 of {count} cannot listen at {place}: that port is taken. Set another MASTER_PORT"
+    if rank == 0:
+        return (
+            f"fewer than {count} processes came to {place} within {wait:g} s (device.wait): "
+            "look at the machines of the others, and at a firewall between them"
+        )
+    return f"rank 0 of {count} did not answer at {place} within {wait:g} s (device.wait)"
+
+
+def _refuse_missing(store: Any, rank: int, count: int, wait: float) -> None:
+    """Raise UserError, with their ranks, unless all processes come within `wait` seconds."""
+    store.set(f"here/{rank}", platform.node())
+    keys = [f"here/{each}" for each in range(count)]
+    try:
+        store.wait(keys, timedelta(seconds=wait))
+    except RuntimeError as error:
+        missing = [str(each) for each, key in enumerate(keys) if not store.check([key])]
+        ranks = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}"
+        raise UserError(f"{ranks} of {count} did not come within {wait:g} s (device.wait)") from error
