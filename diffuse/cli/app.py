@@ -31,6 +31,7 @@ from diffuse.sweeps.record import DONE, KILLED, closing_message
 from diffuse.sweeps.table import as_text
 from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import CONFIGS, short_path
+from diffuse.system.ranks import launch, rank_here, started
 from diffuse.system.signals import AtOnce, handle_signals
 
 
@@ -39,8 +40,13 @@ def run_command(command: str, typed: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     register()
     line = CommandLine(Command(command, typed))
-    with handle_signals(AtOnce(line.ask_jobs_to_end)):
-        return line.run()
+    with handle_signals(AtOnce(line.ask_jobs_to_end, waits=started() > 1)):
+        code = line.run()
+    if started() > 1:
+        from diffuse.system.distributed import leave
+
+        leave()
+    return code
 
 
 class CommandLine:
@@ -62,6 +68,8 @@ class CommandLine:
                 if again := self.again():
                     print(f"\ncontinue with: {again}")
                 print("terminated" if isinstance(stop, Terminated) else "interrupted", file=sys.stderr)
+            if launch():  # all processes have agreed to end: torchrun would start them again after another exit code
+                return 0
             return stop.exit_code if isinstance(stop, Terminated) else 130
         except BrokenPipeError:  # the program that reads our output, `head` perhaps, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -78,7 +86,8 @@ class CommandLine:
                 return 1
         if error is None:
             return 0
-        print(f"error: {error}", file=sys.stderr)
+        who = f"rank {rank}: " if (rank := rank_here()) else ""
+        print(f"error: {who}{error}", file=sys.stderr)
         return error.exit_code
 
     def compose_and_run(self) -> None:
@@ -87,6 +96,8 @@ class CommandLine:
         if self.task.name != "train":
             words = with_runs(words)
         if folder := sweep_folder(words):
+            if started() > 1:
+                raise UsageError("a sweep is started once, without torchrun: -m with device.processes=N")
             self.sweep = Sweep(folder.absolute())
             self.absent = [path for path in (self.sweep.folder, *self.sweep.folder.parents) if not path.exists()]
             words = with_sweep_names(words, folder, self.task.name)

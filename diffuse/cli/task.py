@@ -30,6 +30,7 @@ from diffuse.sweeps.record import DONE, FAILED, INTERRUPTED, Record, finite
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import CONFIGS, SWEEP_RECORD, short_path, slug, write_atomic
 from diffuse.system.progress import log, log_to_console
+from diffuse.system.ranks import rank_here, started, take_place_from_submitit
 from diffuse.system.signals import end_at_first_signal, handle_signals, raise_pending
 
 NOISY_LOGGERS = ("hydra", "hydra_plugins", "optuna.storages")  # our own messages say the same
@@ -83,6 +84,7 @@ class Command:
         self.name, self.typed = name, typed
         self.line = shlex.join(["diffuse", name, *typed])
         self.error: Exception | None = None
+        self.speaker = ""
         self.process = os.getpid()
         self.given = f"{time.time():.6f} by {self.process}"
 
@@ -92,10 +94,15 @@ class Command:
 
     def __call__(self, cfg: DictConfig) -> float | None:
         if os.getpid() != self.process:  # this process was started by a launcher, and may have run other jobs
-            with end_at_first_signal():
-                log_to_console(f"[{HydraConfig.get().job.num}] ")
+            take_place_from_submitit()
+            with end_at_first_signal(waits=started() > 1):
+                self.speaker = f"[{HydraConfig.get().job.num}] "
+                log_to_console(self.speaker, rank_here())
+                if rank_here():  # the leader keeps the record
+                    self.prepare(cfg)()
+                    return None
                 return self.run_in_sweep(cfg)
-        log_to_console()
+        log_to_console(rank=rank_here())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return self.run_in_sweep(cfg)
         try:
@@ -180,6 +187,13 @@ class Command:
         )
         run = importlib.import_module(f"diffuse.commands.{self.name}").run
         raise_pending()
+        from diffuse.system.device import processes_to_start
+
+        if (count := processes_to_start(config.device)) > 1:
+            from diffuse.system.launcher import launch_processes
+
+            restarts = int(config.device.get("restarts", 0))
+            return partial(launch_processes, count, restarts, self.speaker, run, config, output)
         return partial(run, config, output)
 
 

@@ -4,7 +4,9 @@ import time
 from collections import ChainMap
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +20,8 @@ from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.report import EVAL_JSON, Report, expand_metrics, is_continued
 from diffuse.scoring.samples_part import SamplesPart
+from diffuse.system.device import processes_of
+from diffuse.system.distributed import Task
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import OUTPUTS, short_path
 from diffuse.system.progress import log
@@ -32,12 +36,41 @@ def run(config: EvalConfig, output: Output) -> dict[str, float]:
                 f"samples= are scored by metrics=[{','.join(SAMPLE_SCORES)}], and "
                 f"metrics=[{','.join(config.metrics)}] scores the network: set metrics=[fid], for example"
             )
+    processes = processes_of(config.device)
+    return processes.command(partial(build_all, config), Built.tasks, partial(score, output, processes.count))
+
+
+class Built(NamedTuple):
+    """The objects of an evaluation, and its config with the sampler that its name stands for."""
+
+    config: EvalConfig
+    network: TrainedNetwork | None
+    parts: list[LikelihoodPart | SamplesPart]
+    drawing: Drawing | None
+
+    def tasks(self) -> dict[str, Task]:
+        """What processes that do not lead compute."""
+        return dict(ChainMap(*(part.tasks for part in self.parts)))
+
+
+def build_all(config: EvalConfig) -> Built:
+    """Build and check everything; nothing is written into the run."""
     network = network_of(config)
     if network:
         sampler = resolved(config.sampler, network.config.prediction, network.config.sampler)
         config = replace(config, sampler=sampler)
-    parts, drawing = parts_of(config, network)
-    begun = {"command": output.command, "date": time.strftime("%Y-%m-%d %H:%M:%S"), "threads": torch.get_num_threads()}
+    return Built(config, network, *parts_of(config, network))
+
+
+def score(output: Output, processes: int, built: Built) -> dict[str, float]:
+    """Score into a folder: what the process that leads does."""
+    config, network, parts, drawing = built
+    begun = {
+        "command": output.command,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
     home, provenance = (network.home, network.provenance) if network else (OUTPUTS, {})
 
     def continued(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from diffuse.runs.recommended import faster_sampler
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.runs.trajectory import Trajectory
 from diffuse.scoring.feature_rows import Rows
+from diffuse.system.device import processes_of
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import json_round_trip, remove_leftovers, short_path, write_atomic, write_json
 from diffuse.system.progress import duration, log, log_cost
@@ -32,7 +33,7 @@ GRID_IMAGES = 256
 LOG, FACTS = "sample.log", "samples.json"
 # Where, how long, at what cost, and what follows from the sampler; of the checkpoint its hash counts.
 OFF_BY = "off_by_grey_levels"  # what encoding and drawing again left of the difference to the given images
-MAY_DIFFER = ("device", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS, "order", OFF_BY)
+MAY_DIFFER = ("device", "processes", "seconds", SECONDS, "checkpoint", "made_from", EVALUATIONS, "order", OFF_BY)
 LISTED = 4  # keys in a message
 MOST_SHOWN = 64  # images whose way is shown, unless `trajectory` says so
 MOST_FILES = 1000  # images that are written as files of their own, unless `save` says so
@@ -48,10 +49,22 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
     What is drawn is kept in a growing array on disk until all are there: memory does not depend on n, and a sampling
     that was killed goes on after the last whole image.
     """
+
+    def lead(built: tuple[TrainedNetwork, Drawing]) -> dict[str, float]:
+        network, drawing = built
+        return draw(replace(config, n=config.n or drawing.editing.count), network, drawing, output)
+
+    return processes_of(config.device).command(partial(build, config), lambda built: built[1].tasks, lead)
+
+
+def build(config: SampleConfig) -> tuple[TrainedNetwork, Drawing]:
+    """The trained network, and what draws with it, checked."""
     network = load_for(config)
-    editing = editing_of(config.edit, config.n, network)
-    config = replace(config, n=config.n or editing.count)
-    drawing = drawing_of(network, config, editing)
+    return network, drawing_of(network, config, editing_of(config.edit, config.n, network))
+
+
+def draw(config: SampleConfig, network: TrainedNetwork, drawing: Drawing, output: Output) -> dict[str, float]:
+    """Draw into a new folder of the run, or go on in it: what the process that leads does."""
     facts = {"n": config.count, "save": kinds_of_files(config), **drawing.record, **network.provenance}
     facts |= {"made_from": network.sources}
     if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
@@ -72,7 +85,8 @@ def run(config: SampleConfig, output: Output) -> dict[str, float]:
         show(drawing, torch.from_numpy(images).permute(0, 3, 1, 2), folder)
         if "npz" in kinds_of_files(config):
             write_npz(folder / "samples.npz", images, drawing.condition.arrays(config.count))
-        hardware = {"device": network.where, "seconds": round(seconds, 3)}
+        hardware = {"device": network.where, "processes": drawing.device.processes.count}
+        hardware |= {"seconds": round(seconds, 3)}
         if known < config.count:
             hardware[SECONDS] = round(seconds / (config.count - known), 6)  # of those drawn now
         found = finish_encoding(drawing, drawn, facts, folder) if isinstance(drawing.editing, Encoded) else {}
@@ -126,7 +140,7 @@ def draw_missing(
     editing, size = drawing.editing, network.batch_size
     try:
         if isinstance(editing, Encoding):
-            drawn.extend(config.count, [NOISE], partial(noise_of, drawing, editing, config.count, size))
+            drawn.extend(config.count, [NOISE], partial(noise_of, drawing, config.count, size))
             drawing = replace(drawing, editing=editing.from_noise(drawn[NOISE]))
         way = trajectory_of(drawing, config, size) if not drawn.count(IMAGES) else None
         drawn.extend(config.count, [IMAGES], partial(batches_of, drawing, config, size, folder / "images", way))
@@ -138,9 +152,9 @@ def draw_missing(
     return drawing
 
 
-def noise_of(drawing: Drawing, encoding: Encoding, n: int, size: int, first: int) -> Iterator[dict[str, np.ndarray]]:
+def noise_of(drawing: Drawing, n: int, size: int, first: int) -> Iterator[dict[str, np.ndarray]]:
     """The noise [b, C, side, side] of each batch of given images, from image `first` on."""
-    for noise in noises(drawing, encoding, n, size, first):
+    for noise in noises(drawing, n, size, first):
         yield {NOISE: noise.numpy()}
 
 
@@ -183,7 +197,7 @@ def batches_of(
     """The images [b, H, W, C] of each batch from image `first` on; also as PNG files in the folder, if asked for."""
     kind = drawing.kind
     as_files = "png" in kinds_of_files(config) and kind.bounded and kind.channels in (1, 3)  # what PNG can hold
-    for numbers, images in drawing.batches(config.count, batch_size, first, way or (lambda guess: None)):
+    for numbers, images in drawing.batches(config.count, batch_size, first, way):
         for number, image in zip(numbers, images, strict=True) if as_files else ():
             save_png(folder / f"{number:05d}.png", image)
         if way and not first and numbers.start == 0:

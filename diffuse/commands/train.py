@@ -31,18 +31,20 @@ from diffuse.runs.checkpoint_files import BEST, CHECKPOINTS, all_in, step_of
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
-from diffuse.runs.output import Output, timestamp
+from diffuse.runs.output import Output
 from diffuse.runs.pictures import gif_of_pngs
 from diffuse.runs.recommended import resolved
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
-from diffuse.system.device import Device
+from diffuse.system.device import Device, processes_of
+from diffuse.system.distributed import join
 from diffuse.system.errors import Terminated, UsageError, UserError
-from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, make_new_folder, run_path, short_path
+from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, run_path, short_path
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
 from diffuse.training.adamw import AdamW
+from diffuse.training.between import is_scored
 from diffuse.training.cautions import (
     refuse_large_targets,
     refuse_more_steps_than_levels,
@@ -51,9 +53,11 @@ from diffuse.training.cautions import (
 )
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
 from diffuse.training.ema import EMA
-from diffuse.training.fitting import refuse_remainder
+from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
-from diffuse.training.loop import Training, is_scored
+from diffuse.training.helper import Helper, tell_others
+from diffuse.training.loop import lead
+from diffuse.training.setup import Training
 from diffuse.training.shown import TOGETHER, AccuracyCurve, SampleGrids, Shown
 from diffuse.training.threads import choice_for
 from diffuse.training.trainer import NotFinite, Trainer, learning_rate
@@ -66,11 +70,17 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
     Returns the values at the last step, by name: scores of samples, if there are any, and the loss.
     """
     deadline = time.monotonic() + 3600 * (config.max_hours or math.inf)
+    processes, helper = processes_of(config.device), Helper(build_training)
+    return processes.command(lambda: helper.tasks, dict, lambda _: begin_or_resume(config, output, deadline))
+
+
+def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dict[str, float]:
+    """What the process that leads does."""
     config = replace(config, name=config.name and check_name(config.name))
     requested = self_contained(replace(config, resume=None))
     if config.resume:
         return resume(requested, run_path(config.resume), output, deadline)
-    folder = output.folder(OUTPUTS, config.name)
+    folder = output.folder(OUTPUTS, config.name) or output.folder_of_launch(OUTPUTS / output.filed_under)
     if folder and runs.is_run(folder):  # it may have been renamed since it began
         return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
     if folder and not output.sweep_folder:
@@ -80,16 +90,17 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
 
 def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: float) -> dict[str, float]:
     """Train from the beginning, in this folder or, if None, in a new one named by the time."""
+    config = with_parts(config, config.parts)
     training = build_training(config)
     refuse_small_disk(training, folder or OUTPUTS)
-    folder = folder or make_new_folder(OUTPUTS / output.filed_under / timestamp())
+    folder = folder or output.make_folder(OUTPUTS / output.filed_under)
     with runs.hold_run(folder):
         if runs.is_run(folder):
             raise UserError(f"{short_path(folder)} was just begun by another process; give the command again")
         write_record(folder, config)
         with output.log_into(folder, "train.log"):
             add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
-            return train(training, folder, output, deadline, {})
+            return train(training, folder, output, deadline, None)
 
 
 def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -> dict[str, float]:
@@ -107,6 +118,8 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
         if step >= config.steps and runs.grid_path(folder, step).exists() and watched:
             log.info(f"{short_path(folder)} is finished: {step:,} of {config.steps:,} steps are done")
             return last_values(folder)
+        recorded = record.parts if config.grad_accumulation == record.grad_accumulation else None
+        config = with_parts(config, recorded if config.parts in (None, record.parts) else config.parts)
         training = build_training(config)
         if saved:
             training.trainer.restore(saved)
@@ -117,13 +130,17 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
                 write_record(folder, replace(record, steps=config.steps))
             source = f" ({saved.path.name})" if saved else ": no checkpoint was saved yet"
             log.info(f"resumed from step {step}{source}")
-            return train(training, folder, output, deadline, saved.content if saved else {})
+            return train(training, folder, output, deadline, saved)
+
+
+def with_parts(config: TrainConfig, asked: int | None) -> TrainConfig:
+    """The config with the number of parts of a batch, which the run records."""
+    return replace(config, parts=parts_for(config.batch_size, join().count, asked, config.grad_accumulation))
 
 
 def build_training(config: TrainConfig) -> Training:
     """The objects of a training, built from its config and checked."""
     trust, optim = config.trust, config.optim
-    refuse_remainder(config.batch_size, config.grad_accumulation)
     device: Device = build(config.device, "device", trust)
     data = build_dataset(config.dataset, data_folder(config.data_dir), trust)
     formulas = Formulas.of(config, data.kind, trust)
@@ -151,7 +168,7 @@ def build_training(config: TrainConfig) -> Training:
         AdamW(net.parameters(), optim.lr, betas_of(optim), optim.weight_decay),
         ema,
         batch_size=config.batch_size,
-        parts=config.grad_accumulation,
+        parts=config.parts or config.grad_accumulation,
         seed=config.seed,
         rate=partial(learning_rate, peak=optim.lr, warmup=optim.warmup, decay=optim.decay, steps=config.steps),
         clip=optim.clip,
@@ -171,7 +188,8 @@ def shown_of(
     sampler = Sampler(config.sampler, formulas, data.kind, config.trust)
     denoiser = formulas.denoiser(averaged, device, device.rows(data.kind.side, config.images.count))
     drawing = Drawing(sampler.wrap(denoiser), sampler, data.kind, device, condition, config.seed)
-    watcher = Watcher(config, data, drawing) if config.eval.every is not None else None
+    watches = config.eval.every is not None and not device.processes.rank
+    watcher = Watcher(config, data, drawing) if watches else None
     return SampleGrids(drawing, config.images.count), watcher
 
 
@@ -228,20 +246,22 @@ def train(
     folder: Path,
     output: Output,
     deadline: float,
-    recorded: Mapping[str, Any],
+    saved: checkpoint.Stored | None,
 ) -> dict[str, float]:
-    """Train, and log what is trained and what can be done next. recorded: the checkpoint that is continued from."""
+    """Train, and log what is trained and what can be done next. saved: the checkpoint that is continued from."""
     config, trainer = training.config, training.trainer
     trusted = [f"trust=[{','.join(config.trust)}]"] if config.trust else []
     again = shlex.join(["diffuse", "train", as_word("resume", short_path(folder)), *trusted])
     log_setup(training, folder, output)
+    tell_others(training, folder, saved)
+    recorded: Mapping[str, Any] = saved.content if saved else {}
     try:
-        training.run(folder, deadline, recorded, "" if trainer.step else smaller_training(output))
+        lead(training, folder, deadline, recorded, "" if trainer.step else smaller_training(output))
     except NotFinite as failure:
         raise keep_failure(training, folder, failure.step) from failure
     except (KeyboardInterrupt, Terminated):
-        saved = all_in(folder / CHECKPOINTS)
-        at = f"step {step_of(saved[-1])} is saved" if saved else "nothing was saved yet"
+        kept = all_in(folder / CHECKPOINTS)
+        at = f"step {step_of(kept[-1])} is saved" if kept else "nothing was saved yet"
         log.info(f"stopped, {at}; continue with: {again}")
         raise
     values = last_values(folder)
@@ -272,8 +292,9 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     parameters = sum(weight.numel() for weight in trainer.net.parameters())
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
+    several = f", {count} processes in {trainer.parts} parts" if (count := trainer.processes.count) > 1 else ""
     log.info(f"run folder: {short_path(folder)}")
-    log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}")
+    log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}{several}")
     if config.class_conditional:
         log.info(f"classes in their order, from 0: {in_short(kind.classes)}")
     log.info(cost_on_disk(training, folder))

@@ -21,6 +21,7 @@ from diffuse.system.errors import Refused, UsageError, did_you_mean
 VARIANCES = ("fixed_small", "fixed_large", "learned", "analytic")
 CLASSIFIER_LOSS = "cross_entropy"
 SAVED = ("png", "npz")
+NUMBER_OF_PROCESSES = ("processes", "restarts", "wait")
 
 
 @dataclass
@@ -49,6 +50,15 @@ class TrainConfig:
     grad_accumulation: Annotated[
         int,
         key("parts of a batch, computed one after the other for less memory", AT_LEAST_1, may_change=True, before=1),
+    ]
+    parts: Annotated[
+        int | None,
+        key(
+            "parts of a batch, divided among the processes (null: processes x grad_accumulation at the start)",
+            AT_LEAST_1,
+            may_change=True,
+            before=None,
+        ),
     ]
     optim: Optim
     ema: Ema
@@ -92,7 +102,9 @@ class NetworkConfig:
     sampler: Annotated[Node, group("method that draws images")]
     data_dir: Annotated[str | None, key("folder of the data sets now (null: as in training)", may_change=True)]
     dataset: DataPlace
-    device: Annotated[Node, group("where the network runs, in which precision")]
+    device: Annotated[
+        Node, group("where the network runs, in which precision", may_change=("processes", "restarts", "wait"))
+    ]
     trust: Annotated[list[str], key("your own packages whose code the config may name", may_change=True)]
 
     @property

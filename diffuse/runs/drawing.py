@@ -1,10 +1,10 @@
 """Drawing images, for samples, scores and grids: a denoiser, a sampler and what the images are conditioned on."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from diffuse.mathematics.editing import STEPS, encode
 from diffuse.mathematics.wrappers import Observed, Seen
 from diffuse.options.schema import NetworkConfig
 from diffuse.runs.analytic import analytic
-from diffuse.runs.editing import PLAIN, Editing, Encoding
+from diffuse.runs.editing import PLAIN, Editing, Encoded, Encoding
 from diffuse.runs.guidance import guidance_of
 from diffuse.runs.pictures import grid_by_title
 from diffuse.runs.recommended import resolved
@@ -24,12 +24,20 @@ from diffuse.runs.sampler import Sampler
 from diffuse.runs.searched import searched
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import Device
+from diffuse.system.distributed import Task
 from diffuse.system.errors import UserError
 from diffuse.system.progress import Progress
 from diffuse.system.randomness import ImageNoise
 from diffuse.system.signals import raise_pending
 
 ENCODING_ROUNDS = 3  # to noise and back, about: how often depends on the image
+
+
+class Share(NamedTuple):
+    """What a process has drawn: images [n, C, H, W] on the CPU, and how many evaluations they took."""
+
+    images: Tensor
+    evaluations: int
 
 
 @dataclass(frozen=True)
@@ -96,18 +104,69 @@ class Drawing:
         *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
         return self.kind.from_network(drawn)
 
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """What other processes compute of a drawing: by name, functions of one argument."""
+        return {"draw": self.share, "encode": self.encode}
+
+    def share(self, item: tuple[Sequence[int], Tensor | None], each_evaluation: Seen | None = None) -> Share:
+        """The images with these numbers, from x if that is given, on the CPU; and how many evaluations they took."""
+        images, x = item
+        evaluations = 0
+
+        def seen(guess: Prediction) -> None:
+            nonlocal evaluations
+            raise_pending()
+            evaluations += len(guess.x0)
+            if each_evaluation:
+                each_evaluation(guess)
+
+        drawn = self.draw(images, seen, None if x is None else x.to(self.device.torch))
+        return Share(drawn.cpu(), evaluations)
+
+    def shared(self, images: Sequence[int], each_evaluation: Seen | None = None) -> Share:
+        """The images with these numbers, drawn by all processes: image i of them by process i mod their number."""
+        count = self.device.processes.count
+        own = partial(self.share, each_evaluation=each_evaluation)
+        items = [(images[rank::count], self.given_beginning(images[rank::count])) for rank in range(count)]
+        found = [share for _, share in self.device.processes.map("draw", [item for item in items if item[0]], own)]
+        together = torch.empty(len(images), *found[0].images.shape[1:])
+        for rank, share in enumerate(found):
+            together[rank::count] = share.images
+        return Share(together, sum(share.evaluations for share in found))
+
+    def encode(self, images: Sequence[int]) -> Tensor:
+        """The noise of given images, on the CPU: an image's depends on the image, its label and the sampler only."""
+        assert isinstance(self.editing, Encoding)
+        x0, y = self.editing.x0(images, self.device.torch), self.condition.of_samples(images, self.device.torch)
+        denoiser = Observed(self.denoiser, lambda guess: raise_pending())
+        return encode(denoiser, self.sampler.walk, x0, self.sampler.times, y).cpu()
+
+    def given_beginning(self, images: Sequence[int]) -> Tensor | None:
+        """What these images begin with where this process alone knows it: noise that was found by encoding."""
+        return self.editing.noise[[*images]] if isinstance(self.editing, Encoded) else None
+
+    def draw_by_all(self, images: Sequence[int], each_evaluation: Seen) -> Tensor:
+        """`draw`, by all processes; of several, each_evaluation sees the leader's predictions."""
+        if self.device.processes.count == 1:
+            return self.draw(images, each_evaluation)
+        return self.shared(images, each_evaluation).images
+
     def picture(self, images: Tensor) -> Tensor:
         """A picture of the first images [n, C, H, W] of a drawing: a row for each class, if they have classes."""
         return grid_by_title(images, self.condition.titles(range(len(images))))
 
     def batches(
-        self, n: int, batch_size: int, first: int = 0, seen: Seen = lambda guess: None
+        self, n: int, batch_size: int, first: int = 0, seen: Seen | None = None
     ) -> Iterator[tuple[range, Tensor]]:
         """The numbers and the images of each batch, from image `first` to n - 1, on the CPU; shows progress.
 
         As 8-bit pixels, or as floats where the data have no range. A device that runs ahead draws the next batch while
-        the caller has this one. seen is called with every prediction.
+        the caller has this one. seen is called with every prediction: several processes do not share such a batch.
         """
+        if self.device.processes.count > 1:
+            yield from self._batches_of_all(n, batch_size, first, seen)
+            return
         ahead = 1 if self.device.asynchronous else 0
         under_way: deque[tuple[range, Callable[[], Tensor]]] = deque()
         cost = self.sampler.evaluations or 1  # 1 where only images can be counted
@@ -115,7 +174,8 @@ class Drawing:
 
         def after_evaluation(guess: Prediction) -> None:
             raise_pending()
-            seen(guess)
+            if seen:
+                seen(guess)
             self.evaluated["evaluations"] += len(guess.x0)
             if self.sampler.evaluations:
                 progress.advance(len(guess.x0))
@@ -133,6 +193,21 @@ class Drawing:
                     yield images, wait()
             for images, wait in under_way:
                 yield images, wait()
+
+    def _batches_of_all(self, n: int, batch_size: int, first: int, seen: Seen | None) -> Iterator[tuple[range, Tensor]]:
+        """The batches of `batches`, each with batch_size images for every process."""
+        cost = self.sampler.evaluations or 1
+        unit = "evaluation" if self.sampler.evaluations else "image"
+        with Progress("draw", n * cost, unit, first * cost) as progress:
+            while first < n:
+                size = batch_size if seen else batch_size * self.device.processes.count
+                images = range(n)[first : first + size]
+                found = self.share((images, self.given_beginning(images)), seen) if seen else self.shared(images)
+                self.evaluated["evaluations"] += found.evaluations
+                self.evaluated["images"] += len(images)
+                progress.advance(len(images) * cost)
+                yield images, self.fetched(found.images, images)()
+                first, seen = images.stop, None
 
     def fetched(self, drawn: Tensor, images: Sequence[int]) -> Callable[[], Tensor]:
         """Begin to fetch drawn images from the device; the function that is returned waits for them.
@@ -168,18 +243,12 @@ class Drawing:
         return round(self.evaluated["evaluations"] / self.evaluated["images"], 1)
 
 
-def noises(drawing: Drawing, encoding: Encoding, n: int, batch_size: int, first: int) -> Iterator[Tensor]:
-    """The noise of each batch of given images, from image `first` to n - 1, [b, C, side, side]; shows progress.
-
-    An image's depends on the image, its label and the sampler only.
-    """
-    device = drawing.device.torch
-    denoiser = Observed(drawing.denoiser, lambda guess: raise_pending())
+def noises(drawing: Drawing, n: int, batch_size: int, first: int) -> Iterator[Tensor]:
+    """The noise of each batch of given images, from image `first` to n - 1, [b, C, side, side]; shows progress."""
+    batches = (range(n)[start : start + batch_size] for start in range(first, n, batch_size))
     with Progress("encode", n, "image", first) as progress:
-        for start in range(first, n, batch_size):
-            images = range(n)[start : start + batch_size]
-            x0, y = encoding.x0(images, device), drawing.condition.of_samples(images, device)
-            yield encode(denoiser, drawing.sampler.walk, x0, drawing.sampler.times, y).cpu()
+        for images, noise in drawing.device.processes.map("encode", batches, drawing.encode):
+            yield noise
             progress.advance(len(images))
 
 

@@ -38,6 +38,7 @@ def add_to_history(run: Path, command: str, into: Path, device: Device, trust: S
         "cpu": cpu_name(),
         "cores": cores(),
         "threads": device.threads,
+        "processes": device.processes.count,
     }
     path = run / HISTORY
     try:

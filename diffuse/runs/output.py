@@ -17,6 +17,9 @@ import diffuse
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import check_name, hold_lock, make_new_folder, short_path, write_atomic
 from diffuse.system.progress import log_to_file
+from diffuse.system.ranks import launch
+
+LAUNCH = ".launch"  # in a folder: by which launch of several processes it was made
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Output:
         Raises UserError where the folder exists already, unless is_continued(folder). One with nothing but a log and
         hidden files is of a call that was stopped before it wrote anything.
         """
-        folder = self.folder(parent, name) or make_new_folder(parent / timestamp())
+        folder = self.folder(parent, name) or self.folder_of_launch(parent) or self.make_folder(parent)
         written = [path for path in folder.glob("*") if not path.name.startswith(".") and path.name != log_name]
         if written and not is_continued(folder):
             raise UserError(f"{short_path(folder)} exists already: choose another name=")
@@ -67,6 +70,19 @@ class Output:
     def folder(self, parent: Path, name: str | None) -> Path | None:
         """The folder that a sweep made for this job, or else parent/<name>; None without a name."""
         return self.sweep_folder or (parent / check_name(name) if name is not None else None)
+
+    def make_folder(self, parent: Path) -> Path:
+        """A new folder named by the time, which another attempt of the same launch of processes finds again."""
+        folder = make_new_folder(parent / timestamp())
+        if name := launch():
+            write_atomic(folder / LAUNCH, lambda file: file.write(name))
+        return folder
+
+    def folder_of_launch(self, parent: Path) -> Path | None:
+        """The folder that an earlier attempt of this launch made; None without one."""
+        name = launch()
+        marks = parent.glob(f"*/{LAUNCH}") if name else ()
+        return next((mark.parent for mark in marks if mark.read_text(encoding="utf-8") == name), None)
 
     @contextmanager
     def log_into(self, folder: Path, log_name: str) -> Iterator[None]:

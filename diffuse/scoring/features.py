@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import get_ident
@@ -70,6 +70,10 @@ class Features:
 
         parts = self.device.spread(call, range(0, len(images), rows))
         return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in self.outputs}
+
+    def of_all(self, batches: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Each batch of images with its outputs, in order; computed by all processes that offer it."""
+        return self.device.processes.map("features", batches, self)
 
     def images_per_second(self, size: int) -> float:
         """The speed on images of size x size, measured on one full call a core; `width` has warmed the network up."""

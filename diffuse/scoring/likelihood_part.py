@@ -11,6 +11,7 @@ from diffuse.options.schema import EvalConfig
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.scoring.likelihoods import BoundScore, Moments, OdeScore, ScoredImages
 from diffuse.scoring.report import Report, Values, expand_metrics
+from diffuse.system.distributed import Task
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.progress import duration, log
 
@@ -33,6 +34,12 @@ class LikelihoodPart:
         self.scores = {name: make(network, config) for name, make in LIKELIHOOD_SCORES.items() if name in self.names}
         self.evaluations = sum(score.evaluations for score in self.scores.values())  # about, for one image
 
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What other processes compute for it."""
+        images = ScoredImages(self.network, 0, self.seed)  # the rows come with each task
+        return {name: partial(score.of_rows, images) for name, score in self.scores.items()}
+
     def choose_n(self, images_per_second: float) -> int:
         """n, or by default what takes about three minutes: at least one network call, at most the test split."""
         rows = self.network.rows
@@ -41,7 +48,7 @@ class LikelihoodPart:
 
     def score(self, report: Report) -> None:
         """Add each score to the report as soon as it is known: an interruption of the next one loses nothing."""
-        images_per_second = self.network.images_per_second()
+        images_per_second = self.network.images_per_second() * self.network.device.processes.count
         n = report.facts.get("protocol", {}).get("n") or self.choose_n(images_per_second)  # as before, when continued
         images, rows = ScoredImages(self.network, n, self.seed), self.network.rows
         seconds = -(-n // rows) * rows * self.evaluations / images_per_second

@@ -4,7 +4,7 @@ Images are read in batches, and only running moments are kept: memory does not g
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from diffuse.mathematics import ode
 from diffuse.mathematics.likelihood import bits_per_dim, prior_term, reverse_terms
 from diffuse.mathematics.spacings import time_grid
-from diffuse.mathematics.variances import FIXED, fixed_small, reverse_steps
+from diffuse.mathematics.variances import FIXED, Variance, fixed_small, reverse_steps
 from diffuse.options.schema import EvalConfig
 from diffuse.runs.analytic import analytic
 from diffuse.runs.pictures import plot_terms
@@ -126,23 +126,38 @@ class BoundScore:
 
     def moments(self, images: ScoredImages) -> tuple[Moments, Moments]:
         """In bits/dim, the whole bound and its terms [steps + 1]: L_T, the L_{t-1} from the noisiest one on, L_0."""
-        formulas, dims = self.network.formulas, self.network.kind.dimensions
-        denoiser, steps = self.network.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
-        variance = self.variance(partial(analytic, self.network, self.times.tolist()))
         totals, terms = Moments(), Moments()
+        processes, parts = self.network.device.processes, images.parts(self.network.batch_size)
+        self.reverse_variance()  # estimated once, before the other processes need it
         with Progress("bound", len(images.order) * self.evaluations, "evaluation") as progress:
-            for x0, y, rows in images:
-                found, noise = [prior_term(formulas.schedule, x0)], images.noise("eval", rows)
-                for term in reverse_terms(denoiser, x0, steps, y, variance, formulas.decoder, noise):
-                    found.append(term)
-                    raise_pending()
-                    progress.advance(len(rows))
-                bits = bits_per_dim(torch.stack(found, dim=1).cpu().double(), dims).numpy()
+            own = partial(self.of_rows, images, seen=progress.advance if processes.count == 1 else None)
+            for rows, bits in processes.map("bound", parts, own):
                 totals.add(bits.sum(1))
                 terms.add(bits)
+                if processes.count > 1:
+                    progress.advance(len(rows) * self.evaluations)
         if not np.isfinite(totals.mean):
             raise UserError("the bound is NaN or infinite: so is the network's output, or a variance is 0")
         return totals, terms
+
+    def reverse_variance(self) -> Variance:
+        """The variance of the reverse steps."""
+        return self.variance(partial(analytic, self.network, self.times.tolist()))
+
+    def of_rows(
+        self, images: ScoredImages, rows: np.ndarray, seen: Callable[[int], object] | None = None
+    ) -> np.ndarray:
+        """The terms of the bound of these images in bits/dim, float64 [b, steps + 1]; seen: called for each."""
+        formulas, dims = self.network.formulas, self.network.kind.dimensions
+        denoiser, steps = self.network.denoiser(self.clip), reverse_steps(formulas.schedule, self.times)
+        (x0, y), noise = images.batch(rows), images.noise("eval", rows)
+        found = [prior_term(formulas.schedule, x0)]
+        for term in reverse_terms(denoiser, x0, steps, y, self.reverse_variance(), formulas.decoder, noise):
+            found.append(term)
+            raise_pending()
+            if seen:
+                seen(len(rows))
+        return bits_per_dim(torch.stack(found, dim=1).cpu().double(), dims).numpy()
 
     def summary(self, score: Mapping[str, Any]) -> str:
         """What the value depends on most, in a line."""
@@ -192,14 +207,10 @@ class OdeScore:
 
         Images are solved `rows` at a time, so that the steps of an adaptive solver do not depend on batch_size.
         """
-        totals, evaluations = Moments(), 0
-        parts, at_once = images.parts(self.network.rows), self.network.batch_size // self.network.rows
+        totals, evaluations, processes = Moments(), 0, self.network.device.processes
         with Progress("ode", len(images.order), "image") as progress:
-            for start in range(0, len(parts), at_once):
-                try:
-                    found = self.network.device.spread(partial(self.nats, images), parts[start : start + at_once])
-                except ArithmeticError as error:
-                    raise UserError(f"{error}; try a larger ode.tolerance, or ode.solver=rk4") from error
+            parts = images.parts(self.network.batch_size)
+            for _, found in processes.map("ode", parts, partial(self.of_rows, images)):
                 raise_pending()
                 for nats, calls in found:
                     totals.add(bits_per_dim(nats, self.network.kind.dimensions).numpy())
@@ -208,6 +219,15 @@ class OdeScore:
         if not np.isfinite(totals.mean):
             raise UserError("the ODE's likelihood is NaN or infinite: so is the network's output")
         return {"ode": {**totals.facts, "network_evaluations": round(evaluations / totals.count, 1)}}
+
+    def of_rows(self, images: ScoredImages, rows: np.ndarray) -> list[tuple[Tensor, int]]:
+        """`nats` of these images, as many at a time as a call of the network takes."""
+        size = self.network.rows
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        try:
+            return self.network.device.spread(partial(self.nats, images), parts)
+        except ArithmeticError as error:
+            raise UserError(f"{error}; try a larger ode.tolerance, or ode.solver=rk4") from error
 
     def nats(self, images: ScoredImages, rows: np.ndarray) -> tuple[Tensor, int]:
         """-log P of some images, [b] in float64, the mean over probes; and the number of evaluations."""

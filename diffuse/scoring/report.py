@@ -137,8 +137,12 @@ def write_csv(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 def relevant_keys(config: EvalConfig) -> dict[str, Any]:
     """The keys that may change a value, as JSON gives them back."""
-    irrelevant = {name for name, _, about in all_keys(EvalConfig) if about.may_change}
-    return {key: value for key, value in json_round_trip(plain(config)).items() if key not in irrelevant}
+    may_change = {name: about.may_change for name, _, about in all_keys(EvalConfig) if about.may_change}
+    relevant = {key: value for key, value in json_round_trip(plain(config)).items() if may_change.get(key) is not True}
+    for group, keys in may_change.items():
+        if keys is not True:
+            relevant[group] = {key: value for key, value in relevant[group].items() if key not in keys}
+    return relevant
 
 
 def is_continued(folder: Path, config: EvalConfig, checkpoint_sha256: str | None) -> bool:

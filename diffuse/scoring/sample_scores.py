@@ -153,7 +153,8 @@ def extract_features(images: ImageSet, features: Features, outputs: Collection[s
     """The side of these images; their feature vectors are added to the rows that exist already."""
 
     def batches(first: int) -> Iterator[Vectors]:
-        return ({**features(some), "pixels": some.reshape(len(some), -1)} for some in regroup(images.batches(first)))
+        for some, found in features.of_all(regroup(images.batches(first))):
+            yield {**found, "pixels": some.reshape(len(some), -1)}
 
     rows.extend(images.count, list(outputs), batches)
     return Side(images.name, images.count, rows, labels=images.labels)

@@ -35,6 +35,7 @@ from diffuse.scoring.sample_scores import (
     needed_outputs,
     refuse_unlabelled,
 )
+from diffuse.system.distributed import Task
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS, data_folder, json_round_trip, sha256
 from diffuse.system.progress import log, log_cost
@@ -76,6 +77,11 @@ class SamplesPart:
                     f"metrics=[memorisation] compares pixels: {self.images.name} has images of {self.images.size} x "
                     f"{self.images.size}, and those of {self.data.kind.name} are {self.data.kind.size}"
                 )
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """What other processes compute for it."""
+        return {**(self.drawing.tasks if self.drawing else {}), "features": self.features}
 
     @cached_property
     def data(self) -> Dataset | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UserError
 from diffuse.system.files import format_bytes
-from diffuse.training.loop import Training
+from diffuse.training.setup import Training
 
 
 def most_checkpoints(training: Training, stops: int = 0) -> int:

@@ -1,5 +1,6 @@
 """How the step is computed where it could be computed in several ways: what fits into memory, what is fastest."""
 
+import math
 import time
 
 import torch
@@ -16,27 +17,41 @@ from diffuse.training.trainer import Trainer
 ROUNDS, CALLS = 5, 10  # of each norm, in turn
 
 
-def refuse_remainder(batch_size: int, parts: int) -> None:
-    """Raise UsageError where a batch cannot be cut into so many parts of one size, with the numbers that would do."""
+def parts_for(batch_size: int, processes: int, asked: int | None, accumulated: int) -> int:
+    """The number of parts of a batch: as asked for, or one for each process, times `accumulated`.
+
+    Each process computes as many parts as the others. Where a run was begun in fewer parts than there are processes
+    now, its parts are divided further. Raises UsageError where the batch cannot be divided so, with numbers that do.
+    """
+    parts = asked or processes * accumulated
+    if parts % processes:
+        parts, before = math.lcm(parts, processes), parts
+        if batch_size % parts == 0:
+            log.info(f"parts={before} becomes {parts} for {processes} processes: sums are rounded differently")
     if batch_size % parts:
-        possible = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+        possible = [count for count in range(processes, batch_size + 1, processes) if batch_size % count == 0]
         near = sorted(sorted(possible, key=lambda count: abs(count - parts))[:4])
-        raise UsageError(
-            f"grad_accumulation={parts} must divide batch_size={batch_size} without a remainder: "
-            f"{', '.join(map(str, near))} would do"
-        )
+        numbers = ", ".join(map(str, near))
+        if processes == 1:
+            key = f"parts={parts}" if asked else f"grad_accumulation={parts}"
+            raise UsageError(f"{key} must divide batch_size={batch_size} without a remainder: {numbers} would do")
+        do = f"parts={numbers} would do" if near else f"batch_size={batch_size // processes * processes} would do"
+        raise UsageError(f"{processes} processes cannot divide batch_size={batch_size} into {parts} equal parts: {do}")
+    return parts
 
 
 def does_not_fit(trainer: Trainer) -> UserError:
     """The error for a step that ran out of memory, with the number of parts that was tried and fits."""
-    device, batch_size = trainer.device, trainer.batch_size
+    device, batch_size, count = trainer.device, trainer.batch_size, trainer.processes.count
     trainer.forget_gradients()
     needed = f"batch_size={batch_size}"
     if trainer.parts > 1:
         needed += f" in {trainer.parts} parts"
     for parts in range(trainer.parts + 1, batch_size + 1):
-        if batch_size % parts == 0 and _fits(trainer, batch_size // parts):
-            advice = f"grad_accumulation={parts} does the same step in parts of {batch_size // parts}, which fit"
+        if batch_size % parts == 0 and parts % count == 0 and _fits(trainer, batch_size // parts):
+            advice = (
+                f"grad_accumulation={parts // count} does the same step in parts of {batch_size // parts}, which fit"
+            )
             break
     else:
         advice = "not even one image fits: a smaller network would"

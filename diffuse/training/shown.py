@@ -1,8 +1,8 @@
 """What is shown of a step: a grid of samples, or of a classifier its accuracy at several noise levels."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.runs.drawing import Drawing
 from diffuse.runs.pictures import accuracy_curve
 from diffuse.runs.recommended import faster_sampler
+from diffuse.system.distributed import Task
 from diffuse.system.randomness import ImageNoise, generator
 
 NOISE_LEVELS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # sigma / alpha
@@ -36,6 +37,11 @@ class Shown(Protocol):
 
     name: ClassVar[str]
 
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """What other processes compute for it."""
+        ...
+
     def show(self, each_call: Callable[[object], object]) -> Sight: ...
 
     def advice(self, typed_keys: Sequence[str]) -> str:
@@ -51,8 +57,12 @@ class SampleGrids:
     drawing: Drawing
     count: int
 
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        return self.drawing.tasks
+
     def show(self, each_call: Callable[[object], object]) -> Sight:
-        return Sight(self.drawing.picture(self.drawing.draw(range(self.count), each_call)), {})
+        return Sight(self.drawing.picture(self.drawing.draw_by_all(range(self.count), each_call)), {})
 
     def advice(self, typed_keys: Sequence[str]) -> str:
         return faster_sampler(self.drawing.sampler, typed_keys, "of the sample grids")
@@ -71,6 +81,7 @@ class AccuracyCurve:
     data: Dataset
     condition: Condition
     device: torch.device
+    tasks: Mapping[str, Task] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,6 +15,7 @@ from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.runs import checkpoint
 from diffuse.system.cuda_graph import Captured
 from diffuse.system.device import Device
+from diffuse.system.distributed import first_half
 from diffuse.system.errors import Refused, UserError, check
 from diffuse.training.batches import Batch, Batches
 from diffuse.training.ema import EMA
@@ -45,7 +46,8 @@ class Trainer:
     optimizer      a fused AdamW over the network's parameters
     ema            the moving average of its weights
     batch_size     images in a step
-    parts          parts of a batch whose gradients are computed one after the other, for less memory
+    parts          parts of a batch whose gradients are computed one after the other, for less memory; each of several
+                   processes computes as many of them
     seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
                    (seed, k): there is no random state to save, and how often something is logged changes no weight
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
@@ -76,7 +78,10 @@ class Trainer:
         self.net, self.loss, self.data, self.ema, self.optimizer = net, loss, data, ema, optimizer
         self.time_sampling = time_sampling.to(where)
         self.batch_size, self.parts, self.seed, self.clip = batch_size, parts, seed, clip
+        self.processes = self.device.processes
         check(parts >= 1 and batch_size % parts == 0, "parts", f"a divisor of batch_size={batch_size}", parts)
+        count = self.processes.count
+        check(parts % count == 0, "parts", f"a multiple of the number of processes, {count}", parts)
         if not all(parameters.get("fused") for parameters in optimizer.param_groups):
             raise Refused("optimizer", "must be fused, as AdamW(..., fused=True): only fused ones skip a failed step")
         initial_rate, *others = {float(parameters["lr"]) for parameters in optimizer.param_groups}
@@ -124,7 +129,44 @@ class Trainer:
         It does the same operations on the same tensors in every step, so that a CUDA graph can record it.
         """
         batch = self.batches.drawn()
-        self.update(batch, torch.cat([self.gradients(part) for part in batch.parts(self.parts)]))
+        losses = torch.cat(self.gradients_in_pairs(self.own(batch.parts(self.parts))))
+        self.update(batch, self.add_up_over_processes(losses))
+
+    def own(self, parts: list[Batch]) -> list[Batch]:
+        """Those parts of a batch that this process computes: as many as each other one, the first ones on rank 0."""
+        share = self.parts // self.processes.count
+        return parts[self.processes.rank * share :][:share]
+
+    def gradients_in_pairs(self, parts: list[Batch]) -> list[Tensor]:
+        """The gradients of parts of a batch, added up as `pairwise_sum` does it. Returns the losses of each part."""
+        if len(parts) <= 2:
+            return [self.gradients(part) for part in parts]
+        half = first_half(len(parts))
+        losses = self.gradients_in_pairs(parts[:half])
+        held = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+        self.optimizer.zero_grad()
+        losses += self.gradients_in_pairs(parts[half:])
+        torch._foreach_add_([weight.grad for weight in self.net.parameters() if weight.grad is not None], held)
+        return losses
+
+    def add_up_over_processes(self, losses: Tensor) -> Tensor:
+        """Replace the gradients by their sums over all processes. Returns the losses of all images, [b].
+
+        Each process has drawn the whole batch and knows the losses of its own images. Sums and losses have the same
+        bits on every process, and so have the weights, their average and the time sampling after the update. Where
+        each computes 1, 2, 4, 8, ... parts, they have those of a single process that computes all parts, too.
+        """
+        if self.processes.count == 1:
+            return losses
+        gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+        own = torch.cat([gradient.flatten() for gradient in gradients]).to(self.device.gradients)
+        self.processes.add_up(own)
+        for gradient, total in zip(gradients, own.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+        found = losses.new_zeros(self.batch_size)
+        found[len(losses) * self.processes.rank :][: len(losses)] = losses
+        self.processes.add_up(found)  # one number and zeros: exact
+        return found
 
     def _compute_or_replay(self) -> Callable[[], None]:
         return Captured(self.compute, self.optimizer.zero_grad) if self.device.captures else self.compute
@@ -195,6 +237,11 @@ class Trainer:
         """Raise NotFinite if the loss or gradient of a step was NaN or infinite. Waits for the device."""
         if (failed := int(self._failed)) >= 0:
             raise NotFinite(failed)
+
+    def fingerprint(self, _: object = None) -> int:
+        """A number that depends on every bit of the weights and their average: the same on every process."""
+        weights = [*self.net.parameters(), *self.ema.net.parameters()]
+        return sum(int(weight.detach().view(torch.int32).sum(dtype=torch.int64)) for weight in weights)
 
     def failure(self, step: int) -> dict[str, Any]:
         """The content of a file that computes step `step` again, on the weights as they are now."""

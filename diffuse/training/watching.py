@@ -45,6 +45,7 @@ class Watcher:
     def __init__(self, config: TrainConfig, data: Dataset, drawing: Drawing):
         self.options, self.drawing, data_dir = config.eval, drawing, data_folder(config.data_dir)
         self.batch_size = min(SCORED_TOGETHER, max(config.batch_size, config.images.count))
+        self.batch_size *= drawing.device.processes.count
         train = open_split(data.kind, "train", data.train)
         offered = {"device": drawing.device, "data": lambda: data, "data_dir": data_dir}
         self.features: Features = build_with(config.features, "features", config.trust, **offered)
@@ -61,7 +62,7 @@ class Watcher:
 
         def batches(first: int) -> Iterator[np.ndarray]:
             for start in range(first, n, self.batch_size):
-                drawn = self.drawing.draw(range(n)[start : start + self.batch_size], each_evaluation)
+                drawn = self.drawing.draw_by_all(range(n)[start : start + self.batch_size], each_evaluation)
                 yield to_uint8(drawn).cpu().numpy()
 
         drawn = ImageSet(f"samples at step {step:,}", n, self.drawing.kind.size, "", batches, labels=self.labels)

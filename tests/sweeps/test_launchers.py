@@ -1,17 +1,21 @@
 """A sweep's jobs in other processes: by joblib, by Submitit on this machine and through Slurm, and by Optuna."""
 
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.support.commands import TINY, diffuse, diffuse_alone
+from tests.support.places import REPOSITORY
 from tests.support.processes import started_alone, until
 from tests.support.sweeps import column, table
+from tests.support.together import free_port
 
 LONG = ["steps=1000000", "optim.decay=none", "images.every=1000000", "checkpoint.every=1000000"]
 EXPLODES = ["optim.lr=1e-3,1e30", "optim.clip=1e30"]
@@ -132,7 +136,14 @@ echo "Submitted batch job 7"
 """
 SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do case $1 in --output|--error) shift 2;; *) shift;; esac; done
-exec "$@"
+tasks=$(sed -n 's/^#SBATCH --ntasks-per-node=//p' "$SLURM_STUB/script")
+for rank in $(seq 0 $((${tasks:-1} - 1))); do
+  SLURM_NTASKS=${tasks:-1} SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" &
+done
+wait
+"""
+SCONTROL = """#!/bin/bash
+echo localhost
 """
 SACCT = """#!/bin/bash
 echo "JobID|State|NodeList"
@@ -140,17 +151,24 @@ cat "$SLURM_STUB/done" 2> /dev/null || true
 """
 
 
-def test_a_sweep_goes_through_slurm(tmp_path):
-    """Against commands of Slurm's names that run the jobs here: what is handed to them and what comes back."""
+@pytest.fixture
+def slurm_stub(tmp_path: Path) -> dict[str, str]:
+    """The environment in which commands of Slurm's names run jobs here."""
     stub = tmp_path / "stub"
     stub.mkdir()
-    for name, text in {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "squeue": "#!/bin/bash\n"}.items():
+    commands = {"sbatch": SBATCH, "srun": SRUN, "sacct": SACCT, "scontrol": SCONTROL, "squeue": "#!/bin/bash\n"}
+    for name, text in commands.items():
         (stub / name).write_text(text)
         (stub / name).chmod(stat.S_IRWXU)
+    return {"PATH": f"{stub}{os.pathsep}{os.environ['PATH']}", "SLURM_STUB": str(stub)}
+
+
+def test_a_sweep_goes_through_slurm(tmp_path, slurm_stub):
+    """What is handed to Slurm's commands, and what comes back."""
+    stub = tmp_path / "stub"
     slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=600"]
     words = ["train", *TINY, "-m", "name=s", *slurm, *EXPLODES]
-    path = f"{stub}{os.pathsep}{os.environ['PATH']}"
-    done = diffuse(*words, cwd=tmp_path, PATH=path, SLURM_STUB=str(stub))
+    done = diffuse(*words, cwd=tmp_path, **slurm_stub)
     logs = "\n".join(log.read_text() for log in stub.glob("*.log"))
     assert done.returncode == 1, done.stderr + logs
     assert done.stderr.splitlines()[-1] == "error: 1 of the sweep's jobs failed: 1", done.stderr + logs
@@ -158,6 +176,40 @@ def test_a_sweep_goes_through_slurm(tmp_path):
     script = (stub / "script").read_text()
     assert "#SBATCH --partition=gpu" in script
     assert "#SBATCH --time=600" in script
+
+
+def test_the_jobs_of_a_sweep_through_slurm_have_several_processes(tmp_path, slurm_stub):
+    slurm = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=600"]
+    done = diffuse("train", *TINY, "-m", "name=s", "seed=0,1", *slurm, cwd=tmp_path, **slurm_stub)
+    logs = "\n".join(log.read_text() for log in (tmp_path / "stub").glob("*.log"))
+    assert done.returncode == 0, done.stderr + logs
+    assert column(tmp_path / "outputs" / "s", "status") == ["done", "done"]
+    for seed in (0, 1):
+        (line,) = (tmp_path / "outputs" / "s" / f"{seed}_seed-{seed}" / "history.jsonl").read_text().splitlines()
+        assert json.loads(line)["processes"] == 2
+
+
+def test_the_job_script_of_the_page_about_machines(tmp_path, slurm_stub):
+    """As it is printed there, but for a small network, 2 of 8 processes and a free port."""
+    page = (REPOSITORY / "docs" / "machines.md").read_text(encoding="utf-8")
+    script = page.partition("```bash\n")[2].partition("```")[0]
+    small = {
+        "--nproc-per-node=8": "--nproc-per-node=2", ":29500": f":{free_port()}",
+        "dataset=cifar10": " ".join(f"'{word}'" for word in [*TINY, "steps=6"]),
+    }  # fmt: skip
+    for words, ours in small.items():
+        assert words in script
+        script = script.replace(words, ours)
+    (tmp_path / "stub" / "script").write_text("")
+    (tmp_path / "train.sh").write_text(script)
+    place = {**os.environ, **slurm_stub, "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "localhost"}
+    place["PATH"] = os.pathsep.join([str(tmp_path / "stub"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    for said in ("done, loss", "is finished: 6 of 6 steps are done"):
+        line = ["bash", "train.sh"]
+        done = subprocess.run(line, cwd=tmp_path, env=place, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout, done.stderr
+    assert list((tmp_path / "outputs").iterdir()) == [tmp_path / "outputs" / "cifar"]
 
 
 def test_optuna_is_not_sent_downhill_where_more_is_better(tmp_path, tiny_run):

@@ -6,6 +6,7 @@ import torch
 from diffuse.commands import train
 from diffuse.networks.norm import from_moments, norm_of
 from diffuse.system.errors import UsageError, UserError
+from diffuse.system.files import OUTPUTS, make_new_folder
 from diffuse.training.fitting import choose_norm
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import newest
@@ -62,7 +63,7 @@ def test_a_batch_that_does_not_fit_is_answered_with_one_that_does(fits, advice):
     training = train.build_training(config("train", *TINY, "batch_size=16"))
     training.trainer.net.register_forward_pre_hook(limited_to(fits))
     with pytest.raises(UserError) as caught:
-        train.train(training, train.make_new_folder(train.OUTPUTS / "r"), output(), float("inf"), {})
+        train.train(training, make_new_folder(OUTPUTS / "r"), output(), float("inf"), None)
     assert str(caught.value).startswith("batch_size=16 does not fit into the memory of cpu")
     assert advice in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 4
@@ -72,7 +73,7 @@ def test_parts_that_fit_go_on_and_smaller_ones_are_named_where_they_do_not():
     training = train.build_training(config("train", *TINY, "batch_size=16", "grad_accumulation=4", "steps=2"))
     training.trainer.net.register_forward_pre_hook(limited_to(2))
     with pytest.raises(UserError, match="batch_size=16 in 4 parts does not fit .*\ngrad_accumulation=8 does"):
-        train.train(training, train.make_new_folder(train.OUTPUTS / "r"), output(), float("inf"), {})
+        train.train(training, make_new_folder(OUTPUTS / "r"), output(), float("inf"), None)
 
 
 def test_parts_of_a_batch_may_change_when_a_run_continues():
