@@ -44,7 +44,6 @@ def ours(options: argparse.Namespace, words: list[str]) -> Made:
     )
     trainer = training.trainer
     device = trainer.device
-    training.threads.fixed = device.threads
     weights = sum(weight.numel() for weight in trainer.net.parameters())
     if options.task == "sampling":
         return Made(lambda: training.shown.drawing.draw(range(options.batch)).cpu(), options.batch, weights)

@@ -63,14 +63,16 @@ REHEARSED = [
 ]
 # The first kind whose pattern is in a kernel's name.
 KINDS = {
-    "convolutions": r"conv|cudnn|xmma|implicit|wgrad|dgrad|fprop|mkldnn",
-    "matrix products": r"gemm|cutlass|bmm|addmm|::mm",
-    "attention": r"flash|attention|fmha|softmax",
+    "fused by the compiler: pointwise": r"^triton_poi",
+    "fused by the compiler: norms and reductions": r"^triton_(red|per)",
+    "layout and copies": r"nchwto|nhwcto|transpose|copy|memcpy|cat|clone|contiguous",
+    "attention": r"flash|attention|fmha|sdpa|softmax",
+    "convolutions": r"conv|implicit|wgrad|dgrad|fprop|mkldnn|cudnn",
+    "matrix products": r"gemm|nvjet|cutlass|xmma|bmm|addmm|::mm",
     "norms and reductions": r"norm|reduce|_red_|_per_",
-    "layout and copies": r"nchw|nhwc|transpose|copy|memcpy|cat|clone|contiguous",
     "optimizer and average": r"adam|lerp|multi_tensor|foreach",
     "random numbers": r"random|philox|distribution|bernoulli|rand",
-    "pointwise": r"triton_poi|elementwise|vectorized|silu|aten::(add|mul|div|sub)",
+    "pointwise": r"elementwise|vectorized|silu|aten::(add|mul|div|sub)",
 }
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from diffuse.networks.dropout import Dropout, number_dropouts
+from diffuse.networks.dropout import Dropout, dropouts_of, number_dropouts
 from diffuse.system.errors import check
 
 Norm = Callable[[int], nn.Module]  # the number of channels -> a group norm of them
@@ -27,8 +27,9 @@ class Stage(nn.ModuleList):
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         for module in self:
-            if self.recompute and self.training:  # masks of dropout have keys, so no random state needs to be kept
-                x = checkpoint(module, x, embedded, use_reentrant=False, preserve_rng_state=False)
+            if self.recompute and self.training:
+                random = any(dropout.keys is None for dropout in dropouts_of(module))  # keys make the same mask again
+                x = checkpoint(module, x, embedded, use_reentrant=False, preserve_rng_state=random)
             else:
                 x = module(x, embedded)
         return x

@@ -21,17 +21,19 @@ def from_moments(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: floa
     norm returns NCHW whatever it was given, so that each one costs copies between layouts; this one is sums over pixels
     and one scale and shift, which torch.compile fuses with what stands around them.
 
-    Both moments are taken in one pass, as sums of d = x - k and of d^2, where k is the channel's first pixel:
+    Both moments are taken in one pass, as sums of d = x - k and of d^2, where k is the channel's pixel in the middle (a
+    corner feels the zeros around the image):
 
         m_c = k + mean(d),    v_c = mean(d^2) - mean(d)^2
 
-    With k = 0 the difference cancels where the mean is much larger than the deviation: at 1,000 times it float32 has no
-    digit left. A pixel of the channel is a few deviations from its mean, and that costs a digit at the most. The result
-    does not depend on k, so its gradient is not needed.
+    The difference loses a factor of (k - mean)^2 / variance in precision: with k = 0 float32 has no digit left where
+    the mean is 1,000 times the deviation; a pixel 3 deviations from the mean costs one digit, one 10 deviations away
+    two. The result does not depend on k, so its gradient is not needed.
     """
     wide = x if x.dtype == torch.float64 else x.float()
     b, channels = x.shape[:2]
-    k = wide[:, :, :1, :1].detach()
+    row, column = wide.shape[2] // 2, wide.shape[3] // 2
+    k = wide[:, :, row : row + 1, column : column + 1].detach()
     d = wide - k
     mean_d, mean_d2 = d.mean((2, 3)), d.square().mean((2, 3))
     means = (k[:, :, 0, 0] + mean_d).reshape(b, groups, -1)

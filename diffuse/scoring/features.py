@@ -22,7 +22,7 @@ from torch import Tensor
 
 from diffuse.networks.script import check_scaling, load_script, script_features
 from diffuse.options.dataset import default_data_dir
-from diffuse.system.device import Device
+from diffuse.system.device import Device, send
 from diffuse.system.errors import UserError
 from diffuse.system.files import data_folder, sha256, slug
 
@@ -55,17 +55,17 @@ class Features:
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The outputs for uint8 images [n, C, H, W] with 1 or 3 channels, in float32.
 
-        On a CPU, results differ in the last bits between batch sizes. There every call has the same number of images,
-        filled up with black ones, so that the vectors of an image depend on that image alone.
+        Every call has the same number of images, filled up with black ones. On a CPU, where results differ in the last
+        bits between batch sizes, the vectors of an image then depend on that image alone; CUDA looks for the fastest
+        convolutions once.
         """
-        on_cpu = self.device.torch.type == "cpu"
-        rows = FEATURE_BATCH_ON_CPU if on_cpu else FEATURE_BATCH
+        rows = FEATURE_BATCH_ON_CPU if self.device.torch.type == "cpu" else FEATURE_BATCH
 
         def call(start: int) -> dict[str, Tensor]:
             batch = torch.from_numpy(np.ascontiguousarray(images[start : start + rows]))
-            missing = rows - len(batch) if on_cpu else 0
+            padded = F.pad(batch, (0, 0, 0, 0, 0, 0, 0, rows - len(batch)))
             with self.device.in_float32():
-                found = self.net(F.pad(batch, (0, 0, 0, 0, 0, 0, 0, missing)).to(self.device.torch))
+                found = self.net(send(padded, self.device.torch))
             return {name: found[name][: len(batch)] for name in self.outputs}
 
         parts = self.device.spread(call, range(0, len(images), rows))

@@ -5,8 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from diffuse.system.errors import UserError
 from diffuse.system.progress import log
 
+# Before, a failed recording leaves random numbers and memory in the state of a recording (pytorch #176752, #180395).
+RECOVERS = torch.__version__ >= (2, 12)  # type: ignore[operator]
 FIRST_CALLS = 3  # they compile, choose algorithms for convolutions and make tensors that stay; then it is recorded
 
 
@@ -23,8 +26,13 @@ class Captured:
 
     def __init__(self, function: Callable[[], None], clear: Callable[[], object] = lambda: None):
         self.function, self.clear = function, clear
-        self.calls, self.graph = 0, torch.cuda.CUDAGraph()
-        self.recorded = self.failed = False
+        self.calls = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.failed = False
+
+    @property
+    def recorded(self) -> bool:
+        return self.graph is not None
 
     def __call__(self) -> None:
         self.calls += 1
@@ -39,19 +47,32 @@ class Captured:
         else:
             if not self.recorded:
                 self._record()
-            self.function() if self.failed else self.graph.replay()
+            self.graph.replay() if self.graph else self.function()
 
     def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.function()
-            self.recorded = True
+            self.graph = graph
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             self.failed = True
-            self.clear()
-            torch.cuda.synchronize()
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning(f"device.capture: this cannot be recorded as a CUDA graph, and is computed without: {why}")
+            first: BaseException = error  # the end of a recording raises an error of its own about the one inside
+            while first.__context__ is not None:
+                first = first.__context__
+            why = (str(first).strip().splitlines() or [type(first).__name__])[0]
+        if self.failed:
+            self.give_up(f"device.capture: this cannot be recorded as a CUDA graph: {why}")
+
+    def give_up(self, message: str) -> None:
+        """Go on without a graph, with a warning. Raises UserError where torch cannot compute after such a failure."""
+        if not RECOVERS:
+            raise UserError(f"{message}\nLeave out device.capture: torch {torch.__version__} cannot go on after that")
+        self.clear()
+        torch.cuda.synchronize()
+        log.warning(f"{message}; it is computed without")
 
 
 class CapturedCalls:
@@ -68,7 +89,7 @@ class CapturedCalls:
     def __call__(self, *arguments: Tensor | None) -> Tensor:
         if torch.is_grad_enabled():
             return self.function(*arguments)
-        shapes = tuple(None if each is None else (each.shape, each.dtype, each.stride()) for each in arguments)
+        shapes = tuple(None if each is None else (each.shape, each.dtype) for each in arguments)
         if shapes not in self.recorded:
             kept, result = [None if each is None else each.clone() for each in arguments], list[Tensor]()
 

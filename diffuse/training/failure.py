@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffuse.networks.dropout import dropouts_of, use_keys
+from diffuse.networks.norm import use_norm
 from diffuse.options.build import build
 from diffuse.runs import checkpoint
 from diffuse.runs.trained import TrainedNetwork
@@ -39,6 +40,7 @@ def replay(failure: str | Path, trust: Sequence[str] = ()) -> FailedStep:
     device: Device = build(stored.content["config"]["device"], "device", trust)
     network = TrainedNetwork(stored, device, trust=trust, weights="model")
     net = network.net.train().requires_grad_(True)
+    use_norm(net, stored.content.get("norm") or "torch")  # as the step was computed
     function = network.formulas.trained(net, device)
     saved = {"dropout": None, **saved}  # before it had keys
     batch = Batch._make(None if saved[name] is None else saved[name].to(device.torch) for name in Batch._fields)

@@ -101,9 +101,16 @@ def test_a_step_without_a_finite_loss_is_kept_and_can_be_done_again():
         trained("exp", *EXPLODES, "steps=50", "unet.dropout=0.2")
 
 
-def test_a_replayed_step_is_the_step(tmp_path):
-    """To the last bit, dropout included, on an ordinary step."""
-    options = ["unet.dropout=0.3", "dataset.flip=true", "class_conditional=true", "optim.lr=0.02"]
+@pytest.mark.parametrize("norm", ["torch", "moments"])
+def test_a_replayed_step_is_the_step(tmp_path, norm):
+    """To the last bit, dropout included, on an ordinary step, with the norm that the step was computed with."""
+    options = [
+        f"device.norm={norm}",
+        "unet.dropout=0.3",
+        "dataset.flip=true",
+        "class_conditional=true",
+        "optim.lr=0.02",
+    ]
     training = train.build_training(config("train", *TINY, *options))
     trainer = training.trainer
     for _ in range(3):

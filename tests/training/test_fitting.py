@@ -1,9 +1,12 @@
 """How a step is computed: what is refused, what is said where memory is too small, what a run goes on with."""
 
+import weakref
+
 import pytest
 import torch
 
 from diffuse.commands import train
+from diffuse.networks.blocks import ResidualBlock, use_recomputation
 from diffuse.networks.norm import from_moments, norm_of
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import OUTPUTS, make_new_folder
@@ -41,8 +44,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(words, message, tm
 def limited_to(images: int):
     """What a device says that has memory for so many images."""
 
+    failed: list[weakref.ref] = []
+
     def refuse(module, inputs):
+        assert not any(reference() is not None for reference in failed), "what failed is still in memory"
         if len(inputs[0]) > images:
+            failed.append(weakref.ref(inputs[0]))
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
     return refuse
@@ -61,7 +68,7 @@ def limited_to(images: int):
 )
 def test_a_batch_that_does_not_fit_is_answered_with_one_that_does(fits, advice):
     training = train.build_training(config("train", *TINY, "batch_size=16"))
-    training.trainer.net.register_forward_pre_hook(limited_to(fits))
+    training.trainer.net.head.register_forward_pre_hook(limited_to(fits))
     with pytest.raises(UserError) as caught:
         train.train(training, make_new_folder(OUTPUTS / "r"), output(), float("inf"), None)
     assert str(caught.value).startswith("batch_size=16 does not fit into the memory of cpu")
@@ -71,7 +78,7 @@ def test_a_batch_that_does_not_fit_is_answered_with_one_that_does(fits, advice):
 
 def test_parts_that_fit_go_on_and_smaller_ones_are_named_where_they_do_not():
     training = train.build_training(config("train", *TINY, "batch_size=16", "grad_accumulation=4", "steps=2"))
-    training.trainer.net.register_forward_pre_hook(limited_to(2))
+    training.trainer.net.head.register_forward_pre_hook(limited_to(2))
     with pytest.raises(UserError, match="batch_size=16 in 4 parts does not fit .*\ngrad_accumulation=8 does"):
         train.train(training, make_new_folder(OUTPUTS / "r"), output(), float("inf"), None)
 
@@ -89,11 +96,32 @@ def test_recomputation_changes_no_bit():
     plain, again = (
         trainer_of(config("train", *TINY, "unet.dropout=0.3", *words)) for words in ([], ["device.recompute=true"])
     )
+    calls = []
+    for trainer in (plain, again):
+        block = next(module for module in trainer.net.modules() if isinstance(module, ResidualBlock))
+        block.register_forward_pre_hook(lambda module, inputs, trainer=trainer: calls.append(trainer is again))
     for _ in range(3):
         plain.advance()
         again.advance()
+    assert calls.count(True) == 2 * calls.count(False) == 6
     for one, other in zip(plain.net.parameters(), again.net.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_recomputation_without_keys_of_dropout_makes_the_same_masks_again():
+    """In a notebook: dropout draws from torch's generator, and the gradient is that of the masks that were used."""
+    net = trainer_of(config("train", *TINY, "unet.dropout=0.5")).net.train()
+    x, time, y = torch.randn(4, 1, 8, 8), torch.rand(4), None
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.normal_(std=0.1)
+    found = []
+    for recompute in (False, True):
+        if recompute:
+            use_recomputation(net)
+        torch.manual_seed(0)
+        found.append(torch.autograd.grad(net(x, time, y).square().sum(), [*net.parameters()]))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 def test_the_norm_of_a_run_is_recorded_and_kept():
