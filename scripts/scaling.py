@@ -14,8 +14,8 @@ BACKWARD = 0.6  # of a step's time, in which gradients could be sent already
 
 @dataclass(frozen=True)
 class Machine:
-    """gpus: in one machine; inside, between: bytes a second and GPU within a machine and between machines; latency: of
-    one message, in seconds."""
+    """gpus: in one machine; inside, between: bytes a second that each GPU sends within a machine and between machines;
+    latency: seconds until a message has come."""
 
     gpus: int = 8
     inside: float = 200e9  # what NCCL reaches over the NVLink of H100 machines
@@ -23,11 +23,11 @@ class Machine:
     latency: float = 15e-6
 
     def seconds(self, size: float, count: int) -> float:
-        """The time to add up tensors of so many bytes over `count` GPUs."""
-        if count == 1:
-            return 0.0
-        speed = self.inside if count <= self.gpus else self.between
-        return 2 * (count - 1) / count * size / speed + 2 * self.latency * (count - 1).bit_length()
+        """The time to add up tensors of so many bytes over `count` GPUs: within machines first, then between them."""
+        inside = min(count, self.gpus)
+        machines = count // inside
+        found = 2 * (inside - 1) / inside * size / self.inside + 2 * self.latency * (inside > 1)
+        return found + 2 * (machines - 1) / machines * size / inside / self.between + 2 * self.latency * (machines > 1)
 
 
 def efficiency(machine: Machine, step: float, size: float, count: int, hidden: bool = False) -> float:
@@ -42,13 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     machine, counts = Machine(), (2, 8, 16, 64)
     networks = {"36M": (36e6, options.rate), "550M": (550e6, options.rate * 36 / 550 / 4)}
-    print(f"| parameters | images each | step | sent in | {' | '.join(f'{count} GPUs' for count in counts)} |")
-    print(f"|---|--:|--:|---|{'--:|' * len(counts)}")
+    columns = " | ".join(f"{count} GPUs" for count in counts)
+    print(f"| parameters | images each | step | sent in | {columns} | {counts[-1]}, behind the backward pass |")
+    print(f"|---|--:|--:|---|{'--:|' * (len(counts) + 1)}")
     for name, (parameters, rate) in networks.items():
-        for images in (16, 64, 256):
+        for images in (2, 16, 64, 256):
             step = images / rate
             for kind, size in (("float32", 4), ("bfloat16", 2)):
                 found = [efficiency(machine, step, size * parameters, count) for count in counts]
+                found.append(efficiency(machine, step, size * parameters, counts[-1], hidden=True))
                 cells = " | ".join(f"{100 * each:.0f}%" for each in found)
                 print(f"| {name} | {images} | {1e3 * step:.1f} ms | {kind} | {cells} |")
 

@@ -33,7 +33,8 @@ class Device:
     kind         auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda or mps
     precision    auto (bfloat16 where it is faster than float32), float32, bfloat16 or tf32 (CUDA)
     compile      whether training compiles the network (null: on CUDA with Triton, in long runs)
-    capture      whether a training step is recorded as a CUDA graph (null: no; it has not run on a device yet)
+    capture      whether training steps and calls of the network are recorded as CUDA graphs (null: no; that has not run
+                 on a device yet)
     norm         how training computes group norms: torch or moments (null: the faster, measured where it compiles)
     recompute    whether training computes activations again for the gradient, for less memory
     threads      number of CPU threads; null takes OMP_NUM_THREADS, or else the fastest number
@@ -102,7 +103,7 @@ class Device:
     def worth_compiling(self, steps: int) -> bool:
         """Whether a training of so many steps compiles its network; decides it if that was not typed.
 
-        What was compiled is kept for the next run, in ~/.cache, which torch would put where a restart removes it.
+        What was compiled is kept for the next run, in ~/.cache: torch's own place is a temporary folder.
         """
         self.compiles = self.compiles and (self.compiles_always or steps >= STEPS_WORTH_COMPILING)
         if self.compiles:
@@ -116,7 +117,7 @@ class Device:
     def network(self, net: Callable[..., Tensor], rows: int | None = None, float32: bool = False) -> Network:
         """The network as a function: this device's precision inside, float32 outside, `rows` images at a time if given.
 
-        float32=True is for networks whose output needs that precision.
+        float32=True is for networks whose output needs that precision; of tf32 that holds for the forward pass alone.
 
         Results differ in the last bits between batch sizes. With batches cut and padded to a fixed number of rows, an
         image's result depends on the image alone.

@@ -9,7 +9,7 @@ import os
 import platform
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
@@ -79,9 +79,7 @@ class Processes:
     store: Any = None
     offered: Collection[str] = ()  # what the leader knows of the others: which tasks they wait for
     following: bool = False  # and whether they wait at all
-    _levels: Mapping[str, Sequence[Any]] = field(
-        default_factory=dict
-    )  # of a kind of device: in which groups it adds up
+    _levels: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # the groups that add up, by kind of device
     _published: dict[str, int] = field(default_factory=dict)
 
     def add_up(self, tensor: Tensor) -> None:
@@ -91,7 +89,8 @@ class Processes:
         of its machine: as many bytes on every link as other methods have, but in a known order.
         """
         if self.count > 1:
-            with _connection():
+            recorded = tensor.is_cuda and torch.cuda.is_current_stream_capturing()  # whose errors are about recording
+            with nullcontext() if recorded else _connection():
                 tensor.copy_(_sum_over(tensor, self._levels[tensor.device.type]))
 
     def largest(self, *numbers: int) -> list[int]:
@@ -163,7 +162,8 @@ class Processes:
         finally:
             if self.following:
                 self.following = False
-                self._send([_Dismissal(ended=True)] * self.count)
+                with suppress(PeerLost):  # whatever is under way says more
+                    self._send([_Dismissal(ended=True)] * self.count)
 
     def map(self, task: str, items: Iterable[Item], own: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
         """Each item with own(item), in order: item i is computed by process i mod count, which knows `own` as `task`.
@@ -340,7 +340,9 @@ def _connection() -> Iterator[None]:
     """Raise PeerLost where the connection to another process has ended."""
     try:
         yield
-    except RuntimeError as error:  # torch.distributed has several types, all of them RuntimeErrors
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo and NCCL have several types, all of them RuntimeErrors
         raise PeerLost(
             "the connection to another process of this command has ended: it failed, or was killed"
         ) from error

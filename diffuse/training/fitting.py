@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from diffuse.system.files import format_bytes
 from diffuse.system.progress import log
 from diffuse.training.trainer import Trainer
 
-ROUNDS, CALLS = 5, 10  # of each norm, in turn
+ROUNDS, CALLS = 5, 10  # of each norm
+MOMENTS = 2  # of AdamW, each as large as the weights
 
 
 def parts_for(batch_size: int, processes: int, asked: int | None, accumulated: int) -> int:
@@ -48,7 +50,7 @@ def does_not_fit(trainer: Trainer) -> UserError:
     if trainer.parts > 1:
         needed += f" in {trainer.parts} parts"
     for parts in range(trainer.parts + 1, batch_size + 1):
-        if batch_size % parts == 0 and parts % count == 0 and _fits(trainer, batch_size // parts):
+        if batch_size % parts == 0 and parts % count == 0 and _fits(trainer, parts):
             advice = (
                 f"grad_accumulation={parts // count} does the same step in parts of {batch_size // parts}, which fit"
             )
@@ -60,14 +62,27 @@ def does_not_fit(trainer: Trainer) -> UserError:
     return UserError(f"{needed} does not fit into {memory}:\n{advice}{less}")
 
 
-def _fits(trainer: Trainer, images: int) -> bool:
+def fits(step: Callable[[], object]) -> bool:
+    """Call a step; whether its memory was enough. What a failed one held is free again: its error held it."""
     try:
-        trainer.gradients(trainer.batch(trainer.step).first(images))
+        step()
     except torch.OutOfMemoryError:
         return False
-    finally:
-        trainer.forget_gradients()
     return True
+
+
+def _fits(trainer: Trainer, parts: int) -> bool:
+    """Whether a step in so many parts fits: one gradient, beside all that a step holds at the same time."""
+    images, own = trainer.batch_size // parts, parts // trainer.processes.count
+    held = (0 if trainer.optimizer.state else MOMENTS) + (max(0, (own - 1).bit_length() - 1) if own > 2 else 0)
+
+    def compute() -> None:
+        _beside = [torch.empty_like(weight) for weight in trainer.net.parameters() for _ in range(held)]
+        trainer.gradients(trainer.batch(trainer.step).first(images))
+
+    found = fits(compute)
+    trainer.forget_gradients()
+    return found
 
 
 def _memory(device: Device) -> str:
@@ -84,7 +99,8 @@ def choose_norm(trainer: Trainer, recorded: str | None) -> str:
     """
     device = trainer.device
     name = device.norm or recorded or "torch"
-    if device.norm is None and recorded is None and device.compiles and device.torch.type == "cuda":
+    has_norms = any(isinstance(module, GroupNorm) for module in trainer.net.modules())
+    if device.norm is None and recorded is None and device.compiles and device.torch.type == "cuda" and has_norms:
         seconds = {name: _seconds_of_norm(trainer, name) for name in NORMS}
         name = min(seconds, key=lambda each: seconds[each])
         measured = ", ".join(f"{each} {1e3 * taken:.2f} ms" for each, taken in seconds.items())

@@ -7,14 +7,12 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffuse.networks.norm import use_norm
 from diffuse.runs.folder import RunFolder
 from diffuse.system.progress import Progress
 from diffuse.system.signals import Stop
 from diffuse.training.between import Between
-from diffuse.training.fitting import choose_norm, does_not_fit
+from diffuse.training.fitting import choose_norm, does_not_fit, fits
 from diffuse.training.forecast import Forecast
 from diffuse.training.setup import Training
 from diffuse.training.trainer import NotFinite
@@ -53,10 +51,8 @@ def take_steps(training: Training, between: Between, recorded: Mapping[str, Any]
         stops = False
         while trainer.step < config.steps and not stops:
             started = time.monotonic()
-            try:
-                trainer.advance()
-            except torch.OutOfMemoryError as error:
-                raise does_not_fit(trainer) from error
+            if not fits(trainer.advance):
+                raise does_not_fit(trainer)
             training.threads.after_step(time.monotonic() - started)
             progress.advance()
             forecast.after_step()

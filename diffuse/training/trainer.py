@@ -274,7 +274,9 @@ class Trainer:
                 )
             self.net.load_state_dict(content["model"])
             self.ema.net.load_state_dict(content["ema"])
-            for number, weight in enumerate(self.net.parameters()):
+            moved = content["optimizer"]["state"] or content["step"]  # before the first step there are no moments
+            self.optimizer.state.clear()
+            for number, weight in enumerate(self.net.parameters() if moved else ()):
                 state = content["optimizer"]["state"][number]
                 check_shapes(state, {"step": (), **dict.fromkeys(moments, weight.shape)}, f"optimizer state {number}")
                 # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused

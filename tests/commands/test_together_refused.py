@@ -5,6 +5,7 @@ import socket
 import sys
 
 import pytest
+import torch
 
 from tests.support.commands import FAST, TINY, diffuse
 from tests.support.forked import Forked
@@ -99,6 +100,41 @@ def test_the_others_end_when_one_is_killed(tmp_path, victim):
         said = processes[1 - victim].said()[1]
     assert "the connection to another process of this command has ended: it failed, or was killed" in said
     assert len(said.splitlines()) == 1
+
+
+def out_of_memory() -> None:
+    """From here on no convolution has the memory that it needs."""
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    torch.nn.Conv2d.forward = fails  # type: ignore[method-assign]
+
+
+def broken() -> None:
+    """From here on convolutions have a mistake."""
+    del torch.nn.Conv2d.forward
+    torch.nn.Conv2d.forward = None  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("failure", "lines"),
+    [
+        (out_of_memory, ["error: rank 1: batch_size=16 in 2 parts does not fit into the memory of cpu"]),
+        (broken, ["TypeError: 'NoneType' object is not callable", "error: this is a mistake in diffuse"]),
+    ],
+)
+def test_a_process_that_fails_in_a_step_says_why(tmp_path, failure, lines):
+    """Out of memory, or a mistake of ours, in one process alone; the others say that they lost it."""
+    port = free_port()
+    with (
+        Forked(["train", *TINY], tmp_path, environment(0, 2, port)) as first,
+        Forked(["train", *TINY], tmp_path, environment(1, 2, port), failure) as second,
+    ):
+        assert [process.wait(100) for process in (first, second)] == [1, 1]
+        said, lost = second.said()[1], first.said()[1]
+    assert all(line in said for line in lines), said
+    assert lost.startswith("error: the connection to another process of this command has ended")
 
 
 def test_a_sweep_is_not_started_by_each_process(tmp_path):

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from diffuse.networks.dropout import Dropout
 from diffuse.networks.norm import NORMS
 from diffuse.runs import checkpoint
 from diffuse.system.device import Device
-from diffuse.training.fitting import does_not_fit
+from diffuse.training.fitting import does_not_fit, fits
 from diffuse.training.trainer import NotFinite, Trainer
 
 SMALL = ["unet=tiny", "unet.dropout=0.1", "batch_size=32", "optim.warmup=2", "steps=20"]
@@ -43,7 +44,9 @@ class Place:
         if self.kind != "cuda":
             return [["device.norm=moments"], ["device.recompute=true"]]
         capture, compiled = "device.capture=true", "device.compile=true"
-        return [[capture], ["device.norm=moments"], [capture, "device.recompute=true"], [compiled], [compiled, capture]]
+        moments, low = "device.norm=moments", "device.precision=bfloat16"
+        alone = [[capture], [moments], [capture, "device.recompute=true"], [compiled], [low], [low, capture]]
+        return [*alone, [compiled, capture], [compiled, capture, moments], [low, compiled, capture, moments]]
 
 
 def trainer_of(place: Place, *words: str) -> Trainer:
@@ -67,6 +70,7 @@ def losses_of(trainer: Trainer, steps: int = 8) -> list[float]:
 
 def near(found: list[float], expected: list[float], share: float) -> str:
     """The largest relative difference, in words. Raises AssertionError where it is above a share."""
+    assert all(map(math.isfinite, [*found, *expected])), f"NaN or infinite: {found} against {expected}"
     largest = max(abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True))
     assert largest <= share, f"off by {largest:.2g}, more than {share:g}: {found} against {expected}"
     return f"{largest:.1g}"
@@ -85,7 +89,7 @@ def norms(place: Place) -> str:
             )
             (gradient,) = torch.autograd.grad(out.square().sum() + out.sin().sum(), leaf)
             results.append((out.detach().cpu().double(), gradient.cpu().double()))
-        off[name] = max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
+        off[name] = float(torch.stack([(a - b).abs().max() for a, b in zip(*results, strict=True)]).max())  # keeps NaN
         assert off[name] < 1e-3, f"{name} is off by {off[name]:.2g}"
     return ", ".join(f"{name} off by {value:.1g}" for name, value in off.items())
 
@@ -122,8 +126,10 @@ def steps(place: Place) -> str:
     """The losses of eight steps, computed in each of the fast ways, against those of the plain float32 step."""
     plain, found = losses_of(trainer_of(place)), []
     for words in place.fast:
-        share = 2e-2 if any("compile" in word for word in words) else 2e-3
-        found.append(f"{' '.join(words)} {near(losses_of(trainer_of(place, *words)), plain, share)}")
+        share = 2e-2 if any("compile" in word or "bfloat16" in word for word in words) else 2e-3
+        trainer = trainer_of(place, *words)
+        found.append(f"{' '.join(words)} {near(losses_of(trainer), plain, share)}")
+        assert not trainer.device.captures or trainer._computed.recorded, f"{' '.join(words)}: nothing was recorded"
     return "largest relative difference: " + ", ".join(found)
 
 
@@ -133,7 +139,7 @@ def parts(place: Place) -> str:
 
 
 def resuming(place: Place) -> str:
-    """A run that is saved and continued has the losses of one that was not interrupted; so does one on the CPU."""
+    """A run that is saved and continued has the losses of one that was not interrupted; a CPU reads it too."""
     found = []
     for words in ([], place.fast[0]):
         whole = trainer_of(place, *words)
@@ -184,11 +190,7 @@ def memory(place: Place) -> str:
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_allocated() + 3 * 2**30) / total))
     try:
-        trainer.advance()
-    except torch.OutOfMemoryError:
-        message = str(does_not_fit(trainer))
-    else:
-        message = ""
+        message = "" if fits(trainer.advance) else str(does_not_fit(trainer))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert "grad_accumulation=" in message, message or "1,024 images fit into 3 GiB"
@@ -196,7 +198,7 @@ def memory(place: Place) -> str:
 
 
 def command_line(place: Place) -> str:
-    """`diffuse train`, killed and continued, then `sample` with several samplers and `eval`, from the shell."""
+    """`diffuse train`, continued, then `sample` with several samplers and `eval`, from the shell."""
     fast = ["device.capture=true"] if place.kind == "cuda" else []
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 
@@ -244,6 +246,27 @@ def command_line(place: Place) -> str:
     return "train, resume, 3 samplers, eval"
 
 
+def processes(place: Place) -> str:
+    """Two processes, each on a device of its own, against one that computes the same parts; captured too, on CUDA."""
+    if place.kind == "cuda" and torch.cuda.device_count() < 2:
+        return "not tried: there is one GPU"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    few = ["log.every=4", "images.every=8", "images.count=4", "sampler.steps=3", "checkpoint.every=8"]
+    words = [*SMALL, "steps=8", *few, "parts=2", "device.precision=float32", "device.compile=false", *place.words()]
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for fast in ([], ["device.capture=true"]) if place.kind == "cuda" else ([],):
+            for count in (1, 2):
+                name = f"{count}-{len(fast)}"
+                more = [f"device.processes={count}", "device.threads=1", f"name={name}", *fast]
+                line = [sys.executable, "-m", "diffuse", "train", *words, *more]
+                done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr[-1500:]
+                lines = (Path(folder) / "outputs" / name / "metrics.jsonl").read_text().splitlines()
+                found[name] = [json.loads(line)["loss"] for line in lines]
+    return f"off by {max(near(each, found['1-0'], 1e-4) for each in found.values())}"
+
+
 def drawing(place: Place) -> str:
     """Eight DDIM steps, with the network's calls recorded and not, against the CPU; the same noise everywhere."""
     from diffuse.mathematics.denoiser import Denoiser
@@ -267,12 +290,12 @@ def drawing(place: Place) -> str:
     expected = drawn(Device("cpu", "float32"))
     captures = [None, True] if place.kind == "cuda" else [None]
     found = [drawn(Device(place.kind, "float32", capture=capture)) for capture in captures]
-    off = max(float((each - expected).abs().max() / expected.abs().max()) for each in found)
+    off = float(torch.stack([(each - expected).abs().max() / expected.abs().max() for each in found]).max())
     assert off < 2e-2, f"off by {off:.2g}"
     return f"off by {off:.1g}"
 
 
 CHECKS: dict[str, Callable[[Place], str]] = {
     check.__name__: check
-    for check in (norms, dropout, network, steps, parts, resuming, failing, memory, drawing, command_line)
+    for check in (norms, dropout, network, steps, parts, resuming, failing, memory, drawing, command_line, processes)
 }

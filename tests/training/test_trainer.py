@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diffuse.commands import train
 from diffuse.data.datasets import digits
 from diffuse.runs.record import read_record
+from diffuse.system.distributed import pairwise_sum
 from diffuse.system.errors import Refused, UserError
 from diffuse.system.randomness import reseed
 from diffuse.training.batches import batch_rows
@@ -269,6 +270,31 @@ def test_a_step_in_parts_is_the_step():
     for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert whole.report() == pytest.approx(parts.report(), rel=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 8])
+def test_gradients_of_parts_are_added_up_in_pairs(count):
+    """To the last bit: so they do not depend on how many processes compute the parts."""
+    trainer = trainer_of(config("train", *TINY, "unet.dropout=0.3"))
+    parts, each = trainer.batch(0).parts(8)[:count], []
+    for part in parts:
+        trainer.gradients(part)
+        each.append([weight.grad.clone() for weight in trainer.net.parameters()])
+        trainer.optimizer.zero_grad()
+    losses = trainer.gradients_in_pairs(parts)
+    for weight, *terms in zip(trainer.net.parameters(), *each, strict=True):
+        assert torch.equal(weight.grad, pairwise_sum(terms))
+    assert [len(of_part) for of_part in losses] == [2] * count
+
+
+def test_a_trainer_that_was_saved_before_its_first_step_is_restored():
+    one, other = (trainer_of(config("train", *TINY, f"seed={seed}")) for seed in (0, 1))
+    one.save("a.pt")
+    other.advance()
+    other.load("a.pt")
+    assert_same(dict(other.net.state_dict()), dict(one.net.state_dict()))
+    assert other.step == 0
+    assert not other.optimizer.state
 
 
 def test_labels_train_a_conditional_network():
