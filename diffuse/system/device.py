@@ -21,7 +21,7 @@ from diffuse.system.memory import keep_freed_memory
 from diffuse.system.ranks import started
 from diffuse.system.threads import Item, Result, Workers, cores, threads_from_environment
 
-STEPS_WORTH_COMPILING = 3_000  # it takes about a minute, and a compiled step is about 20 ms faster
+STEPS_WORTH_COMPILING = 3_000  # it takes about a minute
 
 Net = TypeVar("Net", bound=nn.Module)
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
