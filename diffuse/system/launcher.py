@@ -136,7 +136,8 @@ class _Attempt:
         if len(self.results) == self.count:
             self.result = self.results[0]
             return
-        code = min(self.first.values(), default=0)
+        # SIGTERM is what the elastic launcher sends to the others.
+        code = min(self.first.values(), key=lambda code: (code >= 0, code == -signal.SIGTERM), default=0)
         ranks = {int(path.read_text()): path.stem for path in self.notes.glob("*.process")}
         who = next((ranks.get(number) for number, each in self.first.items() if each == code), None)
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
