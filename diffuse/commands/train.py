@@ -292,7 +292,8 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     parameters = sum(weight.numel() for weight in trainer.net.parameters())
     images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
-    several = f", {count} processes in {trainer.parts} parts" if (count := trainer.processes.count) > 1 else ""
+    several = f", {count} processes" if (count := trainer.processes.count) > 1 else ""
+    several += f", each batch in {trainer.parts} parts" if trainer.parts > 1 else ""
     log.info(f"run folder: {short_path(folder)}")
     log.info(f"{kind.name}: {images}{border}; {parameters:,} parameters; {training.where}{several}")
     if config.class_conditional:

@@ -226,7 +226,8 @@ def processes_to_start(device: Mapping[str, Any]) -> int:
     if kind == "mps" or (kind == "auto" and not on_gpus and torch.backends.mps.is_available()):
         raise UserError(f"device.processes={asked} needs as many devices, and there is one mps device: leave it out")
     if on_gpus and asked > gpus:
-        raise UserError(f"device.processes={asked} needs as many GPUs, and there are {gpus}: set device.processes=all")
+        instead = "device.processes=all" if gpus else "device=cpu"
+        raise UserError(f"device.processes={asked} needs as many GPUs, and there are {gpus}: set {instead}")
     return int(asked)
 
 

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import active_children
+from multiprocessing import active_children, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
@@ -89,6 +89,7 @@ class _Attempt:
 
         for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # we say what happens
+        resource_tracker.ensure_running()  # when it starts, it unblocks signals
         signal.pthread_sigmask(signal.SIG_BLOCK, signals())
         config = LaunchConfig(
             min_nodes=1,

@@ -38,7 +38,10 @@ def parts_for(batch_size: int, processes: int, asked: int | None, accumulated: i
             key = f"parts={parts}" if asked else f"grad_accumulation={parts}"
             raise UsageError(f"{key} must divide batch_size={batch_size} without a remainder: {numbers} would do")
         do = f"parts={numbers} would do" if near else f"batch_size={batch_size // processes * processes} would do"
-        raise UsageError(f"{processes} processes cannot divide batch_size={batch_size} into {parts} equal parts: {do}")
+        given = f", with parts={asked}," if asked else ""
+        raise UsageError(
+            f"{processes} processes{given} cannot divide batch_size={batch_size} into {parts} equal parts: {do}"
+        )
     return parts
 
 

@@ -105,6 +105,15 @@ def test_a_signal_ends_all_with_one_checkpoint(tmp_path, target):
     assert [step_of(path) for path in all_in(run / "checkpoints")] == [newest(run)["step"]]
 
 
+def test_a_signal_to_a_process_that_is_still_starting_is_not_lost(tmp_path):
+    with started_alone(tmp_path, *LONG, "device.processes=2", "name=run") as process:
+        while len(begun := workers(process.pid)) < 2:
+            assert not until(process, 0.005), process.communicate()
+        os.kill(begun[1], signal.SIGTERM)
+        _, complaint = process.communicate(timeout=100)
+    assert (process.returncode, complaint) == (143, "terminated\n")
+
+
 def test_processes_end_when_their_launcher_is_killed(tmp_path):
     run = tmp_path / "outputs" / "run"
     with started_alone(tmp_path, *LONG, "device.processes=2", "name=run") as process:
