@@ -42,7 +42,7 @@ def run_command(command: str, typed: list[str]) -> int:
     line = CommandLine(Command(command, typed))
     with handle_signals(AtOnce(line.ask_jobs_to_end, waits=started() > 1)):
         code = line.run()
-    if started() > 1:
+    if started() > 1 and code == 0:  # after an error an orderly end may wait for the others
         from diffuse.system.distributed import leave
 
         leave()

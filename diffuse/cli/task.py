@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -98,8 +99,8 @@ class Command:
             with end_at_first_signal(waits=started() > 1):
                 self.speaker = f"[{HydraConfig.get().job.num}] "
                 log_to_console(self.speaker, rank_here())
-                if rank_here():  # the leader keeps the record
-                    self.prepare(cfg)()
+                if rank_here():
+                    self.help_leader(cfg)
                     return None
                 return self.run_in_sweep(cfg)
         log_to_console(rank=rank_here())
@@ -110,6 +111,17 @@ class Command:
         except Exception as error:  # Hydra would print its own message; `run_command` prints ours
             self.error = error
         return None
+
+    def help_leader(self, cfg: DictConfig) -> None:
+        """Run a job of a sweep in a process that does not lead: the leader keeps the record."""
+        before = Sweep(Path(HydraConfig.get().sweep.dir).absolute()).read(self.record(cfg).folder)
+        if self.name == "sample" and before and before.status == DONE:  # as in `run_in_sweep`
+            return
+        try:
+            self.prepare(cfg)()
+        except Exception as error:  # launchers show the leader's alone
+            print(f"error: rank {rank_here()}: {as_user_error(error, self.name) or error!r}", file=sys.stderr)
+            raise
 
     def run_in_sweep(self, cfg: DictConfig) -> float | None:
         """Run a job of a sweep and record how it ended. A failure is reported here and does not end the sweep."""

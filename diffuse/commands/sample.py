@@ -67,7 +67,8 @@ def draw(config: SampleConfig, network: TrainedNetwork, drawing: Drawing, output
     """Draw into a new folder of the run, or go on in it: what the process that leads does."""
     facts = {"n": config.count, "save": kinds_of_files(config), **drawing.record, **network.provenance}
     facts |= {"made_from": network.sources}
-    if (named := output.folder(network.home / "samples", config.name)) and is_finished(named, facts):
+    parent = network.home / "samples"
+    if (named := output.folder(parent, config.name) or output.folder_of_launch(parent)) and is_finished(named, facts):
         shutil.rmtree(named / UNFINISHED, ignore_errors=True)  # of a kill at the very end
         said = f"{short_path(named)} is finished: {config.count:,} images are drawn"
         log.info(f"{said}, {short_path(named / 'grid.png')}")

@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -69,7 +68,7 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
 
     Returns the values at the last step, by name: scores of samples, if there are any, and the loss.
     """
-    deadline = time.monotonic() + 3600 * (config.max_hours or math.inf)
+    deadline = output.began + 3600 * (config.max_hours or math.inf)
     processes, helper = processes_of(config.device), Helper(build_training)
     return processes.command(lambda: helper.tasks, dict, lambda _: begin_or_resume(config, output, deadline))
 

@@ -4,10 +4,11 @@ import json
 import logging
 import os
 import platform
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import diffuse
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import check_name, hold_lock, make_new_folder, short_path, write_atomic
 from diffuse.system.progress import log_to_file
-from diffuse.system.ranks import launch
+from diffuse.system.ranks import launch, may_be_restarted
 
 LAUNCH = ".launch"  # in a folder: by which launch of several processes it was made
 
@@ -31,6 +32,7 @@ class Output:
     choices       the option that was chosen in each group
     varied        the keys that a sweep varies
     sweep_folder  the folder that a sweep made for this job
+    began         when the command began, by the clock of this machine: before any restart of its processes
     """
 
     command: str
@@ -38,6 +40,7 @@ class Output:
     choices: Mapping[str, str]
     sweep_folder: Path | None = None
     varied: Sequence[str] = ()
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def typed_keys(self) -> list[str]:
@@ -79,10 +82,10 @@ class Output:
         return folder
 
     def folder_of_launch(self, parent: Path) -> Path | None:
-        """The folder that an earlier attempt of this launch made; None without one."""
-        name = launch()
-        marks = parent.glob(f"*/{LAUNCH}") if name else ()
-        return next((mark.parent for mark in marks if mark.read_text(encoding="utf-8") == name), None)
+        """The folder that an earlier attempt of this launch made, the newest one of its name; None without one."""
+        marks = parent.glob(f"*/{LAUNCH}") if may_be_restarted() else ()
+        ours = [mark for mark in marks if mark.read_text(encoding="utf-8") == launch()]
+        return max(ours, key=lambda mark: mark.stat().st_mtime).parent if ours else None
 
     @contextmanager
     def log_into(self, folder: Path, log_name: str) -> Iterator[None]:

@@ -242,7 +242,8 @@ def gpu_of(local_rank: int, local_count: int) -> int:
     Slurm may show each of its tasks a GPU of its own alone, which is number 0 for all of them.
     """
     gpus = torch.cuda.device_count()
-    own = gpus == 1 and "SLURM_STEP_GPUS" in os.environ and "CUDA_VISIBLE_DEVICES" in os.environ
+    by_slurm = "SLURM_STEP_GPUS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    own = gpus == 1 and by_slurm and "CUDA_VISIBLE_DEVICES" in os.environ
     if own:
         return 0
     if gpus < local_count:

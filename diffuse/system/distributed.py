@@ -6,6 +6,7 @@ between steps. Without torchrun's environment there is one process, for which ev
 """
 
 import os
+import pickle
 import platform
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.ranks import local_place, rank_here, started
+from diffuse.system.signals import raise_pending
 
 WAIT = 300.0  # seconds for the other processes to come
-# A process that follows waits for as long as the leader works alone. If the leader dies, its connection ends at once.
+# A process that follows waits for as long as the leader works alone. If the leader's process ends, so does the wait; of
+# a machine that is cut off nothing comes, and torchrun or Slurm has to notice it.
 FOLLOW = timedelta(days=30)
 
 Item = TypeVar("Item")
@@ -307,7 +310,9 @@ def pairwise_sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _attempt(function: Task, item: Any) -> Reply:
     try:
-        return None, function(item)
+        result = function(item)
+        raise_pending()
+        return None, result
     except PeerLost:
         raise
     except BaseException as error:  # a signal too: the answer is sent in any case, or the others would wait for it
@@ -322,7 +327,9 @@ def _sendable(reply: Reply) -> Reply:
 def portable(error: BaseException) -> BaseException:
     """The error in a form that another process can read: a mistake of ours as the text of its traceback."""
     if isinstance(error, UserError | KeyboardInterrupt | Terminated | OSError | MemoryError | torch.OutOfMemoryError):
-        return error
+        with suppress(Exception):
+            pickle.loads(pickle.dumps(error))
+            return error
     return RuntimeError(f"rank {rank_here()}:\n{''.join(traceback.format_exception(error))}")
 
 
@@ -343,8 +350,9 @@ def _connection() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # gloo and NCCL have several types, all of them RuntimeErrors
+        why = (str(error).strip().splitlines() or [""])[0][:120]
         raise PeerLost(
-            "the connection to another process of this command has ended: it failed, or was killed"
+            f"the connection to another process of this command has ended: it failed, or was killed ({why})"
         ) from error
 
 

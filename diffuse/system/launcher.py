@@ -25,7 +25,7 @@ from typing import Any
 from diffuse.system.distributed import PeerLost, leave, portable
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.progress import log, log_to_console
-from diffuse.system.ranks import rank_here
+from diffuse.system.ranks import OURS, rank_here
 from diffuse.system.signals import AtOnce, end, handle_signals, signals
 
 POLL = 0.05  # seconds
@@ -37,7 +37,7 @@ def launch_processes(count: int, restarts: int, speaker: str, function: Callable
     speaker begins each line of the log. Raises what a process failed with, and the exception of a signal that this
     process or one of them received, once all have ended.
     """
-    name = uuid.uuid4().hex
+    name = f"{OURS}{uuid.uuid4().hex}"
     with tempfile.TemporaryDirectory(prefix="diffuse-") as notes:
         for attempt in range(restarts + 1):
             folder = Path(notes) / str(attempt)
@@ -137,6 +137,8 @@ class _Attempt:
         if len(self.results) == self.count:
             self.result = self.results[0]
             return
+        if errors and all(code > 0 for code in self.first.values()):  # nobody was killed: that connection is the reason
+            raise errors[min(errors)]
         # SIGTERM is what the elastic launcher sends to the others.
         code = min(self.first.values(), key=lambda code: (code >= 0, code == -signal.SIGTERM), default=0)
         ranks = {int(path.read_text()): path.stem for path in self.notes.glob("*.process")}
@@ -145,7 +147,7 @@ class _Attempt:
         self.killed = f"{f'rank {who}' if who else 'a process'} {how}"
 
     def _error(self, rank: int) -> BaseException | None:
-        with suppress(OSError, EOFError, pickle.UnpicklingError):
+        with suppress(Exception):  # there is none, or a killed process has not finished it
             error = pickle.loads((self.notes / f"{rank}.error").read_bytes())
             return error if isinstance(error, BaseException) else None
         return None
@@ -177,7 +179,9 @@ def _work(notes: Path, speaker: str, function: Callable[..., Any], arguments: tu
             return _Stopped(stop.exit_code - 128 if isinstance(stop, Terminated) else signal.SIGINT)
         except BaseException as error:
             (notes / f"{rank}.error").write_bytes(pickle.dumps(portable(error)))
-            sys.exit(1)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # at once: an orderly end of NCCL may wait for what the others have queued
         finally:
             leave()
             if os.getppid() != parent:  # the launcher was killed: nobody waits for what this process has to say

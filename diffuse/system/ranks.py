@@ -26,15 +26,23 @@ def local_place() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", rank_here())), int(os.environ.get("LOCAL_WORLD_SIZE", started()))
 
 
-def launch() -> str | None:
-    """What all attempts of one elastic launch have in common, and no other launch has; None without one.
+OURS = "diffuse-"  # begins the names of launches by `launcher`
 
-    torchrun restarts processes that failed: the next attempt goes on where this one stopped.
+
+def launch() -> str | None:
+    """What all attempts of one elastic launch have in common; None without one.
+
+    Another launch may have the same name where a user gives it to torchrun, or has numbers of processes again.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name in ("none", ""):  # torchrun's default with --master-addr: then its process is what stays the same
         return f"{platform.node()} {os.getppid()}"
     return name
+
+
+def may_be_restarted() -> bool:
+    """Whether an earlier attempt of this launch may have begun: torchrun counts them, our names are never used twice."""
+    return (launch() or "").startswith(OURS) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def take_place_from_submitit() -> None:

@@ -14,10 +14,11 @@ from diffuse.training.setup import Training
 
 
 class Beginning(NamedTuple):
-    """What the other processes need to know of a training: its config, and its files with their SHA-256."""
+    """What the other processes need to know of a training: its config, and its files and images with their SHA-256."""
 
     config: Any
     files: Mapping[Path, str]
+    images: Mapping[str, str]
     checkpoint: Path | None
 
 
@@ -32,6 +33,11 @@ class Helper:
         """Build the training in the state in which it begins."""
         refuse_other_files(begun.files)
         self.training, self.recorded = self._build_training(begun.config), dict[str, Any]()
+        if (data := self.training.trainer.data).sha256 != begun.images:
+            raise UserError(
+                f"the images of {data.kind.name} on {platform.node()} are not those on the machine of rank 0: their "
+                "hash differs. Remove them, so that they are prepared again, or put data_dir on a shared disk"
+            )
         if begun.checkpoint:
             saved = checkpoint.load_checkpoint(begun.checkpoint)
             self.training.trainer.restore(saved)
@@ -46,7 +52,8 @@ def tell_others(training: Training, folder: Path, saved: checkpoint.Stored | Non
     """Let the other processes build the training that begins in this folder, or goes on from this checkpoint."""
     if training.processes.count > 1:
         files = {folder / RECORD: sha256(folder / RECORD), **({saved.path: saved.sha256} if saved else {})}
-        begun = Beginning(training.config, files, saved.path if saved else None)
+        images = training.trainer.data.sha256
+        begun = Beginning(training.config, files, images, saved.path if saved else None)
         training.processes.of_each("build", lambda _: None, begun)
 
 

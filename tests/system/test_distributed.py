@@ -9,6 +9,7 @@ import torch
 from diffuse.system.distributed import first_half, join, pairwise_sum
 from diffuse.system.errors import UserError
 from diffuse.system.ranks import launch, rank_here, started
+from tests.support.commands import output
 from tests.support.together import called_by_all
 
 
@@ -173,3 +174,15 @@ def test_the_attempts_of_a_launch_have_one_name(monkeypatch):
     assert launch() == "a1"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert launch() not in (None, "none")
+
+
+def test_the_folder_of_an_earlier_attempt_is_not_that_of_another_launch(monkeypatch, tmp_path):
+    """A user may give torchrun the same --rdzv-id again: only a restart goes on in the folder, the newest one."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "cifar")
+    first, second = (output().make_folder(tmp_path) for _ in range(2))
+    os.utime(first / ".launch", (1, 1))
+    assert output().folder_of_launch(tmp_path) is None
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert output().folder_of_launch(tmp_path) == second
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    assert output().folder_of_launch(tmp_path) is None
