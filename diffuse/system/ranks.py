@@ -41,7 +41,7 @@ def launch() -> str | None:
 
 
 def may_be_restarted() -> bool:
-    """Whether an earlier attempt of this launch may have begun: torchrun counts them, our names are never used twice."""
+    """Whether an earlier attempt of this launch may have begun: torchrun counts them, our names are new each time."""
     return (launch() or "").startswith(OURS) or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
