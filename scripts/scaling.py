@@ -2,8 +2,9 @@
 
     python scripts/scaling.py
 
-A step of one GPU takes rate x images + the rest; the gradients of P processes are 2 (P - 1) / P times their bytes on
-each link, after the backward pass (as the program sends them), or hidden behind it as far as it is long enough.
+A step takes images / rate. The gradients of P processes are 2 (P - 1) / P times their bytes on each link, after the
+backward pass (as the program sends them), or hidden behind it as far as it is long enough. The rate of 550 million
+parameters is not measured: that of 36 million, by the number of parameters, and by 4 for four times the pixels.
 """
 
 import argparse

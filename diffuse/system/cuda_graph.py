@@ -19,7 +19,7 @@ class Captured:
     It must read and write tensors that stay where they are, never wait for the device, and copy nothing from the CPU.
     Random numbers of torch's generator go on in a replay from the seed that it has then. Every call does what the
     function does, the first ones and the recorded one too. Where it cannot be recorded a warning says why, and the
-    function is called as it is from then on.
+    function is called as it is from then on; before torch 2.12, which cannot go on, a UserError says it.
 
     clear  called after a failed recording, before the function is called again
     """

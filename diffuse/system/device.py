@@ -39,7 +39,7 @@ class Device:
     recompute    whether training computes activations again for the gradient, for less memory
     threads      number of CPU threads; null takes OMP_NUM_THREADS, or else the fastest number
     keep_memory  whether freed memory is kept for the next tensors, which is faster with glibc
-    processes    how many processes compute one command, each on a device of its own (all: one for each GPU, null: 1)
+    processes    how many processes compute one command, each on its own device (all: one for each GPU, null: 1)
     restarts     how often they are started again where one of them is killed
     wait         seconds in which all of them must have come
     gradients    float32 or bfloat16: the precision in which they send each other the gradients of a training
@@ -239,7 +239,7 @@ def processes_of(device: Mapping[str, Any]) -> Processes:
 def gpu_of(local_rank: int, local_count: int) -> int:
     """The GPU of a process. Raises UserError where a machine has fewer GPUs than processes.
 
-    Slurm may show each of its tasks a GPU of its own alone, which is number 0 for all of them.
+    Slurm may show each of its tasks one GPU only, which is number 0 for all of them.
     """
     gpus = torch.cuda.device_count()
     by_slurm = "SLURM_STEP_GPUS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ

@@ -152,7 +152,7 @@ class Trainer:
     def add_up_over_processes(self, losses: Tensor) -> Tensor:
         """Replace the gradients by their sums over all processes. Returns the losses of all images, [b].
 
-        Each process has drawn the whole batch and knows the losses of its own images. Sums and losses have the same
+        Each process has drawn the whole batch and knows the losses of its share. Sums and losses have the same
         bits on every process, and so have the weights, their average and the time sampling after the update. Where
         each computes 1, 2, 4, 8, ... parts, they have those of a single process that computes all parts, too.
         """

@@ -64,7 +64,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_numbers_that_do(tmp_path
 
 
 def test_a_folder_that_machines_do_not_share_is_noticed(tmp_path):
-    """As two machines would see it: each has an outputs/ of its own."""
+    """As two machines would see it: each has another outputs/."""
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -157,7 +157,7 @@ def test_numbers_of_processes_that_cannot_be_are_refused(tmp_path, word, message
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path):
-    """On a machine that torch is told to have two GPUs."""
+    """Where torch finds two GPUs."""
     program = (
         "import sys, torch; torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 2\n"
         "from diffuse.system.device import processes_to_start\n"

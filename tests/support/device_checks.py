@@ -247,7 +247,7 @@ def command_line(place: Place) -> str:
 
 
 def processes(place: Place) -> str:
-    """Two processes, each on a device of its own, against one that computes the same parts; captured too, on CUDA."""
+    """Two processes, each on its own device, against one that computes the same parts; captured too, on CUDA."""
     if place.kind == "cuda" and torch.cuda.device_count() < 2:
         return "not tried: there is one GPU"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

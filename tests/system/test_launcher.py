@@ -87,7 +87,7 @@ def test_a_command_that_is_killed_too_often_says_so(tmp_path):
 
 @pytest.mark.parametrize("target", ["launcher", "worker", pytest.param("terminal", marks=pytest.mark.slow)])
 def test_a_signal_ends_all_with_one_checkpoint(tmp_path, target):
-    """SIGTERM to the process that was started, or to one of its own; Ctrl-C reaches all of them at once."""
+    """SIGTERM to the launcher, or to one of its processes; Ctrl-C reaches all of them at once."""
     run = tmp_path / "outputs" / "run"
     line = [sys.executable, "-m", "diffuse", "train", *LONG, "device.processes=2", "name=run"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
