@@ -70,7 +70,7 @@ from diffuse.system.device import Device as Device
 from diffuse.system.errors import Refused as Refused
 from diffuse.system.errors import UserError as UserError
 from diffuse.training.ema import EMA as EMA
+from diffuse.training.learning_rate import learning_rate as learning_rate
 from diffuse.training.trainer import Trainer as Trainer
-from diffuse.training.trainer import learning_rate as learning_rate
 
 __version__: str

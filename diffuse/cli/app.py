@@ -43,7 +43,7 @@ def run_command(command: str, typed: list[str]) -> int:
     with handle_signals(AtOnce(line.ask_jobs_to_end, waits=started() > 1)):
         code = line.run()
     if started() > 1 and code == 0:  # after an error an orderly end may wait for the others
-        from diffuse.system.distributed import leave
+        from diffuse.system.joining import leave
 
         leave()
     return code

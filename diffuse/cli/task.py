@@ -199,7 +199,7 @@ class Command:
         )
         run = importlib.import_module(f"diffuse.commands.{self.name}").run
         raise_pending()
-        from diffuse.system.device import processes_to_start
+        from diffuse.system.joining import processes_to_start
 
         if (count := processes_to_start(config.device)) > 1:
             from diffuse.system.launcher import launch_processes

@@ -20,10 +20,10 @@ from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.scoring.likelihood_part import LikelihoodPart
 from diffuse.scoring.report import EVAL_JSON, Report, expand_metrics, is_continued
 from diffuse.scoring.samples_part import SamplesPart
-from diffuse.system.device import processes_of
 from diffuse.system.distributed import Task
 from diffuse.system.errors import Terminated, UsageError
 from diffuse.system.files import OUTPUTS, short_path
+from diffuse.system.joining import processes_of
 from diffuse.system.progress import log
 
 

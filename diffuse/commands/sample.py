@@ -24,9 +24,9 @@ from diffuse.runs.recommended import faster_sampler
 from diffuse.runs.trained import TrainedNetwork, load_for
 from diffuse.runs.trajectory import Trajectory
 from diffuse.scoring.feature_rows import Rows
-from diffuse.system.device import processes_of
 from diffuse.system.errors import Terminated, UserError
 from diffuse.system.files import json_round_trip, remove_leftovers, short_path, write_atomic, write_json
+from diffuse.system.joining import processes_of
 from diffuse.system.progress import duration, log, log_cost
 
 GRID_IMAGES = 256

@@ -12,15 +12,11 @@ from torch import nn
 
 from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import Dataset
-from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
-from diffuse.mathematics.spacings import uniform
-from diffuse.mathematics.tables import read_betas
 from diffuse.networks.blocks import use_recomputation
 from diffuse.networks.norm import use_norm
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
-from diffuse.options.keys import Node
 from diffuse.options.nested import Optim
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import TrainConfig, flat, plain
@@ -32,14 +28,14 @@ from diffuse.runs.history import add_to_history
 from diffuse.runs.hparams import EVENTS, tag, write_hparams
 from diffuse.runs.output import Output
 from diffuse.runs.pictures import gif_of_pngs
-from diffuse.runs.recommended import resolved
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
-from diffuse.system.device import Device, processes_of
-from diffuse.system.distributed import join
+from diffuse.runs.self_contained import self_contained
+from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, run_path, short_path
+from diffuse.system.joining import join, processes_of
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
 from diffuse.training.adamw import AdamW
@@ -55,11 +51,12 @@ from diffuse.training.ema import EMA
 from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
 from diffuse.training.helper import Helper, tell_others
+from diffuse.training.learning_rate import learning_rate
 from diffuse.training.loop import lead
 from diffuse.training.setup import Training
 from diffuse.training.shown import TOGETHER, AccuracyCurve, SampleGrids, Shown
 from diffuse.training.threads import choice_for
-from diffuse.training.trainer import NotFinite, Trainer, learning_rate
+from diffuse.training.trainer import NotFinite, Trainer
 from diffuse.training.watching import Watcher
 
 
@@ -197,39 +194,6 @@ def betas_of(optim: Optim) -> tuple[float, float]:
     if len(optim.betas) != 2:
         raise UsageError(f"optim.betas must be two numbers, such as [0.9, 0.999], not {optim.betas}")
     return optim.betas[0], optim.betas[1]
-
-
-def self_contained(config: TrainConfig) -> TrainConfig:
-    """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
-
-    The ends of a table of betas that are null get their numbers, and the spacing of the times its name;
-    sampler=method and auto become the sampler that they stand for, and without classes no label is dropped.
-    """
-
-    def absolute(node: Node, *keys: str) -> Node:
-        paths = {key: node[key] for key in keys if isinstance(node.get(key), str)}
-        return {**node, **{key: str(data_folder(path)) for key, path in paths.items()}}
-
-    schedule = absolute(config.schedule, "path")
-    if schedule.get("path") is not None and schedule.get("values", False) is None:
-        with about("schedule"):
-            schedule["values"] = read_betas(schedule["path"])
-    if (name := schedule.get("_target_")) in ENDS and isinstance(levels := schedule.get("levels"), int) and levels > 0:
-        for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
-            if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
-                schedule[key] = usual
-    sampler = resolved(config.sampler, config.prediction, config.sampler)
-    if sampler.get("spacing", "") is None:
-        sampler = {**sampler, "spacing": uniform.__name__}
-    return replace(
-        config,
-        sampler=sampler,
-        label_dropout=config.label_dropout if config.class_conditional else 0.0,
-        data_dir=str(data_folder(config.data_dir)),
-        dataset=absolute(config.dataset, "path", "test_path"),
-        schedule=schedule,
-        features=absolute(config.features, "path", "weights"),
-    )
 
 
 def set_damaged_aside(newest: Path) -> None:

@@ -9,7 +9,7 @@ import os
 import pickle
 import shlex
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,3 +211,10 @@ def refuse_mismatch(path: Path) -> Iterator[None]:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, AssertionError) as error:
         why = (str(error).splitlines() or [""])[0][:200]
         raise UserError(f"{path} does not fit together: {type(error).__name__} {why}") from error
+
+
+def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
+    """Raise ValueError unless these are float32 tensors of these shapes, and no others."""
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != {name: (torch.float32, tuple(shape)) for name, shape in shapes.items()}:
+        raise ValueError(f"{what} must be float32 tensors of the shapes {dict(shapes)}, not {found}")

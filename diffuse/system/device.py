@@ -4,21 +4,20 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._triton import has_triton
 
 from diffuse.system.cuda_graph import CapturedCalls
-from diffuse.system.distributed import WAIT, Processes, join
-from diffuse.system.errors import Refused, UsageError, UserError, check, check_choice
+from diffuse.system.errors import Refused, check, check_choice
+from diffuse.system.joining import WAIT, check_processes, gpu_of, join
 from diffuse.system.memory import keep_freed_memory
-from diffuse.system.ranks import started
 from diffuse.system.threads import Item, Result, Workers, cores, threads_from_environment
 
 STEPS_WORTH_COMPILING = 3_000  # it takes about a minute
@@ -200,57 +199,6 @@ class Device:
         """Wait until the device has done all its work; for timing only."""
         if self.torch.type != "cpu":
             getattr(torch, self.torch.type).synchronize()
-
-
-def check_processes(processes: object) -> None:
-    """Raise Refused unless this is a number of processes, "all" or None."""
-    number = isinstance(processes, int) and not isinstance(processes, bool) and processes >= 1
-    check(number or processes in ("all", None), "processes", "a number, all (one for each GPU) or null", processes)
-
-
-def processes_to_start(device: Mapping[str, Any]) -> int:
-    """How many processes the options of a device ask for; 1 in a process that was started together with others."""
-    asked, kind = device.get("processes"), device.get("kind")
-    try:
-        check_processes(asked)
-    except Refused as error:
-        raise UsageError(f"device.{error}") from error
-    if asked in (None, 1) or started() > 1:
-        return 1
-    on_gpus = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
-    gpus = torch.cuda.device_count() if on_gpus else 0
-    if asked == "all":
-        if not gpus:
-            raise UserError("device.processes=all is one for each GPU, and there is none here: give a number")
-        return gpus
-    if kind == "mps" or (kind == "auto" and not on_gpus and torch.backends.mps.is_available()):
-        raise UserError(f"device.processes={asked} needs as many devices, and there is one mps device: leave it out")
-    if on_gpus and asked > gpus:
-        instead = "device.processes=all" if gpus else "device=cpu"
-        raise UserError(f"device.processes={asked} needs as many GPUs, and there are {gpus}: set {instead}")
-    return int(asked)
-
-
-def processes_of(device: Mapping[str, Any]) -> Processes:
-    """The processes that were started with this one, for which a command waits as the options of its device say."""
-    return join(float(device.get("wait") or WAIT))
-
-
-def gpu_of(local_rank: int, local_count: int) -> int:
-    """The GPU of a process. Raises UserError where a machine has fewer GPUs than processes.
-
-    Slurm may show each of its tasks one GPU only, which is number 0 for all of them.
-    """
-    gpus = torch.cuda.device_count()
-    by_slurm = "SLURM_STEP_GPUS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
-    own = gpus == 1 and by_slurm and "CUDA_VISIBLE_DEVICES" in os.environ
-    if own:
-        return 0
-    if gpus < local_count:
-        raise UserError(
-            f"{local_count} processes need as many GPUs, and this machine has {gpus}: start {gpus}, or set device=cpu"
-        )
-    return local_rank
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -5,10 +5,6 @@ its tasks, compute their share and send it back. In a training all of them take 
 between steps. Without torchrun's environment there is one process, for which everything here does nothing.
 """
 
-import os
-import pickle
-import platform
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,28 +14,18 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
-from diffuse.system.errors import Terminated, UserError
-from diffuse.system.ranks import local_place, rank_here, started
-from diffuse.system.signals import raise_pending
+from diffuse.system.pairwise import sum_over
+from diffuse.system.replies import PeerLost, Reply, attempt, connection, raise_first, sendable
 
-WAIT = 300.0  # seconds for the other processes to come
 # A process that follows waits for as long as the leader works alone. If the leader's process ends, so does the wait; of
 # a machine that is cut off nothing comes, and torchrun or Slurm has to notice it.
 FOLLOW = timedelta(days=30)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Reply = tuple[BaseException | None, Any]
 Task = Callable[[Any], Any]
-
-
-class PeerLost(UserError):
-    """The connection to another process has ended: that process failed, or was killed, and says why itself."""
 
 
 class Dismissed(Exception):
@@ -82,7 +68,7 @@ class Processes:
     store: Any = None
     offered: Collection[str] = ()  # what the leader knows of the others: which tasks they wait for
     following: bool = False  # and whether they wait at all
-    _levels: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # the groups that add up, by kind of device
+    levels: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # the groups that add up, by kind of device
     _published: dict[str, int] = field(default_factory=dict)
 
     def add_up(self, tensor: Tensor) -> None:
@@ -93,15 +79,15 @@ class Processes:
         """
         if self.count > 1:
             recorded = tensor.is_cuda and torch.cuda.is_current_stream_capturing()  # whose errors are about recording
-            with nullcontext() if recorded else _connection():
-                tensor.copy_(_sum_over(tensor, self._levels[tensor.device.type]))
+            with nullcontext() if recorded else connection():
+                tensor.copy_(sum_over(tensor, self.levels[tensor.device.type]))
 
     def largest(self, *numbers: int) -> list[int]:
         """The largest of the numbers that each process gives, for each place."""
         if self.count == 1:
             return list(numbers)
         found = torch.tensor(numbers, dtype=torch.int64)
-        with _connection():
+        with connection():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
@@ -109,7 +95,7 @@ class Processes:
         """The values of all processes, on every process: all call this at the same point."""
         values: list[Any] = [value] * self.count
         if self.count > 1:
-            with _connection():
+            with connection():
                 dist.all_gather_object(values, value)
         return values
 
@@ -118,7 +104,7 @@ class Processes:
         if self.count == 1:
             return value
         values = [value]
-        with _connection():
+        with connection():
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
@@ -130,7 +116,7 @@ class Processes:
         if self.rank == 0:
             self.store.set(f"{name}/{number}", value)
             return value
-        with _connection():
+        with connection():
             self.store.wait([f"{name}/{number}"], FOLLOW)
             return str(self.store.get(f"{name}/{number}").decode())
 
@@ -181,9 +167,9 @@ class Processes:
         while group := list(islice(rest, self.count)):
             orders = [_Order(task, item) for item in group]
             self._send(orders + [_NOTHING] * (self.count - len(group)))
-            mine = _attempt(own, group[0])
+            mine = attempt(own, group[0])
             replies = self._gather(mine)
-            _raise_first([mine, *replies[1:]])
+            raise_first([mine, *replies[1:]])
             yield from ((item, reply[1]) for item, reply in zip(group, replies, strict=False))
 
     def of_each(self, task: str, own: Callable[[Any], Result], item: Any = None) -> list[Result]:
@@ -228,7 +214,7 @@ class Processes:
         """
         while True:
             received: list[Any] = [None]
-            with _connection():
+            with connection():
                 dist.scatter_object_list(received, src=0)
             (order,) = received
             if isinstance(order, _Dismissal):
@@ -238,7 +224,7 @@ class Processes:
             if not order.answered:
                 tasks[order.task](order.item)
             else:
-                self._gather(_attempt(tasks[order.task], order.item) if order.task else (None, None))
+                self._gather(attempt(tasks[order.task], order.item) if order.task else (None, None))
 
     # What both are made of
 
@@ -251,185 +237,26 @@ class Processes:
             return build()
         reply: Reply = (None, None)
         if self.rank == 0:
-            reply = _attempt(lambda _: build(), None)
+            reply = attempt(lambda _: build(), None)
         if not self.from_leader(reply[0] is None):
             if self.rank == 0:
-                _raise_first([reply])
+                raise_first([reply])
             raise Dismissed
         if self.rank:
-            reply = _attempt(lambda _: build(), None)
-        failures = self.of_all(_sendable((reply[0], None)))
+            reply = attempt(lambda _: build(), None)
+        failures = self.of_all(sendable((reply[0], None)))
         if any(failure for failure, _ in failures):
             if self.rank == 0:
-                _raise_first(failures)
+                raise_first(failures)
             raise Dismissed
         return reply[1]  # type: ignore[no-any-return]
 
     def _send(self, orders: Sequence[Any]) -> None:
-        with _connection():
+        with connection():
             dist.scatter_object_list([None], list(orders), src=0)
 
     def _gather(self, reply: Reply) -> list[Reply]:
         replies: list[Any] | None = [None] * self.count if self.rank == 0 else None
-        with _connection():
-            dist.gather_object(_sendable(reply), replies, dst=0)
+        with connection():
+            dist.gather_object(sendable(reply), replies, dst=0)
         return replies or []
-
-
-def _sum_over(tensor: Tensor, levels: Sequence[Any]) -> Tensor:
-    """The sum of a tensor [n] over all processes; levels: the groups of this one, the innermost first."""
-    if not levels:
-        return tensor
-    group, *outer = levels
-    if group.size() == 2 and not outer:  # a + b is b + a
-        dist.all_reduce(tensor, group=group)
-        return tensor
-    padded = F.pad(tensor, (0, -len(tensor) % group.size()))
-    pieces = torch.empty_like(padded)
-    dist.all_to_all_single(pieces, padded, group=group)
-    own = pairwise_sum([piece.float() for piece in pieces.chunk(group.size())]).to(tensor.dtype)
-    dist.all_gather_into_tensor(padded, _sum_over(own, outer), group=group)
-    return padded[: len(tensor)]
-
-
-def first_half(count: int) -> int:
-    """How many of so many numbers, 2 or more, are in the first half of a pairwise sum: a power of two."""
-    return 1 << ((count - 1).bit_length() - 1)
-
-
-def pairwise_sum(tensors: Sequence[Tensor]) -> Tensor:
-    """((a + b) + (c + d)) + ...
-
-    The same bits whether one process adds up all of them, or each adds up a share of 1, 2, 4, 8, ... before.
-    """
-    if len(tensors) == 1:
-        return tensors[0]
-    half = first_half(len(tensors))
-    return pairwise_sum(tensors[:half]) + pairwise_sum(tensors[half:])
-
-
-def _attempt(function: Task, item: Any) -> Reply:
-    try:
-        result = function(item)
-        raise_pending()
-        return None, result
-    except PeerLost:
-        raise
-    except BaseException as error:  # a signal too: the answer is sent in any case, or the others would wait for it
-        return error, None
-
-
-def _sendable(reply: Reply) -> Reply:
-    error, value = reply
-    return error and portable(error), value
-
-
-def portable(error: BaseException) -> BaseException:
-    """The error in a form that another process can read: a mistake of ours as the text of its traceback."""
-    if isinstance(error, UserError | KeyboardInterrupt | Terminated | OSError | MemoryError | torch.OutOfMemoryError):
-        with suppress(Exception):
-            pickle.loads(pickle.dumps(error))
-            return error
-    return RuntimeError(f"rank {rank_here()}:\n{''.join(traceback.format_exception(error))}")
-
-
-def _raise_first(replies: Sequence[Reply]) -> None:
-    """Raise the first error among the replies, which are in the order of ranks."""
-    for rank, (error, _) in enumerate(replies):
-        if isinstance(error, UserError) and rank:
-            raise type(error)(f"rank {rank}: {error}")
-        if error is not None:
-            raise error
-
-
-@contextmanager
-def _connection() -> Iterator[None]:
-    """Raise PeerLost where the connection to another process has ended."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:  # gloo and NCCL have several types, all of them RuntimeErrors
-        why = (str(error).strip().splitlines() or [""])[0][:120]
-        raise PeerLost(
-            f"the connection to another process of this command has ended: it failed, or was killed ({why})"
-        ) from error
-
-
-_joined: Processes | None = None
-
-
-def join(wait: float = WAIT) -> Processes:
-    """The processes that were started with this one; the first call waits until all of them are there.
-
-    Raises UserError where one does not come within `wait` seconds.
-    """
-    global _joined
-    if _joined is None:
-        _joined = _join(wait) if started() > 1 else Processes()
-    return _joined
-
-
-def leave() -> None:
-    """Close the connections to the other processes."""
-    global _joined
-    _joined = None
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _join(wait: float) -> Processes:
-    rank, count = rank_here(), started()
-    local_rank, local_count = local_place()
-    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    try:
-        store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=wait))))
-    except (dist.DistError, ValueError) as error:
-        raise UserError(_why_alone(str(error), rank, count, place, wait)) from error
-    _refuse_missing(store, rank, count, wait)
-    dist.init_process_group("gloo", store=PrefixStore("all", store), rank=rank, world_size=count, timeout=FOLLOW)
-    found = Processes(rank, count, local_rank, local_count, PrefixStore("published", store))
-    backends = {"cpu": "gloo", **({"cuda": "nccl"} if torch.cuda.is_available() and dist.is_nccl_available() else {})}
-    found._levels = {device: _levels(found, backend) for device, backend in backends.items()}
-    return found
-
-
-def _levels(processes: Processes, backend: str) -> list[Any]:
-    """The groups in which a process adds up tensors: those of its machine, and those of its place on every machine.
-
-    Where machines have different numbers of processes, or their ranks are mixed, one group of all.
-    """
-    rank, count, local = processes.rank, processes.count, processes.local_count
-    places = processes.of_all((local, rank % local == processes.local_rank))
-    if count % local or set(places) != {(local, True)}:
-        local = count
-    machines = [range(first, first + local) for first in range(0, count, local)]
-    across = [range(first, count, local) for first in range(local)]
-    groups = []
-    for level in (machines, across):
-        made = [(ranks, dist.new_group([*ranks], backend=backend)) for ranks in level if len(ranks) > 1]
-        groups += [group for ranks, group in made if rank in ranks]
-    return groups
-
-
-def _why_alone(reason: str, rank: int, count: int, place: str, wait: float) -> str:
-    if "EADDRINUSE" in reason:
-        return f"rank 0 of {count} cannot listen at {place}: that port is taken. Set another MASTER_PORT"
-    if rank == 0:
-        return (
-            f"fewer than {count} processes came to {place} within {wait:g} s (device.wait): "
-            "look at the machines of the others, and at a firewall between them"
-        )
-    return f"rank 0 of {count} did not answer at {place} within {wait:g} s (device.wait)"
-
-
-def _refuse_missing(store: Any, rank: int, count: int, wait: float) -> None:
-    """Raise UserError, with their ranks, unless all processes come within `wait` seconds."""
-    store.set(f"here/{rank}", platform.node())
-    keys = [f"here/{each}" for each in range(count)]
-    try:
-        store.wait(keys, timedelta(seconds=wait))
-    except RuntimeError as error:
-        missing = [str(each) for each, key in enumerate(keys) if not store.check([key])]
-        ranks = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}"
-        raise UserError(f"{ranks} of {count} did not come within {wait:g} s (device.wait)") from error

@@ -22,17 +22,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from diffuse.system.distributed import PeerLost, leave, portable
 from diffuse.system.errors import Terminated, UserError
+from diffuse.system.joining import leave
 from diffuse.system.progress import log, log_to_console
 from diffuse.system.ranks import OURS, rank_here
+from diffuse.system.replies import PeerLost, portable
 from diffuse.system.signals import AtOnce, end, handle_signals, signals
 
 POLL = 0.05  # seconds
 
 
 def launch_processes(count: int, restarts: int, speaker: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments) in `count` processes, which find each other by `distributed.join`: the leader's result.
+    """function(*arguments) in `count` processes, which find each other by `joining.join`: the leader's result.
 
     speaker begins each line of the log. Raises what a process failed with, and the exception of a signal that this
     process or one of them received, once all have ended.

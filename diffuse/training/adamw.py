@@ -1,9 +1,15 @@
 """AdamW (Loshchilov and Hutter 2019), without the compiler that torch's own loads."""
 
+from collections.abc import Mapping
 from inspect import unwrap
 from typing import Any
 
 import torch
+from torch import nn
+
+from diffuse.runs.checkpoint import check_shapes
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class AdamW(torch.optim.AdamW):
@@ -20,3 +26,20 @@ class AdamW(torch.optim.AdamW):
 
     def __init__(self, parameters: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0):
         super().__init__(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+
+
+def load_moments(optimizer: torch.optim.Optimizer, net: nn.Module, states: Mapping[int, Any] | None) -> None:
+    """Give the optimizer the moments and numbers of steps of a checkpoint; None: those of one without a step.
+
+    Raises ValueError where they do not fit the parameters.
+    """
+    optimizer.state.clear()
+    if states is None:
+        return
+    for number, weight in enumerate(net.parameters()):
+        state = states[number]
+        check_shapes(state, {"step": (), **dict.fromkeys(MOMENTS, weight.shape)}, f"optimizer state {number}")
+        # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused AdamW
+        # reads both side by side.
+        copies = {name: torch.empty_like(weight).copy_(state[name]) for name in MOMENTS}
+        optimizer.state[weight] = {"step": state["step"].to(weight.device, copy=True), **copies}

@@ -1,7 +1,7 @@
 """The trainer: the state of a training, and the step that changes it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.runs import checkpoint
 from diffuse.system.cuda_graph import Captured
 from diffuse.system.device import Device
-from diffuse.system.distributed import first_half
 from diffuse.system.errors import Refused, UserError, check
+from diffuse.system.pairwise import first_half
+from diffuse.training.adamw import load_moments
 from diffuse.training.batches import Batch, Batches
 from diffuse.training.ema import EMA
 
@@ -265,7 +266,7 @@ class Trainer:
 
         Learning rates come from `rate`, not from the checkpoint.
         """
-        content, moments = saved.content, ("exp_avg", "exp_avg_sq")
+        content = saved.content
         with checkpoint.refuse_mismatch(saved.path):
             if content["data_sha256"]["train"] != self.data.train.sha256:
                 raise UserError(
@@ -274,16 +275,9 @@ class Trainer:
                 )
             self.net.load_state_dict(content["model"])
             self.ema.net.load_state_dict(content["ema"])
-            moved = content["optimizer"]["state"] or content["step"]  # before the first step there are no moments
-            self.optimizer.state.clear()
-            for number, weight in enumerate(self.net.parameters() if moved else ()):
-                state = content["optimizer"]["state"][number]
-                check_shapes(state, {"step": (), **dict.fromkeys(moments, weight.shape)}, f"optimizer state {number}")
-                # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused
-                # AdamW reads both side by side.
-                copies = {name: torch.empty_like(weight).copy_(state[name]) for name in moments}
-                self.optimizer.state[weight] = {"step": state["step"].to(weight.device, copy=True), **copies}
-            check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
+            begun = content["optimizer"]["state"] or content["step"]  # before the first step there are no moments
+            load_moments(self.optimizer, self.net, content["optimizer"]["state"] if begun else None)
+            checkpoint.check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
             self.sums = {name: values.to(self.device.torch, copy=True) for name, values in content["sums"].items()}
             self.time_sampling.load_state_dict(content["times"])
             self.step = content["step"]
@@ -304,21 +298,3 @@ class Trainer:
         """The approximate size of a checkpoint in bytes: weights, average, AdamW's moments and step, in a zip file."""
         weights = self.net.state_dict().values()
         return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_PER_TENSOR
-
-
-def check_shapes(tensors: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], what: str) -> None:
-    """Raise ValueError unless these are float32 tensors of these shapes, and no others."""
-    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    if found != {name: (torch.float32, tuple(shape)) for name, shape in shapes.items()}:
-        raise ValueError(f"{what} must be float32 tensors of the shapes {dict(shapes)}, not {found}")
-
-
-def learning_rate(step: int, *, peak: float, warmup: int = 0, decay: str = "none", steps: int = 1) -> float:
-    """The learning rate at a step, counted from 0: linear warm-up, times the decay over all `steps`.
-
-    decay is none, linear (to 0) or cosine.
-    """
-    warm_up_factor = min(1.0, (step + 1) / warmup) if warmup else 1.0
-    done = step / steps
-    left = {"none": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[decay]
-    return float(peak * warm_up_factor * left)

@@ -160,7 +160,7 @@ def test_more_processes_than_gpus_are_refused(tmp_path):
     """Where torch finds two GPUs."""
     program = (
         "import sys, torch; torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 2\n"
-        "from diffuse.system.device import processes_to_start\n"
+        "from diffuse.system.joining import processes_to_start\n"
         "for asked in (2, 'all', 8):\n    print(processes_to_start({'kind': 'auto', 'processes': asked}))"
     )
     import subprocess

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from diffuse.system import distributed
+from diffuse.system import joining
 from tests.support.commands import WIDE
 from tests.support.forked import SERVER, Forked, start_server
 
@@ -82,4 +82,4 @@ def _call(function: Callable[[], Any], rank: int, place: dict[str, str], results
     except Exception as error:
         found = error
     results.put((rank, found))
-    distributed.leave()
+    joining.leave()

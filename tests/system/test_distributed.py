@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffuse.system.distributed import first_half, join, pairwise_sum
 from diffuse.system.errors import UserError
+from diffuse.system.joining import join
+from diffuse.system.pairwise import first_half, pairwise_sum
 from diffuse.system.ranks import launch, rank_here, started
 from tests.support.commands import output
 from tests.support.together import called_by_all

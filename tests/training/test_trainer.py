@@ -13,11 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diffuse.commands import train
 from diffuse.data.datasets import digits
 from diffuse.runs.record import read_record
-from diffuse.system.distributed import pairwise_sum
 from diffuse.system.errors import Refused, UserError
+from diffuse.system.pairwise import pairwise_sum
 from diffuse.system.randomness import reseed
 from diffuse.training.batches import batch_rows
-from diffuse.training.trainer import Trainer, learning_rate
+from diffuse.training.learning_rate import learning_rate
+from diffuse.training.trainer import Trainer
 from tests.support.commands import TINY, config, output
 from tests.support.comparing import (
     assert_runs_are_the_same,

@@ -1,0 +1,45 @@
+"""The config of a training as its run records it: the same training in any folder, whatever defaults become."""
+
+from dataclasses import replace
+
+from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
+from diffuse.mathematics.spacings import uniform
+from diffuse.mathematics.tables import read_betas
+from diffuse.options.build import about
+from diffuse.options.keys import Node
+from diffuse.options.schema import TrainConfig
+from diffuse.runs.recommended import resolved
+from diffuse.system.files import data_folder
+
+
+def self_contained(config: TrainConfig) -> TrainConfig:
+    """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
+
+    The ends of a table of betas that are null get their numbers, and the spacing of the times its name;
+    sampler=method and auto become the sampler that they stand for, and without classes no label is dropped.
+    """
+
+    def absolute(node: Node, *keys: str) -> Node:
+        paths = {key: node[key] for key in keys if isinstance(node.get(key), str)}
+        return {**node, **{key: str(data_folder(path)) for key, path in paths.items()}}
+
+    schedule = absolute(config.schedule, "path")
+    if schedule.get("path") is not None and schedule.get("values", False) is None:
+        with about("schedule"):
+            schedule["values"] = read_betas(schedule["path"])
+    if (name := schedule.get("_target_")) in ENDS and isinstance(levels := schedule.get("levels"), int) and levels > 0:
+        for key, usual in zip(END_KEYS, usual_ends(name, levels), strict=True):
+            if schedule.get(key, 0) is None and usual < 1:  # `build` refuses the others
+                schedule[key] = usual
+    sampler = resolved(config.sampler, config.prediction, config.sampler)
+    if sampler.get("spacing", "") is None:
+        sampler = {**sampler, "spacing": uniform.__name__}
+    return replace(
+        config,
+        sampler=sampler,
+        label_dropout=config.label_dropout if config.class_conditional else 0.0,
+        data_dir=str(data_folder(config.data_dir)),
+        dataset=absolute(config.dataset, "path", "test_path"),
+        schedule=schedule,
+        features=absolute(config.features, "path", "weights"),
+    )
