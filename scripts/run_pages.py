@@ -57,6 +57,7 @@ SMALL_WHERE: dict[str, dict[str, str]] = {
     "eval.every": {"eval.every": "3", "eval.n": "20", "sampler.steps": "3"},
     "dataset=gaussian": {"dataset.train_count": "64", "dataset.test_count": "20"},
     "hydra.sweeper.n_trials": {"hydra.sweeper.n_trials": "2"},
+    "device.processes": {"device.processes": "2"},
 }
 FREE = ("name", "ckpt", "resume", "data_dir", "samples")  # take any text: lines that differ in these are alike
 CHECKED: set[tuple[str, frozenset[str], Path | None]] = set()

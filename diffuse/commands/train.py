@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from diffuse.commands.self_contained import self_contained
 from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import Dataset
 from diffuse.networks.blocks import use_recomputation
@@ -31,7 +32,6 @@ from diffuse.runs.pictures import gif_of_pngs
 from diffuse.runs.record import read_record, refuse_changes, write_record
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.scalars import SCORE_PREFIX, last_values
-from diffuse.runs.self_contained import self_contained
 from diffuse.system.device import Device
 from diffuse.system.errors import Terminated, UsageError, UserError
 from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, run_path, short_path

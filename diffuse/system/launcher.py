@@ -85,6 +85,7 @@ class _Attempt:
         return self
 
     def _start(self, *work: Any) -> None:
+        from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -100,6 +101,7 @@ class _Attempt:
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             max_restarts=0,  # which failures are worth another start is decided here
+            logs_specs=DefaultLogsSpecs(log_dir=str(self.notes / "logs")),  # or each start leaves a folder in /tmp
         )
         try:
             self.results = elastic_launch(config, _work)(*work)

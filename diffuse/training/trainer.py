@@ -240,9 +240,14 @@ class Trainer:
             raise NotFinite(failed)
 
     def fingerprint(self, _: object = None) -> int:
-        """A number that depends on every bit of the weights and their average: the same on every process."""
-        weights = [*self.net.parameters(), *self.ema.net.parameters()]
-        return sum(int(weight.detach().view(torch.int32).sum(dtype=torch.int64)) for weight in weights)
+        """A number that depends on every bit of what is trained: the same on every process.
+
+        That is the weights, their average, the optimizer's moments and what the time sampling has learned.
+        """
+        moments = [each for state in self.optimizer.state.values() for each in state.values()]
+        trained = [*self.net.parameters(), *self.ema.net.parameters(), *moments, *self.time_sampling.buffers()]
+        bits = (each.detach().contiguous().flatten().view(torch.int32) for each in trained)
+        return sum(int(each.sum(dtype=torch.int64)) for each in bits)
 
     def failure(self, step: int) -> dict[str, Any]:
         """The content of a file that computes step `step` again, on the weights as they are now."""
