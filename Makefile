@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# One more than there are cores, up to 5: tests of kills and of several processes wait much of their time.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(5, 1 + len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 3))")
 
 .PHONY: help demo install dev test lint types tests test-core test-slow pages gpu mutants clean
 
@@ -40,7 +42,7 @@ types: dev
 	$(BIN)/mypy
 
 tests: dev
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 test-core: dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 tests/mathematics
