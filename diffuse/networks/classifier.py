@@ -30,7 +30,7 @@ class Classifier(Encoder):
         image_channels: int,
         *,
         channels: int,
-        channel_mult: list[int],
+        channel_mult: list[int | float],
         blocks: int,
         attention: list[int],
         num_classes: int,
@@ -44,6 +44,7 @@ class Classifier(Encoder):
         padding: str = "asymmetric",
         scale_shift: bool = False,
         resample: str = "strided",
+        stem_mult: float = 1.0,
     ):
         super().__init__(
             image_size,
@@ -62,6 +63,7 @@ class Classifier(Encoder):
             padding=padding,
             scale_shift=scale_shift,
             resample=resample,
+            stem_mult=stem_mult,
             labels=None,
         )
         self.middle = self.make.middle(self.width)

@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         image_size: int,
         image_channels: int,
         channels: int,
-        channel_mult: Sequence[int],
+        channel_mult: Sequence[float],
         blocks: int,
         attention: Sequence[int],
         heads: int,
@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         padding: str,
         scale_shift: bool,
         resample: str,
+        stem_mult: float,
         labels: int | None,
     ):
         super().__init__()
@@ -59,10 +60,10 @@ class Encoder(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.embed_label = nn.Embedding(labels, embedded) if labels else None
 
-        self.stem = nn.Conv2d(image_channels, channels, 3, padding=1)
+        self.width, *self.widths = [_width(channels, factor, groups) for factor in (stem_mult, *channel_mult)]
+        self.stem = nn.Conv2d(image_channels, self.width, 3, padding=1)
         self.down = nn.ModuleList()
-        self.widths = [channels * factor for factor in channel_mult]
-        self.width, self.skips = channels, [channels]
+        self.skips = [self.width]
         for level, level_width in enumerate(self.widths):
             for _ in range(blocks):
                 self.down.append(self.make.stage(self.width, level_width, image_size >> level))
@@ -87,10 +88,10 @@ class Encoder(nn.Module):
         return found
 
 
-def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], blocks: int, dropout: float) -> None:
+def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[float], blocks: int, dropout: float) -> None:
     """Refuse what would fail deep inside a convolution, with the name of the option to change."""
     smallest = min(channel_mult, default=0)
-    check(smallest >= 1, "channel_mult", "a list with one positive factor per level", list(channel_mult))
+    check(smallest > 0, "channel_mult", "a list with one positive factor per level", list(channel_mult))
     factor = 2 ** (len(channel_mult) - 1)
     if image_size % factor:
         levels = f"has {len(channel_mult)} levels, so the image size must be divisible by {factor}"
@@ -98,6 +99,14 @@ def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[int], bl
     check(channels >= 4 and channels % 2 == 0, "channels", "even and at least 4", channels)
     check(blocks >= 1, "blocks", "at least 1", blocks)
     check(0 <= dropout < 1, "dropout", "at least 0 and below 1", dropout)
+
+
+def _width(channels: int, factor: float, groups: int) -> int:
+    """The width of a level. Raises Refused where it is no number of channels that the group norm can divide."""
+    width = round(channels * factor)
+    if abs(channels * factor - width) > 1e-6 * channels or width % groups:
+        raise Refused("channel_mult", f"has {factor:g} times channels={channels}, which groups={groups} do not divide")
+    return width
 
 
 def _check_norm(channels: int, groups: int, norm_eps: float, scale_shift: bool) -> None:

@@ -27,7 +27,7 @@ class UNet(Encoder):
 
     image_size, image_channels  of input and output; learned_variance doubles the channels of the output
     channels       width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
-    channel_mult   one factor for each level
+    channel_mult   one factor for each level, of which fractions make whole numbers of channels
     blocks         residual blocks for each level on the way down (one more on the way up)
     attention      resolutions, in pixels, with self-attention after each block; the middle always has it
     heads          number of attention heads
@@ -40,6 +40,7 @@ class UNet(Encoder):
     padding        of the strided convolution: asymmetric or symmetric
     scale_shift    the time scales and shifts the second norm instead of being added
     resample       how the resolution is halved and doubled: strided (convolutions) or residual (blocks)
+    stem_mult      width of the first convolution, as a factor of channels
     num_classes    number of labels for a class-conditional network, or None
 
     Raises Refused if the sizes do not fit each other.
@@ -51,7 +52,7 @@ class UNet(Encoder):
         image_channels: int,
         *,
         channels: int,
-        channel_mult: list[int],
+        channel_mult: list[int | float],
         blocks: int,
         attention: list[int],
         heads: int = 1,
@@ -64,6 +65,7 @@ class UNet(Encoder):
         padding: str = "asymmetric",
         scale_shift: bool = False,
         resample: str = "strided",
+        stem_mult: float = 1.0,
         num_classes: int | None = None,
         learned_variance: bool = False,
     ):
@@ -84,6 +86,7 @@ class UNet(Encoder):
             padding=padding,
             scale_shift=scale_shift,
             resample=resample,
+            stem_mult=stem_mult,
             labels=num_classes,
         )
         self.up = nn.ModuleList()  # before the middle: checkpoints number the parameters in this order

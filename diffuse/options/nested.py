@@ -7,6 +7,8 @@ from diffuse.options.keys import key
 from diffuse.options.score_names import SAMPLE_SCORES
 
 AT_LEAST_1 = "[1, inf)"
+# Formats of other programs' weights, in the order in which they are looked for.
+FORMATS = ("diffusers", "ddim", "pytorch_ddpm", "improved_diffusion", "guided_diffusion", "consistency_models")
 WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 
 
@@ -69,6 +71,27 @@ class Edit:
     frames: Annotated[int | None, key("images from one seed to the next, both included (null: 9)", "[2, inf)")]
     encode: Annotated[bool, key("find the noise of which the sampler makes edit.image, and draw it again")]
     noise: Annotated[str | None, key("noise.npz of edit.encode to begin with; its rows are the seeds of interpolate")]
+
+
+@dataclass
+class Foreign:
+    format: Annotated[str | None, key("format of the weights (null: recognised by their names)", choices=FORMATS)]
+    image_size: Annotated[int | None, key("size of the images, in pixels", AT_LEAST_1)]
+    schedule: Annotated[str | None, key("an option of the group `schedule` with which they were trained")]
+    levels: Annotated[int | None, key("number of its levels", AT_LEAST_1)]
+    prediction: Annotated[str | None, key("what the network predicts (null: eps)", choices=("eps", "x0", "v", "mean"))]
+    variance: Annotated[
+        str | None,
+        key("fixed variance of the reverse steps (null: fixed_large)", choices=("fixed_small", "fixed_large")),
+    ]
+    heads: Annotated[int | None, key("number of heads of attention", AT_LEAST_1)]
+    head_channels: Annotated[int | None, key("width of a head, in place of their number", AT_LEAST_1)]
+    attention_order: Annotated[
+        str | None, key("order of the rows of q, k and v in guided_diffusion's weights", choices=("new", "legacy"))
+    ]
+    time_scale: Annotated[float | None, key("factor of the time that the network is given")]
+    null_label: Annotated[bool | None, key("whether the last row of the labels is `no class`, for guidance (null: no)")]
+    dataset: Annotated[str | None, key("the data set that they were trained on, for names of classes and references")]
 
 
 @dataclass

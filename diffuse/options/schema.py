@@ -13,7 +13,18 @@ from typing import Annotated, Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from diffuse.options.keys import Node, all_keys, check_values, group, key
-from diffuse.options.nested import AT_LEAST_1, Checkpoint, Edit, Ema, EvalWhileTraining, Images, Log, Ode, Optim
+from diffuse.options.nested import (
+    AT_LEAST_1,
+    Checkpoint,
+    Edit,
+    Ema,
+    EvalWhileTraining,
+    Foreign,
+    Images,
+    Log,
+    Ode,
+    Optim,
+)
 from diffuse.options.score_names import METRICS
 from diffuse.options.targets import own_name
 from diffuse.system.errors import Refused, UsageError, did_you_mean
@@ -93,7 +104,8 @@ class DataPlace:
 class NetworkConfig:
     """What `diffuse sample` and `diffuse eval` share: a trained network, how it draws, where its data are now."""
 
-    ckpt: Annotated[str | None, key("a run folder or a checkpoint file", may_change=True)]
+    ckpt: Annotated[str | None, key("a run folder, a checkpoint file, or other programs' weights", may_change=True)]
+    foreign: Foreign
     name: Annotated[str | None, key("the folder in the run's samples/ or eval/ (null: the time)", may_change=True)]
     seed: Annotated[int, key("seed of every random number; image i depends on (seed, i) alone")]
     batch_size: Annotated[int, key("images drawn at once; changes no image on a CPU", AT_LEAST_1, may_change=True)]

@@ -38,6 +38,10 @@ class Damaged(UserError):
     """The content of the file has changed since it was written, or it never was a checkpoint."""
 
 
+class Unsealed(Damaged):
+    """The file has no seal: its end is missing, or it is none of this program's."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A checkpoint that was read: its path, the SHA-256 of the file, and its content."""
@@ -107,7 +111,7 @@ def verify(path: Path) -> str:
             left -= len(block)
         comment = file.read()
     if not end.startswith(ZIP_END) or not end.endswith(SEAL_LENGTH.to_bytes(2, "little")):
-        raise Damaged(f"{path} is not a checkpoint of this program, or its end is missing; use another one")
+        raise Unsealed(f"{path} is not a checkpoint of this program, or its end is missing; use another one")
     if digest.hexdigest().encode() != comment:
         raise Damaged(f"{path} is damaged: its content has changed since it was written (SHA-256); use another one")
     digest.update(comment)

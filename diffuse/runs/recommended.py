@@ -26,9 +26,12 @@ RECOMMENDED = ((9, "unipc"), (math.inf, "deis"))
 
 
 def method(prediction: Node, grids: Node) -> Node:
-    """The sampler of the run's method: Heun's for prediction=edm, Euler's for flow, ancestral sampling otherwise."""
+    """The sampler of the run's method: Heun's for prediction=edm, Euler's for flow, ancestral sampling otherwise.
+
+    It clips the predicted x0 as the grids of the run do.
+    """
     name = own_name("prediction", prediction["_target_"]) or ""
-    return node_of({"edm": "heun", "flow": "ddim"}.get(name, "ddpm"))
+    return {**node_of({"edm": "heun", "flow": "ddim"}.get(name, "ddpm")), **clipping(grids)}
 
 
 def training(prediction: Node, grids: Node) -> Node:
@@ -43,7 +46,12 @@ def auto(prediction: Node, grids: Node, *, evaluations: int = DEFAULT_EVALUATION
     """
     check(evaluations >= 1, "evaluations", "at least 1", evaluations)
     name = next(name for most, name in RECOMMENDED if evaluations <= most)
-    return {**node_of(name), "steps": evaluations}
+    return {**node_of(name), "steps": evaluations, **clipping(grids)}
+
+
+def clipping(grids: Node) -> Node:
+    """Whether the predicted x0 is clipped, if a run has that otherwise than images usually have it."""
+    return {key: grids[key] for key in ("clip", "percentile") if grids.get(key) is not None}
 
 
 CHOICES = {choice.__name__: choice for choice in (method, training, auto)}

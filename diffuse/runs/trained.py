@@ -11,6 +11,7 @@ from torch import nn
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset, ImageKind
+from diffuse.foreign.weights import UNKNOWN_DATA
 from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.schedules import Schedule
@@ -18,10 +19,12 @@ from diffuse.mathematics.wrappers import Clipped
 from diffuse.options.build import build, checked_options
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
+from diffuse.options.nested import Foreign
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_config
-from diffuse.runs.checkpoint import Stored, find, refuse_mismatch
+from diffuse.runs.checkpoint import Stored, refuse_mismatch
 from diffuse.runs.checkpoint_files import CHECKPOINTS
+from diffuse.runs.foreign import find_any
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import OUTPUTS, data_folder, may_write
@@ -65,7 +68,8 @@ class TrainedNetwork:
             net = build_network(self.config, self.kind, trust)
             net.load_state_dict(content[weights])
             self.data_sha256 = dict(content["data_sha256"])
-        self.sources = {str(stored.path): stored.sha256}
+        self.foreign: dict[str, Any] = content.get("foreign", {})
+        self.sources = {str(stored.path): stored.sha256, **self.foreign.get("files", {})}
         refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
         self.rows = device.rows(self.kind.side, batch_size)
@@ -78,12 +82,17 @@ class TrainedNetwork:
     @cached_property
     def data(self) -> Dataset:
         """The data set of the training, from the place where it is now."""
+        if self.config.dataset["_target_"] == UNKNOWN_DATA:
+            raise UsageError(
+                "other programs' weights do not say which images they were trained on: set foreign.dataset=cifar10, "
+                "mnist, ..., or reference=DATASET:SPLIT, a folder or a file"
+            )
         for key in self._place.keys() - self.config.dataset.keys():
             raise UsageError(f"dataset.{key} is for runs on your own images, and this run has other data")
         data_dir = data_folder(self._data_dir or self.config.data_dir)
         data = build_dataset({**self.config.dataset, **self._place}, data_dir, self.trust)
         refuse_other_kind(data.kind, self.kind)
-        if data.sha256 != self.data_sha256:
+        if self.data_sha256 and data.sha256 != self.data_sha256:
             log.warning(
                 f"the images of {data.kind.name} have changed since the training (their hash differs): "
                 "the network may have been trained on images that are in the test split now"
@@ -99,8 +108,11 @@ class TrainedNetwork:
     def home(self) -> Path:
         """The run folder of the checkpoint, or the folder that it is in where that is not part of a run.
 
-        Where that may only be read, a folder of its name in outputs/.
+        Where that may only be read, a folder of its name in outputs/. So it is for other programs' weights, whose
+        folder stays as it is.
         """
+        if self.foreign:
+            return OUTPUTS / str(self.config.name)
         home = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
         if may_write(home):
             return home
@@ -111,7 +123,8 @@ class TrainedNetwork:
     def provenance(self) -> dict[str, Any]:
         """Which checkpoint this is, for the records of everything that is made with it."""
         file = {"checkpoint": str(self.path), "checkpoint_sha256": self.sha256}
-        return {**file, "step": self.step, "weights": self.weights}
+        made_by = {"foreign": {**self.foreign["options"], "format": self.foreign["format"]}} if self.foreign else {}
+        return {**file, "step": self.step, "weights": self.weights, **made_by}
 
     def images_per_second(self) -> float:
         """The speed of network calls, measured."""
@@ -159,13 +172,20 @@ def refuse_not_finite(net: nn.Module, path: Path) -> None:
 
 
 def load(
-    ckpt: str, device: Device | None = None, trust: Sequence[str] = (), key: str = "ckpt", **options: Any
+    ckpt: str,
+    device: Device | None = None,
+    trust: Sequence[str] = (),
+    key: str = "ckpt",
+    foreign: Foreign | None = None,
+    **options: Any,
 ) -> TrainedNetwork:
     """The network of a checkpoint file, or of the newest checkpoint of a run folder, with its EMA weights.
 
+    Or that of other programs' weights, about which `foreign` says what they do not say themselves.
+
     key: what messages call it.
     """
-    found = find(ckpt, key)
+    found = find_any(ckpt, key, foreign)
     if "failure" in found.content:
         raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py computes it again")
     return TrainedNetwork(found, device or Device(), trust=trust, **options)
@@ -181,7 +201,12 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
     device: Device = build(config.device, "device", config.trust)
     device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
-    options: dict[str, Any] = {"batch_size": config.batch_size, "data_dir": config.data_dir, "place": place}
+    options: dict[str, Any] = {
+        "foreign": config.foreign,
+        "batch_size": config.batch_size,
+        "data_dir": config.data_dir,
+        "place": place,
+    }
     network = load(config.ckpt, device, config.trust, **options)
     network.refuse_classifier("ckpt", config.ckpt)
     return network

@@ -1,0 +1,51 @@
+"""What `ckpt` names: a checkpoint of this program, or other programs' weights in the form of one."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffuse.foreign.diffusers_folder import holds_network
+from diffuse.foreign.files import SAFETENSORS, Unreadable
+from diffuse.foreign.weights import no_options, read_foreign
+from diffuse.options.nested import Foreign
+from diffuse.runs.checkpoint import Stored, Unsealed, find
+from diffuse.system.errors import UsageError, UserError
+from diffuse.system.files import run_path
+
+
+def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
+    """The checkpoint that a key means, or other programs' weights; options: what these do not say themselves."""
+    options = options or no_options()
+    path = run_path(ckpt)
+    typed = {name: value for name, value in asdict(options).items() if value is not None}
+    is_foreign = path.suffix == SAFETENSORS or options.format or (path.is_dir() and holds_network(path))
+    if path.exists() and is_foreign:
+        return as_checkpoint(path, key, options, typed)
+    try:
+        found = find(ckpt, key)
+    except Unsealed as error:
+        if not path.is_file():
+            raise
+        try:
+            return as_checkpoint(path, key, options, typed)
+        except Unreadable:
+            raise error from None
+    if typed:
+        raise UsageError(f"foreign.{next(iter(typed))} is about other programs' weights, and {key}={ckpt} is ours")
+    return found
+
+
+def as_checkpoint(path: Path, key: str, options: Foreign, typed: dict[str, Any]) -> Stored:
+    """Other programs' weights in the form of a checkpoint: of step 0 where they do not say it."""
+    found = read_foreign(path, options)
+    if found is None:
+        raise UserError(
+            f"{key}={path} holds tensors, and their names are of no format that is known: docs/weights.md lists those"
+        )
+    weights, sha256 = next(iter(found.files.items()))
+    content = {
+        **{"config": found.config, "kind": asdict(found.kind), "step": found.step, "data_sha256": {}},
+        **{"ema": found.ema, "model": found.raw},
+        "foreign": {"format": found.format, "files": dict(found.files), "options": typed},
+    }
+    return Stored(Path(weights), sha256, content)

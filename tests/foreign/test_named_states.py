@@ -1,0 +1,269 @@
+"""Weights in the namings of OpenAI's programs, of DDIM and of pytorch-ddpm: read here, they compute what theirs do."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from diffuse.foreign import ddim, openai, pytorch_ddpm
+from diffuse.foreign.naming import table, to_theirs
+from diffuse.foreign.weights import no_options
+from diffuse.runs.trained import TrainedNetwork, load
+from diffuse.system.device import Device
+from diffuse.system.errors import UsageError, UserError
+from tests.support.diffusers_nets import ours_in_float64
+from tests.support.foreign_states import Lines, Reader, State, openai_forward, papers_forward, random_state
+
+OPENAI_STRIDED: Lines = [
+    ("time_embed.0", "linear", (128, 32)),
+    ("time_embed.2", "linear", (128, 128)),
+    ("input_blocks.0.0", "conv", (32, 3, 3, 3)),
+    ("input_blocks.1.0", "residual", (32, 32)),
+    ("input_blocks.2.0.op", "conv", (32, 32, 3, 3)),
+    ("input_blocks.3.0", "residual", (32, 64)),
+    ("input_blocks.3.1", "attention", (64,)),
+    ("middle_block.0", "residual", (64, 64)),
+    ("middle_block.1", "attention", (64,)),
+    ("middle_block.2", "residual", (64, 64)),
+    ("output_blocks.0.0", "residual", (128, 64)),
+    ("output_blocks.0.1", "attention", (64,)),
+    ("output_blocks.1.0", "residual", (96, 64)),
+    ("output_blocks.1.1", "attention", (64,)),
+    ("output_blocks.1.2.conv", "conv", (64, 64, 3, 3)),
+    ("output_blocks.2.0", "residual", (96, 32)),
+    ("output_blocks.3.0", "residual", (64, 32)),
+    ("out.0", "norm", (32,)),
+    ("out.2", "conv", (6, 32, 3, 3)),
+]
+RESIDUAL_INSTEAD = {
+    "input_blocks.2.0.op": ("input_blocks.2.0", "residual", (32, 32)),
+    "output_blocks.1.2.conv": ("output_blocks.1.2", "residual", (64, 64)),
+}
+OPENAI_RESIDUAL: Lines = [
+    *(RESIDUAL_INSTEAD.get(line[0], line) for line in OPENAI_STRIDED),
+    ("label_emb", "table", (10, 128)),
+]
+# Twice as wide: where the time is added, a norm of 32 groups needs more than 32 channels.
+OPENAI_WIDE: Lines = [
+    (name, kind, tuple(2 * size if size >= 32 else size for size in sizes)) for name, kind, sizes in OPENAI_STRIDED
+]
+# What ADM-512 has: a first level of half the channels, and a stem of that width.
+OPENAI_HALF: Lines = [
+    ("time_embed.0", "linear", (256, 64)),
+    ("time_embed.2", "linear", (256, 256)),
+    *(line for line in OPENAI_RESIDUAL if not line[0].startswith(("time_embed", "label_emb"))),
+]
+DDIM: Lines = [
+    ("temb.dense.0", "linear", (256, 64)),
+    ("temb.dense.1", "linear", (256, 256)),
+    ("conv_in", "conv", (64, 3, 3, 3)),
+    ("down.0.block.0", "residual", (64, 64)),
+    ("down.0.block.1", "residual", (64, 64)),
+    ("down.0.downsample.conv", "conv", (64, 64, 3, 3)),
+    ("down.1.block.0", "residual", (64, 128)),
+    ("down.1.attn.0", "attention", (128,)),
+    ("down.1.block.1", "residual", (128, 128)),
+    ("down.1.attn.1", "attention", (128,)),
+    ("mid.block_1", "residual", (128, 128)),
+    ("mid.attn_1", "attention", (128,)),
+    ("mid.block_2", "residual", (128, 128)),
+    ("up.1.block.0", "residual", (256, 128)),
+    ("up.1.attn.0", "attention", (128,)),
+    ("up.1.block.1", "residual", (256, 128)),
+    ("up.1.attn.1", "attention", (128,)),
+    ("up.1.block.2", "residual", (192, 128)),
+    ("up.1.attn.2", "attention", (128,)),
+    ("up.1.upsample.conv", "conv", (128, 128, 3, 3)),
+    ("up.0.block.0", "residual", (192, 64)),
+    ("up.0.block.1", "residual", (128, 64)),
+    ("up.0.block.2", "residual", (128, 64)),
+    ("norm_out", "norm", (64,)),
+    ("conv_out", "conv", (3, 64, 3, 3)),
+]
+PYTORCH_DDPM_NAMES = {
+    "temb.dense.0": "time_embedding.timembedding.1",
+    "temb.dense.1": "time_embedding.timembedding.3",
+    "conv_in": "head",
+    "down.0.block.0": "downblocks.0",
+    "down.0.block.1": "downblocks.1",
+    "down.0.downsample.conv": "downblocks.2.main",
+    "down.1.block.0": "downblocks.3",
+    "down.1.attn.0": "downblocks.3.attn",
+    "down.1.block.1": "downblocks.4",
+    "down.1.attn.1": "downblocks.4.attn",
+    "mid.block_1": "middleblocks.0",
+    "mid.attn_1": "middleblocks.0.attn",
+    "mid.block_2": "middleblocks.1",
+    "up.1.block.0": "upblocks.0",
+    "up.1.attn.0": "upblocks.0.attn",
+    "up.1.block.1": "upblocks.1",
+    "up.1.attn.1": "upblocks.1.attn",
+    "up.1.block.2": "upblocks.2",
+    "up.1.attn.2": "upblocks.2.attn",
+    "up.1.upsample.conv": "upblocks.3.main",
+    "up.0.block.0": "upblocks.4",
+    "up.0.block.1": "upblocks.5",
+    "up.0.block.2": "upblocks.6",
+    "norm_out": "tail.0",
+    "conv_out": "tail.2",
+}
+PYTORCH_DDPM: Lines = [(PYTORCH_DDPM_NAMES[name], kind, sizes) for name, kind, sizes in DDIM]
+ADM = {"format": "guided_diffusion", "schedule": "linear", "levels": 1000, "image_size": 8}
+IMPROVED = {"format": "improved_diffusion", "schedule": "cosine", "levels": 4000, "image_size": 8}
+
+
+def loaded(path, **options: Any) -> TrainedNetwork:
+    return load(str(path), Device("cpu", "float32"), foreign=replace(no_options(), **options))
+
+
+def inputs(size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+    made = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, size, size, dtype=torch.float64, generator=made), torch.tensor([3.0, 912.0]).double()
+
+
+def timetable(levels: int = 1000, channels: int = 64) -> torch.Tensor:
+    """The table that pytorch-ddpm saves: sine and cosine in turn."""
+    angles = torch.arange(levels)[:, None] * torch.exp(
+        -torch.arange(0, channels, 2) / channels * torch.log(torch.tensor(1e4))
+    )
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(levels, channels)
+
+
+OPENAI = {
+    "improved, 4 heads": (OPENAI_STRIDED, True, 1, {**IMPROVED}, lambda width: 4, True, 0.25),
+    "improved, 2 heads, time added": (
+        *(OPENAI_WIDE, False, 1, {**IMPROVED, "heads": 2, "levels": 1000}),
+        *(lambda width: 2, True, 1),
+    ),
+    "guided, new order": (
+        *(OPENAI_RESIDUAL, True, 1, {**ADM, "head_channels": 16, "attention_order": "new"}),
+        *(lambda width: width // 16, False, 1),
+    ),
+    "guided, legacy order": (
+        *(OPENAI_RESIDUAL, True, 1, {**ADM, "head_channels": 16, "attention_order": "legacy"}),
+        *(lambda width: width // 16, True, 1),
+    ),
+    "guided, a stem of half the channels": (
+        *(OPENAI_HALF, True, 1, {**ADM, "heads": 4, "attention_order": "legacy"}),
+        *(lambda width: 4, True, 1),
+    ),
+    "consistency_models": (
+        *(OPENAI_RESIDUAL, True, 2, {"format": "consistency_models", "image_size": 8}),
+        *(lambda width: 1, False, 1000),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OPENAI)
+def test_openais_networks_compute_here_what_they_do_there(tmp_path, name):
+    lines, scale_shift, dims, options, heads, legacy, time_scale = OPENAI[name]
+    if name == "consistency_models":  # whose variance is not learned
+        lines = [(each, kind, (3, *sizes[1:]) if each == "out.2" else sizes) for each, kind, sizes in lines]
+    embedded = next(sizes[0] for each, _, sizes in lines if each == "time_embed.0")
+    state = random_state(lines, "openai", embedded, scale_shift, dims)
+    torch.save(state, tmp_path / "model.pt")
+    network = loaded(tmp_path / "model.pt", **options)
+    x, t = inputs()
+    y = torch.tensor([1, 9]) if "label_emb.weight" in state else None
+    read = Reader(state, eps=1e-5)
+    expected = openai_forward(read, x, t * time_scale, y, heads, legacy, scale_shift)
+    assert read.used == state.keys()
+    with torch.no_grad():
+        found = ours_in_float64(network.net)(x, t, y)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert float(expected.std()) > 0.1
+    assert_round_trip(network, state, options["format"], legacy, dims)
+
+
+def assert_round_trip(network: TrainedNetwork, state: State, name: str, legacy: bool, dims: int) -> None:
+    naming = replace(openai.ORDERS["legacy" if legacy else "new"], ndim=2 + dims)
+    assert_same_bits(to_theirs(table(network.net.float(), naming), network.net.state_dict()), state)
+
+
+def assert_same_bits(found: State, expected: State) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("style", ["ddim", "pytorch_ddpm"])
+def test_the_papers_networks_compute_here_what_they_do_there(tmp_path, style):
+    state = random_state(DDIM if style == "ddim" else PYTORCH_DDPM, style, 256)
+    content: Any = dict(state)
+    if style == "pytorch_ddpm":
+        table_of = {"time_embedding.timembedding.0.weight": timetable()}
+        content = {"ema_model": {**state, **table_of}, "net_model": {**state, **table_of}, "step": 7}
+    torch.save(content, tmp_path / "weights.ckpt")
+    network = loaded(tmp_path / "weights.ckpt", image_size=8)
+    x, t = inputs()
+    read = Reader(state, eps=1e-6 if style == "ddim" else 1e-5)
+    expected = papers_forward(read, x, t, style)
+    assert read.used == state.keys()
+    with torch.no_grad():
+        found = ours_in_float64(network.net)(x, t)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    naming = ddim.NAMING if style == "ddim" else pytorch_ddpm.NAMING
+    assert_same_bits(to_theirs(table(network.net.float(), naming), network.net.state_dict()), state)
+    assert (network.config.schedule["_target_"], network.schedule.T) == ("linear", 1000)
+    assert network.config.sampler["clip"] is (None if style == "ddim" else False)
+    assert network.step == (0 if style == "ddim" else 7)
+
+
+def test_both_networks_of_pytorch_ddpm_are_read(tmp_path):
+    averaged, raw = (random_state(PYTORCH_DDPM, "pytorch_ddpm", 256) for _ in range(2))
+    raw = {name: value + 1 for name, value in raw.items()}
+    extra = {"time_embedding.timembedding.0.weight": timetable()}
+    torch.save({"ema_model": averaged | extra, "net_model": raw | extra}, tmp_path / "ckpt.pt")
+    weights = [
+        load(str(tmp_path / "ckpt.pt"), Device("cpu", "float32"), weights=which).net.head.bias
+        for which in ("ema", "model")
+    ]
+    assert torch.equal(weights[1], weights[0] + 1)
+
+
+def test_a_table_of_other_features_is_refused(tmp_path):
+    state = random_state(PYTORCH_DDPM, "pytorch_ddpm", 256)
+    torch.save({**state, "time_embedding.timembedding.0.weight": timetable().flip(1)}, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match="not the table of features"):
+        loaded(tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, "foreign.format is needed"),
+        ({"format": "guided_diffusion"}, "foreign.image_size is needed"),
+        ({**ADM, "attention_order": "new"}, "foreign.head_channels is needed"),
+        ({**ADM, "head_channels": 16}, "foreign.attention_order is needed"),
+        ({**ADM, "head_channels": 16, "attention_order": "new", "schedule": None}, "foreign.schedule is needed"),
+        ({**ADM, "head_channels": 16, "attention_order": "new", "levels": None}, "foreign.levels is needed"),
+        ({**ADM, "head_channels": 16, "attention_order": "new", "variance": "fixed_small"}, "foreign.variance is of"),
+        ({**ADM, "head_channels": 16, "attention_order": "new", "dataset": "cifar10"}, "3 x 32 x 32"),
+    ],
+)
+def test_what_the_tensors_do_not_say_is_asked_for(tmp_path, options, missing):
+    torch.save(random_state(OPENAI_RESIDUAL, "openai", 128, scale_shift=True), tmp_path / "model.pt")
+    with pytest.raises(UsageError, match=missing):
+        loaded(tmp_path / "model.pt", **options)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "integers", "nested"])
+def test_tensors_that_do_not_belong_are_refused(tmp_path, change):
+    state = random_state(DDIM, "ddim", 256)
+    content: Any = state
+    if change == "missing":
+        del state["up.0.block.1.conv2.bias"]
+    elif change == "unknown":
+        state["up.0.block.1.conv3.bias"] = torch.zeros(3)
+    elif change == "shape":
+        state["mid.attn_1.k.weight"] = torch.zeros(128, 64, 1, 1)
+    elif change == "integers":
+        state["conv_in.bias"] = torch.zeros(64, dtype=torch.int64)
+    else:
+        content = {"state_dict": {**state, "conv_in.bias": [0.0] * 64}}
+    torch.save(content, tmp_path / "model.ckpt")
+    named = {"missing": "up.0.block.1.conv2", "unknown": "up.0.block.1.conv3", "shape": "mid.attn_1.k"}
+    with pytest.raises(UserError, match=named.get(change, "conv_in.bias")):
+        loaded(tmp_path / "model.ckpt", image_size=8)
