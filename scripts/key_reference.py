@@ -104,7 +104,7 @@ def of_command(command: str) -> str:
         rows.append([*row, "yes" if may_change(name) else ""] if command == "train" else row)
     titles = ["key", "type", "default", "values", "meaning", *(["may change"] if command == "train" else [])]
     named = ", ".join(f"`{name}`" for name in groups(command))
-    said = f"`diffuse {command}`: {SCHEMAS[command].__doc__}. Groups: {named}."
+    said = f"`diffuse {command}`: {SCHEMAS[command].__doc__}. {f'Groups: {named}.' if named else 'It has no groups.'}"
     lines = [f"## Keys of `diffuse {command}`", "", said, ""]
     if command == "train":
         lines += [TRAIN, ""]

@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "scoring": (*BELOW, "options", "runs"),
     "sweeps": ("runs.scalars", "options.differences", "options.score_names", "system"),
     "training": (*BELOW, "options", "runs", "scoring"),
-    "commands": (*BELOW, "options", "runs", "scoring", "training"),
+    "commands": (*BELOW, "options", "foreign", "runs", "scoring", "training"),
     "cli": ("system", "sweeps", *TORCH_FREE, "runs.checkpoint_files", "runs.output", "runs.record"),
 }
 KNOW_HYDRA = ("cli",)

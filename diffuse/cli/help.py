@@ -20,9 +20,7 @@ def help_page(command: str, config: DictConfig) -> str:
             "",
             f"usage: diffuse {command} [group=option ...] [key=value ...] [-m]",
             "",
-            "groups, with the chosen option, and all options",
             *group_lines(command, chosen),
-            "",
             "keys, with their values",
             *(f"  {key:30}{value_of(config, key):14}  {help}".rstrip() for key, help in meanings(command, chosen)),
             "",
@@ -35,10 +33,14 @@ def help_page(command: str, config: DictConfig) -> str:
 
 
 def group_lines(command: str, chosen: Mapping[str, Any]) -> Iterator[str]:
-    """Two lines for each group."""
+    """Two lines for each group, below a title; none for a command without groups."""
+    if groups(command):
+        yield "groups, with the chosen option, and all options"
     for group, about in groups(command).items():
         yield f"  {group:12}{chosen.get(group) or 'none':16} {about}"
         yield f"  {'':26}{', '.join(option.name for option in options(group))}"
+    if groups(command):
+        yield ""
 
 
 def meanings(command: str, chosen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

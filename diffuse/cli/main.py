@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "fit a diffusion model to a data set, into a run folder",
     "sample": "draw images from a trained run",
     "eval": "score a trained run, by likelihood and by its samples: bits per dimension, FID, KID, ...",
+    "export": "write the weights of a run for other programs: diffusers, ...",
 }
 
 # Commands without a config: their words are names of folders.

@@ -8,6 +8,7 @@ from diffuse.options.score_names import SAMPLE_SCORES
 
 AT_LEAST_1 = "[1, inf)"
 # Formats of other programs' weights, in the order in which they are looked for.
+EXPORTS = ("diffusers", "safetensors", "improved_diffusion")
 FORMATS = ("diffusers", "ddim", "pytorch_ddpm", "improved_diffusion", "guided_diffusion", "consistency_models")
 WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 
@@ -27,6 +28,11 @@ class Optim:
 @dataclass
 class Ema:
     decay: Annotated[float, key("decay of the averaged weights, from which samples are drawn", "[0, 1)")]
+
+
+@dataclass
+class EmaLength:
+    length: Annotated[float | None, key("0: the weights as trained; null: their average, the run's own")]
 
 
 @dataclass

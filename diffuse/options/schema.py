@@ -15,9 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from diffuse.options.keys import Node, all_keys, check_values, group, key
 from diffuse.options.nested import (
     AT_LEAST_1,
+    EXPORTS,
     Checkpoint,
     Edit,
     Ema,
+    EmaLength,
     EvalWhileTraining,
     Foreign,
     Images,
@@ -106,6 +108,7 @@ class NetworkConfig:
 
     ckpt: Annotated[str | None, key("a run folder, a checkpoint file, or other programs' weights", may_change=True)]
     foreign: Foreign
+    ema: EmaLength
     name: Annotated[str | None, key("the folder in the run's samples/ or eval/ (null: the time)", may_change=True)]
     seed: Annotated[int, key("seed of every random number; image i depends on (seed, i) alone")]
     batch_size: Annotated[int, key("images drawn at once; changes no image on a CPU", AT_LEAST_1, may_change=True)]
@@ -168,6 +171,28 @@ class EvalConfig(NetworkConfig):
 
 
 @dataclass
+class ExportConfig:
+    """write the weights of a run for other programs, into <run>/export/<to>"""
+
+    ckpt: Annotated[str, key("a run folder, a checkpoint file, or other programs' weights")]
+    foreign: Foreign
+    to: Annotated[str, key("format that is written", choices=EXPORTS)]
+    out: Annotated[str | None, key("folder that is written (null: export/<to> in the run)")]
+    ema: EmaLength
+    license: Annotated[str | None, key("licence that the model card states")]
+    trust: Annotated[list[str], key("your own packages whose code the config may name")]
+
+    @property
+    def first_score(self) -> str | None:
+        return None
+
+    @property
+    def device(self) -> Node:
+        """Where nothing is computed: the CPU."""
+        return {"kind": "cpu"}
+
+
+@dataclass
 class SamplerKeys:
     """The keys of every option of the group `sampler`; its other keys are arguments of its function."""
 
@@ -199,7 +224,7 @@ class DatasetKeys:
     flip: Annotated[bool, key("mirror images at random while training")]
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "eval": EvalConfig}
+SCHEMAS: dict[str, type] = {"train": TrainConfig, "sample": SampleConfig, "eval": EvalConfig, "export": ExportConfig}
 PRESETS = {"method": "all the choices of a paper", "recipe": "steps, batch size, rate and network for a data set"}
 Config = TypeVar("Config")
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from diffuse.foreign.diffusers_folder import holds_network
-from diffuse.foreign.files import SAFETENSORS, Unreadable
+from diffuse.foreign.files import SAFETENSORS, Unreadable, read_safetensors
+from diffuse.foreign.ours import facts_in
 from diffuse.foreign.weights import no_options, read_foreign
 from diffuse.options.nested import Foreign
 from diffuse.runs.checkpoint import Stored, Unsealed, find
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import run_path
+from diffuse.system.files import run_path, sha256
 
 
 def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
@@ -19,6 +20,8 @@ def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
     path = run_path(ckpt)
     typed = {name: value for name, value in asdict(options).items() if value is not None}
     is_foreign = path.suffix == SAFETENSORS or options.format or (path.is_dir() and holds_network(path))
+    if path.is_file() and path.suffix == SAFETENSORS and (facts := facts_in(path)):
+        return exported_before(path, facts)
     if path.exists() and is_foreign:
         return as_checkpoint(path, key, options, typed)
     try:
@@ -33,6 +36,15 @@ def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
     if typed:
         raise UsageError(f"foreign.{next(iter(typed))} is about other programs' weights, and {key}={ckpt} is ours")
     return found
+
+
+def exported_before(path: Path, facts: dict[str, Any]) -> Stored:
+    """A file that `diffuse export to=safetensors` wrote: one set of weights, whichever was chosen then."""
+    weights = read_safetensors(path)
+    content = {**facts, "ema": weights, "model": weights}
+    if missing := {"config", "kind", "step", "data_sha256"} - facts.keys():
+        raise UserError(f"the header of {path} has no {', '.join(sorted(missing))}: use another file")
+    return Stored(path.resolve(), sha256(path), content)
 
 
 def as_checkpoint(path: Path, key: str, options: Foreign, typed: dict[str, Any]) -> Stored:

@@ -202,6 +202,7 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
     device.compute_with(1)
     place = {key: value for key, value in plain(config.dataset).items() if value is not None}
     options: dict[str, Any] = {
+        "weights": weights_of(config.ema.length),
         "foreign": config.foreign,
         "batch_size": config.batch_size,
         "data_dir": config.data_dir,
@@ -210,6 +211,13 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
     network = load(config.ckpt, device, config.trust, **options)
     network.refuse_classifier("ckpt", config.ckpt)
     return network
+
+
+def weights_of(length: float | None) -> str:
+    """Which weights of a checkpoint ema.length means."""
+    if length not in (None, 0):
+        raise UsageError(f"ema.length must be null, for the run's own average, or 0, for none, not {length:g}")
+    return "ema" if length is None else "model"
 
 
 def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:

@@ -221,7 +221,7 @@ def test_a_sweep_with_a_typing_mistake_starts_no_job(tmp_path):
 def test_every_command_shows_its_config_and_help(tmp_path, command):
     done = diffuse(command, "--cfg", "job", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "device:" in done.stdout
+    assert "trust:" in done.stdout
     done = diffuse(command, "--help", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"diffuse {command}: ")

@@ -20,7 +20,7 @@ def offered(line: str, monkeypatch, capsys) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("diffuse ", ["train", "sample", "eval", "ls", "diff"]),
+        ("diffuse ", ["train", "sample", "eval", "export", "ls", "diff"]),
         ("diffuse s", ["sample"]),
         ("diffuse train sche", ["schedule=", "schedule."]),
         ("diffuse train schedule=c", ["schedule=cosine"]),

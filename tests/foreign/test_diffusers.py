@@ -5,7 +5,13 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
 from diffusers.models.embeddings import get_timestep_embedding
 from safetensors.torch import load_file, save_file
 
@@ -96,6 +102,7 @@ SCHEDULERS = {
     ),
     "prediction": ({"prediction_type": "v_prediction"}, {"prediction": {"_target_": "v"}}),
     "variance": ({"variance_type": "fixed_large"}, {"variance": "fixed_large"}),
+    "log, large": ({"variance_type": "fixed_large_log"}, {"variance": "fixed_large"}),
     "log": ({"variance_type": "fixed_small_log"}, {"variance": "fixed_small"}),
     "clip": ({"clip_sample": False}, {"clip": False}),
     "threshold": ({"thresholding": True}, {"clip": "dynamic"}),
@@ -109,6 +116,16 @@ def test_a_scheduler_becomes_options(tmp_path, name):
     found = {"schedule": config.schedule, "prediction": config.prediction, "variance": config.variance}
     found["clip"] = config.sampler["clip"]
     assert {key: found[key] for key in expected} == expected
+
+
+def test_other_schedulers_are_read_with_their_own_defaults(tmp_path):
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline")
+    EulerDiscreteScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
+    config = loaded(folder).config
+    assert (config.schedule["_target_"], config.sampler["clip"]) == ("scaled_linear", False)
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler"):
+        loaded(folder)
 
 
 def test_our_alpha_bar_is_that_of_the_scheduler(tmp_path):

@@ -1,0 +1,118 @@
+"""The model card of an export: what the run knows of its weights, in Markdown."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffuse
+from diffuse.options.reference import option_with
+from diffuse.runs.history import HISTORY
+from diffuse.runs.trained import TrainedNetwork
+
+HOW_TO_LOAD = {
+    "diffusers": """```python
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("FOLDER")
+images = pipeline(batch_size=4).images
+```""",
+    "safetensors": """```bash
+diffuse sample ckpt=FOLDER/model.safetensors n=64
+```""",
+    "improved_diffusion": """```bash
+python scripts/image_sample.py --model_path FOLDER/model.pt $(head -n 1 FOLDER/flags.txt)
+```""",
+}
+
+
+def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
+    """The text of README.md beside exported weights."""
+    config, kind = network.config, network.kind
+    parameters = sum(weight.numel() for weight in network.net.parameters())
+    front = {"library_name": to, "license": licence or "unknown", "tags": ["diffusion", f"{kind.size}x{kind.size}"]}
+    null = "; the last row of the table of labels is no class, for guidance" if config.label_dropout else ""
+    classes = f", {len(kind.classes)} classes{null}" if config.class_conditional else ", without labels"
+    border = f" The network sees a black border of {kind.pad} pixels around each image, which its samples have too."
+    lines = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),
+        "---",
+        "",
+        f"# {config.name or network.home.name}",
+        "",
+        f"A diffusion model of {kind.name}: images of {kind.channels} x {kind.size} x {kind.size}{classes}."
+        + (border if kind.pad else ""),
+        "",
+        "| | |",
+        "|---|---|",
+        f"| network | U-Net, {parameters:,} parameters |",
+        f"| noise schedule | {option_with('schedule', config.schedule['_target_'])} |",
+        f"| predicts | {config.prediction['_target_']}, variance {config.variance} |",
+        f"| weights | {'averaged over training' if network.weights == 'ema' else 'as trained, not averaged'} |",
+        *(f"| {name} | {value} |" for name, value in training_facts(network)),
+        f"| licence | {licence or 'not stated'} |",
+        f"| exported by | diffuse {diffuse.__version__}, of a file with the SHA-256 {network.sha256} |",
+        "",
+        *scores(network),
+        "## How to load it",
+        "",
+        HOW_TO_LOAD[to],
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def training_facts(network: TrainedNetwork) -> Iterator[tuple[str, str]]:
+    """How it was trained; of other programs' weights where they come from."""
+    config = network.config
+    if network.foreign:
+        yield "format before", network.foreign["format"]
+        return
+    yield "trained on", f"{network.kind.name} (SHA-256 of the training images {network.data_sha256.get('train', '')})"
+    yield "steps", f"{network.step:,} of {config.batch_size} images"
+    if command := first_command(network.home / HISTORY):
+        yield "command", f"`{command}`"
+
+
+def first_command(history: Path) -> str | None:
+    """The command that began a run."""
+    try:
+        with history.open(encoding="utf-8") as lines:
+            return str(json.loads(lines.readline())["command"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def scores(network: TrainedNetwork) -> Iterator[str]:
+    """A table of the scores of this very checkpoint, with what they depend on; nothing where there are none."""
+    rows = [row for path in sorted(network.home.glob("eval/*/eval.json")) for row in rows_of(path, network)]
+    if rows:
+        yield from (
+            "## Scores",
+            "",
+            "| score | value | images | against | drawn by | seed |",
+            "|---|--:|--:|---|---|--:|",
+        )
+        yield from dict.fromkeys(rows)
+        yield ""
+
+
+def rows_of(path: Path, network: TrainedNetwork) -> Iterator[str]:
+    """A row for each score of one evaluation."""
+    try:
+        facts: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if (facts["checkpoint_sha256"], facts["weights"]) != (network.sha256, network.weights):
+            return
+        protocol = facts.get("sample_protocol", {})
+        samples, reference = protocol.get("samples", {}), protocol.get("reference", {})
+        sampler = samples.get("sampler", {})
+        drawn = f"{option_with('sampler', sampler['_target_'])}, {sampler.get('steps')} steps" if sampler else ""
+        for name, found in facts.get("sample_scores", {}).items():
+            cells = (name, f"{found['value']:.4g}", f"{found['n']:,}", reference.get("name", ""), drawn)
+            yield f"| {' | '.join(cells)} | {samples.get('seed', '')} |"
+        for name in ("bound", "ode"):
+            for key, value in facts["values"].get(name, {}).items():
+                yield f"| {key} | {value:.4g} | | test split | | {facts['asked']['seed']} |"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return
