@@ -9,7 +9,7 @@ from diffuse.options.build import about
 from diffuse.options.keys import Node
 from diffuse.options.schema import TrainConfig
 from diffuse.runs.recommended import resolved
-from diffuse.system.files import data_folder
+from diffuse.system.files import data_folder, run_path
 
 
 def self_contained(config: TrainConfig) -> TrainConfig:
@@ -41,5 +41,6 @@ def self_contained(config: TrainConfig) -> TrainConfig:
         data_dir=str(data_folder(config.data_dir)),
         dataset=absolute(config.dataset, "path", "test_path"),
         schedule=schedule,
+        init=replace(config.init, ckpt=config.init.ckpt and str(run_path(config.init.ckpt).absolute())),
         features=absolute(config.features, "path", "weights"),
     )

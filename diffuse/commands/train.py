@@ -51,6 +51,7 @@ from diffuse.training.ema import EMA
 from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
 from diffuse.training.helper import Helper, tell_others
+from diffuse.training.initial import as_begun, begin_with_given, freeze, given_weights, with_network_of
 from diffuse.training.learning_rate import learning_rate
 from diffuse.training.loop import lead
 from diffuse.training.setup import Training
@@ -77,10 +78,15 @@ def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dic
     if config.resume:
         return resume(requested, run_path(config.resume), output, deadline)
     folder = output.folder(OUTPUTS, config.name) or output.folder_of_launch(OUTPUTS / output.filed_under)
-    if folder and runs.is_run(folder):  # it may have been renamed since it began
-        return resume(replace(requested, name=read_record(folder).name), folder, output, deadline)
+    if folder and runs.is_run(folder):
+        record = read_record(folder)  # the run may have been renamed since it began
+        requested = replace(as_begun(requested, record), name=record.name)
+        return resume(requested, folder, output, deadline)
     if folder and not output.sweep_folder:
         runs.refuse_inside_others(folder)
+    if config.init.ckpt:
+        kind = build_dataset(requested.dataset, data_folder(config.data_dir), config.trust).kind
+        requested = with_network_of(requested, given_weights(requested), kind, output.typed_keys)
     return begin(requested, folder, output, deadline)
 
 
@@ -88,6 +94,7 @@ def begin(config: TrainConfig, folder: Path | None, output: Output, deadline: fl
     """Train from the beginning, in this folder or, if None, in a new one named by the time."""
     config = with_parts(config, config.parts)
     training = build_training(config)
+    begin_with_given(training)
     refuse_small_disk(training, folder or OUTPUTS)
     folder = folder or output.make_folder(OUTPUTS / output.filed_under)
     with runs.hold_run(folder):
@@ -119,6 +126,8 @@ def resume(config: TrainConfig, folder: Path, output: Output, deadline: float) -
         training = build_training(config)
         if saved:
             training.trainer.restore(saved)
+        else:
+            begin_with_given(training)
         refuse_small_disk(training, folder)
         with output.log_into(folder, "train.log"):
             add_to_history(folder, output.command, folder, training.trainer.device, config.trust)
@@ -148,6 +157,7 @@ def build_training(config: TrainConfig) -> Training:
     condition = condition_of(config, data.kind)
     reseed(config.seed, "weights")
     net = device.place(build_network(config, data.kind, trust))
+    freeze(net, config.init.freeze)
     ema = EMA(net, config.ema.decay)
     with about("device"):
         use_norm(net, device.norm or "torch")

@@ -36,6 +36,14 @@ class EmaLength:
 
 
 @dataclass
+class Init:
+    ckpt: Annotated[str | None, key("begin with the weights of a run, a file, or other programs' weights", before=None)]
+    weights: Annotated[str, key("the averaged weights or the trained ones", choices=("ema", "model"), before="ema")]
+    head: Annotated[str, key("keep the output layer, or begin with a new one", choices=("keep", "new"), before="keep")]
+    freeze: Annotated[list[str], key("names of parameters that stay as they are, such as down.*", before=[])]
+
+
+@dataclass
 class Log:
     every: Annotated[int, key("steps between lines of metrics", AT_LEAST_1, may_change=True)]
 
@@ -81,23 +89,36 @@ class Edit:
 
 @dataclass
 class Foreign:
-    format: Annotated[str | None, key("format of the weights (null: recognised by their names)", choices=FORMATS)]
-    image_size: Annotated[int | None, key("size of the images, in pixels", AT_LEAST_1)]
-    schedule: Annotated[str | None, key("an option of the group `schedule` with which they were trained")]
-    levels: Annotated[int | None, key("number of its levels", AT_LEAST_1)]
-    prediction: Annotated[str | None, key("what the network predicts (null: eps)", choices=("eps", "x0", "v", "mean"))]
+    format: Annotated[
+        str | None, key("format of the weights (null: recognised by their names)", choices=FORMATS, before=None)
+    ]
+    image_size: Annotated[int | None, key("size of the images, in pixels", AT_LEAST_1, before=None)]
+    schedule: Annotated[str | None, key("an option of the group `schedule` with which they were trained", before=None)]
+    levels: Annotated[int | None, key("number of its levels", AT_LEAST_1, before=None)]
+    prediction: Annotated[
+        str | None, key("what the network predicts (null: eps)", choices=("eps", "x0", "v", "mean"), before=None)
+    ]
     variance: Annotated[
         str | None,
-        key("fixed variance of the reverse steps (null: fixed_large)", choices=("fixed_small", "fixed_large")),
+        key(
+            "fixed variance of the reverse steps (null: fixed_large)",
+            choices=("fixed_small", "fixed_large"),
+            before=None,
+        ),
     ]
-    heads: Annotated[int | None, key("number of heads of attention", AT_LEAST_1)]
-    head_channels: Annotated[int | None, key("width of a head, in place of their number", AT_LEAST_1)]
+    heads: Annotated[int | None, key("number of heads of attention", AT_LEAST_1, before=None)]
+    head_channels: Annotated[int | None, key("width of a head, in place of their number", AT_LEAST_1, before=None)]
     attention_order: Annotated[
-        str | None, key("order of the rows of q, k and v in guided_diffusion's weights", choices=("new", "legacy"))
+        str | None,
+        key("order of the rows of q, k and v in guided_diffusion's weights", choices=("new", "legacy"), before=None),
     ]
-    time_scale: Annotated[float | None, key("factor of the time that the network is given")]
-    null_label: Annotated[bool | None, key("whether the last row of the labels is `no class`, for guidance (null: no)")]
-    dataset: Annotated[str | None, key("the data set that they were trained on, for names of classes and references")]
+    time_scale: Annotated[float | None, key("factor of the time that the network is given", before=None)]
+    null_label: Annotated[
+        bool | None, key("whether the last row of the labels is `no class`, for guidance (null: no)", before=None)
+    ]
+    dataset: Annotated[
+        str | None, key("the data set that they were trained on, for names of classes and references", before=None)
+    ]
 
 
 @dataclass

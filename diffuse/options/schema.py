@@ -23,6 +23,7 @@ from diffuse.options.nested import (
     EvalWhileTraining,
     Foreign,
     Images,
+    Init,
     Log,
     Ode,
     Optim,
@@ -80,6 +81,8 @@ class TrainConfig:
     checkpoint: Checkpoint
     eval: EvalWhileTraining
     features: Annotated[Node, group("network whose features compare samples with real images")]
+    init: Init
+    foreign: Foreign
     max_hours: Annotated[float | None, key("stop after so many hours, with a checkpoint", "(0, inf]", may_change=True)]
     resume: Annotated[str | None, key("a run folder to continue")]
     trust: Annotated[list[str], key("your own packages whose code a config may name", may_change=True)]

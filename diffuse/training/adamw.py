@@ -37,6 +37,8 @@ def load_moments(optimizer: torch.optim.Optimizer, net: nn.Module, states: Mappi
     if states is None:
         return
     for number, weight in enumerate(net.parameters()):
+        if not weight.requires_grad:
+            continue
         state = states[number]
         check_shapes(state, {"step": (), **dict.fromkeys(MOMENTS, weight.shape)}, f"optimizer state {number}")
         # In the memory layout of the weight, which may differ from that on the device of the checkpoint: fused AdamW

@@ -9,6 +9,7 @@ from diffuse.runs import checkpoint
 from diffuse.system.distributed import Task
 from diffuse.system.errors import UserError
 from diffuse.system.files import RECORD, sha256, short_path
+from diffuse.training.initial import begin_with_given
 from diffuse.training.loop import follow
 from diffuse.training.setup import Training
 
@@ -42,6 +43,8 @@ class Helper:
             saved = checkpoint.load_checkpoint(begun.checkpoint)
             self.training.trainer.restore(saved)
             self.recorded = saved.content
+        else:
+            begin_with_given(self.training)
 
     def train(self, _: object) -> None:
         """Take all steps."""

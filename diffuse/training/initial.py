@@ -1,0 +1,186 @@
+"""A training that begins with given weights: those of a run, of a file, or of another program (`init.ckpt`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from diffuse.data.images import ImageKind
+from diffuse.networks.unet import UNet
+from diffuse.options.schema import TrainConfig
+from diffuse.runs.trained import TrainedNetwork, load
+from diffuse.system.device import Device
+from diffuse.system.errors import UsageError, UserError, did_you_mean
+from diffuse.system.progress import log
+from diffuse.training.setup import Training
+
+FREE = ("dropout",)  # options of a network that no weight depends on
+NEW, HEAD, LABELS = "new", "head.", "embed_label.weight"
+
+
+def given_weights(config: TrainConfig) -> TrainedNetwork:
+    """The network of init.ckpt. Raises UsageError where it is not a U-Net that training can begin with."""
+    device = Device("cpu", "float32")
+    network = load(
+        str(config.init.ckpt), device, config.trust, "init.ckpt", foreign=config.foreign, weights=config.init.weights
+    )
+    network.refuse_classifier("init.ckpt", str(config.init.ckpt))
+    if config.classifies or not isinstance(network.net, UNet):
+        raise UsageError("init.ckpt begins the training of a denoiser with those of another: not of a classifier")
+    return network
+
+
+def with_network_of(config: TrainConfig, network: TrainedNetwork, kind: ImageKind, typed: Sequence[str]) -> TrainConfig:
+    """The config with the options of the given network, but for the keys that are typed.
+
+    Attention stays on its levels: at another image size it has other resolutions.
+    """
+    found = dict(network.config.unet)
+    if kind.side != network.kind.side:
+        levels = range(len(found["channel_mult"]))
+        found["attention"] = [kind.side >> at for at in levels if network.kind.side >> at in found["attention"]]
+    asked = {key.removeprefix("unet.") for key in typed if key.startswith("unet.")} | {*FREE}
+    found |= {key: value for key, value in config.unet.items() if key in asked or "unet" in typed}
+    return replace(config, unet=found)
+
+
+def as_begun(config: TrainConfig, record: TrainConfig) -> TrainConfig:
+    """The config of a line that is given again: what init.ckpt chose then, it is not asked for again.
+
+    The weights may be gone by now, and are not needed where there is a checkpoint.
+    """
+    if config.init.ckpt is None or record.init.ckpt is None:
+        return config
+    given, then = Path(config.init.ckpt), Path(record.init.ckpt)
+    init = record.init if given.name == then.name and not given.exists() else config.init
+    return replace(config, unet=record.unet, init=replace(init, freeze=config.init.freeze))
+
+
+def begin_with_given(training: Training) -> None:
+    """Put the weights of init.ckpt, if there is one, into the network and its average, and say what is new."""
+    config, trainer = training.config, training.trainer
+    if config.init.ckpt is None:
+        return
+    network = given_weights(config)
+    refuse_other_channels(network.kind, trainer.data.kind)
+    refuse_another_prediction(config, network)
+    new = changed(network, trainer.net, config, trainer.data.kind)
+    state = trainer.net.state_dict()
+    given = {**network.net.state_dict(), **new}
+    refuse_another_network(given, state, config)
+    for net in (trainer.net, trainer.ema.net):
+        net.load_state_dict({name: given[name].to(value.dtype) for name, value in state.items()})
+    log.info(f"begins with {network.path} (step {network.step:,}, {network.weights} weights, {network.sha256[:12]})")
+    for said in differences(network, training, new):
+        log.info(f"init: {said}")
+
+
+def changed(network: TrainedNetwork, net: nn.Module, config: TrainConfig, kind: ImageKind) -> dict[str, Tensor]:
+    """The tensors that do not come from the given weights as they are: the head, and the rows of labels."""
+    fresh, old = net.state_dict(), network.net.state_dict()
+    found: dict[str, Tensor] = {}
+    if config.init.head == NEW:
+        found |= {name: fresh[name].cpu() for name in fresh if name.startswith(HEAD)}
+    elif len(fresh[f"{HEAD}bias"]) != len(old[f"{HEAD}bias"]):  # the prediction comes first, then the variance
+        for name in (f"{HEAD}weight", f"{HEAD}bias"):
+            found[name] = fresh[name].detach().cpu().clone()  # zeros
+            both = min(len(found[name]), len(old[name]))
+            found[name][:both] = old[name][:both]
+    if (table := fresh.get(LABELS)) is not None:
+        found[LABELS] = rows_of_labels(network, table.detach().cpu(), kind, bool(config.label_dropout))
+    return found
+
+
+def rows_of_labels(network: TrainedNetwork, table: Tensor, kind: ImageKind, null: bool) -> Tensor:
+    """The table of labels: rows of classes with the same name are kept, new ones begin as the mean of the given rows.
+
+    Without a table they begin as 0: then the network is, for every class, the one that is given.
+    """
+    old = network.net.state_dict().get(LABELS)
+    if old is None:
+        return torch.zeros_like(table)
+    before = {name: row for row, name in enumerate(network.condition.classes)}
+    names: list[str | None] = [*kind.classes, *([None] if null else [])]
+    null_before = len(old) - 1 if network.condition.dropout else None
+    places = [null_before if name is None else before.get(name) for name in names]
+    return torch.stack([old.mean(0) if place is None else old[place] for place in places])
+
+
+def refuse_other_channels(given: ImageKind, kind: ImageKind) -> None:
+    """Raise UsageError where the given network is for images of another number of channels."""
+    if given.channels != kind.channels:
+        raise UsageError(
+            f"the network of init.ckpt is for images of {given.channels} channels, and those of {kind.name} have "
+            f"{kind.channels}: choose another dataset or init.ckpt"
+        )
+
+
+def refuse_another_prediction(config: TrainConfig, network: TrainedNetwork) -> None:
+    """Raise UsageError where the given head predicts something else than is trained."""
+    asked, given = config.prediction["_target_"], network.config.prediction["_target_"]
+    if asked != given and config.init.head != NEW:
+        raise UsageError(
+            f"prediction={asked}, and the network of init.ckpt predicts {given}: set prediction={given}, or "
+            "init.head=new for a head that begins anew"
+        )
+
+
+def refuse_another_network(given: Mapping[str, Tensor], state: Mapping[str, Tensor], config: TrainConfig) -> None:
+    """Raise UserError where the given weights are those of a network with other options."""
+    missing = [name for name in state if name not in given]
+    other = [name for name in state if name in given and given[name].shape != state[name].shape]
+    unused = [name for name in given if name not in state and name != LABELS]
+    if wrong := [*missing, *other, *unused]:
+        name = wrong[0]
+        shapes = [list(each[name].shape) if name in each else "absent" for each in (given, state)]
+        raise UserError(
+            f"the weights of init.ckpt do not fit the network of this training: {name} is {shapes[0]} there and "
+            f"{shapes[1]} here. Leave out unet=... and unet.*: then the options are those of init.ckpt"
+        )
+
+
+def differences(network: TrainedNetwork, training: Training, new: Mapping[str, Tensor]) -> list[str]:
+    """What differs from the training that the given weights come from, in sentences."""
+    config, before, kind = training.config, network.config, training.trainer.data.kind
+    found = []
+    if kind.side != network.kind.side:
+        found.append(f"images of {kind.side} pixels, before {network.kind.side}")
+    if config.init.head == NEW:
+        found.append("a new head, whose output is 0 at the beginning")
+    elif f"{HEAD}weight" in new:
+        which = (
+            "new outputs for the learned variance" if config.variance == "learned" else "no outputs for the variance"
+        )
+        found.append(which)
+    old = set(network.condition.classes)
+    if LABELS in new and list(kind.classes) != list(network.condition.classes):
+        kept = sum(name in old for name in kind.classes)
+        found.append(f"labels: {kept} of {len(kind.classes)} classes keep their rows, the others are new")
+    elif LABELS not in new and network.condition.classes:
+        found.append("no labels: the rows of classes are left out")
+    for group in ("schedule", "prediction"):
+        then, now = (getattr(each, group) for each in (before, config))
+        if then != now:
+            found.append(f"{group} {now['_target_']}, before {then['_target_']}, or with other options")
+    return found
+
+
+def freeze(net: nn.Module, patterns: Sequence[str]) -> None:
+    """Leave the parameters whose names fit a pattern (`down.*`) as they are. Raises UsageError where none is left."""
+    names = [name for name, _ in net.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            tops = sorted({name.partition(".")[0] for name in names})
+            hint = did_you_mean(pattern.partition(".")[0], tops)
+            raise UsageError(f"init.freeze: no parameter is called {pattern}; the parts are {', '.join(tops)}.{hint}")
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+    sizes = [(weight.numel(), weight.requires_grad) for weight in net.parameters()]
+    every, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    if not trained:
+        raise UsageError("init.freeze leaves nothing to train: give fewer patterns")
+    if patterns:
+        log.info(f"{trained:,} of {every:,} parameters are trained (init.freeze)")
