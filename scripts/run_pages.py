@@ -51,6 +51,7 @@ SMALL: dict[str, dict[str, str]] = {
     },
     "sample": {"n": "4"},
     "eval": {"n": "20"},
+    "export": {},
 }
 # The same for keys that are only added where the line has the key (or word) on the left.
 SMALL_WHERE: dict[str, dict[str, str]] = {
@@ -91,7 +92,14 @@ PLUGINS = {
     "hydra/launcher=submitit_slurm": "hydra_plugins.hydra_submitit_launcher",
     "hydra/sweeper=optuna": "hydra_plugins.hydra_optuna_sweeper",
 }
-NOT_HERE = {"hydra/launcher=submitit_slurm": "needs a cluster with Slurm"}
+PUBLISHED = (
+    *("ddpm-cifar10-32", "model-790000.ckpt", "ckpt.pt", "cifar10_uncond_50M_500K.pt", "64x64_diffusion.pt"),
+    *("256x256_diffusion.pt", "edm_imagenet64_ema.pt"),
+)
+NOT_HERE = {
+    "hydra/launcher=submitit_slurm": "needs a cluster with Slurm",
+    **{f"ckpt={name}": "needs published weights" for name in PUBLISHED},
+}
 
 
 @dataclass(frozen=True)
