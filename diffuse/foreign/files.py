@@ -80,6 +80,8 @@ def read_sharded(index: Path) -> tuple[Tensors, list[Path]]:
     for name in names:
         if Path(name).name != name or name.startswith("."):
             raise UserError(f"{index} names the file {name!r}, which is not one beside it: it was not read")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index} names the file {name}, which is not beside it")
         shard = tensors_in(read_weights(index.parent / name), index.parent / name)
         found |= {key: tensor for key, tensor in shard.items() if places.get(key) == name}
     if missing := sorted(places.keys() - found.keys()):

@@ -117,7 +117,8 @@ def table(net: Encoder, naming: Naming) -> list[Row]:
         if (module := _module(net, ours)) is not None:
             half = net.make.embedded // 8  # of the features, of which the embedding has 4 times as many
             columns = naming.features(half) if naming.features and ours == "embed_time.0" else None
-            rows += _rows(module, ours, (theirs,), order=columns, dim=1)
+            ndim = naming.ndim if ours.startswith("pool.") else None
+            rows += _rows(module, ours, (theirs,), ndim, order=columns, dim=1)
     for ours, place, block in blocks_of(net):
         prefix = naming.prefix(place)
         if isinstance(block, ResidualBlock):

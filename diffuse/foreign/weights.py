@@ -22,6 +22,7 @@ from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import data_folder, sha256, slug
 
 EPS = {"_target_": "eps"}
+LARGEST_SIZE = 8192  # pixels
 CLASSIFIER = "Classifier"
 UNKNOWN_DATA = "unknown"
 NESTED = ("state_dict", "model", "ema")  # under which other programs put the tensors
@@ -99,10 +100,9 @@ def reader(name: str) -> Callable[[Any, Path, Foreign], Found]:
 
 def nested(content: Any) -> Any:
     """The tensors in a file, which may lie under a name that training programs use."""
-    while isinstance(content, Mapping) and (inside := next((key for key in NESTED if key in content), None)):
-        if not isinstance(content[inside], Mapping):
-            break
-        content = content[inside]
+    for key in NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            return content[key]
     return content
 
 
@@ -121,6 +121,10 @@ def kind_of(found: Found, options: Foreign, called: str) -> ImageKind:
     """The kind of the images: that of the data set which the user names, or what follows from the weights."""
     rows, size, channels = found.classes, found.image_size, found.image_channels
     assert size is not None
+    if size > LARGEST_SIZE:
+        raise UserError(
+            f"the weights are said to be for images of {size:,} pixels, and {LARGEST_SIZE:,} is the most here"
+        )
     classes = rows - 1 if options.null_label else rows
     if options.null_label and rows < 2:
         raise UsageError("foreign.null_label is about the table of labels, and these weights have none")

@@ -10,7 +10,7 @@ from diffuse.foreign.ours import facts_in
 from diffuse.foreign.weights import no_options, read_foreign
 from diffuse.options.nested import Foreign
 from diffuse.runs.checkpoint import Stored, Unsealed, find
-from diffuse.system.errors import UsageError, UserError
+from diffuse.system.errors import UserError
 from diffuse.system.files import run_path, sha256
 
 
@@ -25,7 +25,7 @@ def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
     if path.exists() and is_foreign:
         return as_checkpoint(path, key, options, typed)
     try:
-        found = find(ckpt, key)
+        return find(ckpt, key)
     except Unsealed as error:
         if not path.is_file():
             raise
@@ -33,9 +33,6 @@ def find_any(ckpt: str, key: str, options: Foreign | None = None) -> Stored:
             return as_checkpoint(path, key, options, typed)
         except Unreadable:
             raise error from None
-    if typed:
-        raise UsageError(f"foreign.{next(iter(typed))} is about other programs' weights, and {key}={ckpt} is ours")
-    return found
 
 
 def exported_before(path: Path, facts: dict[str, Any]) -> Stored:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 from diffuse.data.conditions import Condition, in_short
-from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.guidance import EVERYWHERE, Autoguided, ClassifierFree, ClassifierGuided, Guided
 from diffuse.options.build import about, build_with
@@ -160,7 +159,7 @@ def classifier(
         raise UsageError(
             f"guidance.ckpt={ckpt} is no classifier: train one on the same images and schedule with method=classifier"
         )
-    refuse_other_classes(str(ckpt), guiding.kind, network.kind)
+    refuse_other_classes(str(ckpt), guiding, network)
     around = partial(
         ClassifierGuided,
         scale=scale,
@@ -171,17 +170,19 @@ def classifier(
     return Guide(around, condition if condition.classes else guiding.condition, {"ckpt": guiding.sha256})
 
 
-def refuse_other_classes(ckpt: str, guiding: ImageKind, drawn: ImageKind) -> None:
+def refuse_other_classes(ckpt: str, other: TrainedNetwork, network: TrainedNetwork) -> None:
     """Raise UsageError where a classifier tells apart other classes than those of the images that a run draws.
 
-    Images without classes may be guided by any classifier of such images.
+    Images without classes may be guided by any classifier of such images. Other programs' weights may not say what they
+    were trained on: then the number of classes has to do.
     """
+    guiding, drawn = other.kind, network.kind
     if drawn.classes and guiding.classes != drawn.classes:
         raise UsageError(
             f"guidance.ckpt={ckpt} tells apart the classes {in_short(guiding.classes, LISTED)}, and the run has "
             f"{in_short(drawn.classes, LISTED)}: train a classifier on the run's own classes"
         )
-    if drawn.classes and guiding.name != drawn.name:
+    if drawn.classes and guiding.name != drawn.name and other.knows_data and network.knows_data:
         raise UsageError(
             f"guidance.ckpt={ckpt} is a classifier of {guiding.name}, and the run has {drawn.name}: train one on the "
             "same images"
@@ -217,7 +218,7 @@ def other_network(network: TrainedNetwork, ckpt: str | None, weights: str = "ema
         raise UsageError("guidance.ckpt is required: an earlier checkpoint of the run, or a smaller run that guides it")
     check(weights in ("ema", "model"), "weights", "ema or model", weights)
     options: dict[str, Any] = {"batch_size": network.batch_size, "weights": weights}
-    other = load(ckpt, network.device, network.trust, "guidance.ckpt", **options)
+    other = load(ckpt, network.device, network.trust, "guidance.ckpt", network.asked, **options)
     if other.kind.shape != network.kind.shape:
         raise UsageError(f"guidance.ckpt={ckpt} is for images {other.kind.shape}, and the run has {network.kind.shape}")
     if other.config.schedule != network.config.schedule:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class TrainedNetwork:
     rows        the number of images in one network call
     batch_size  the number of images drawn or scored at a time, rounded up to a multiple of rows
     data_dir, place  where the data are now, if not where they were in training
+    asked       what the user says of other programs' weights, this network's or that of one which guides it
     sources     every file that something drawn or scored with it comes from, with its SHA-256
     """
 
@@ -50,9 +52,10 @@ class TrainedNetwork:
         weights: str = "ema",
         data_dir: str | None = None,
         place: Mapping[str, Any] | None = None,
+        asked: Foreign | None = None,
     ):
         self.path, self.sha256, self.device, self.trust = stored.path, stored.sha256, device, trust
-        self._data_dir, self._place, self.weights = data_dir, place or {}, weights
+        self._data_dir, self._place, self.weights, self.asked = data_dir, place or {}, weights, asked
         content = stored.content
         if "config" not in content:
             raise UserError(
@@ -79,10 +82,15 @@ class TrainedNetwork:
     def schedule(self) -> Schedule:
         return self.formulas.schedule
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether it is known which images the network was trained on."""
+        return bool(self.config.dataset["_target_"] != UNKNOWN_DATA)
+
     @cached_property
     def data(self) -> Dataset:
         """The data set of the training, from the place where it is now."""
-        if self.config.dataset["_target_"] == UNKNOWN_DATA:
+        if not self.knows_data:
             raise UsageError(
                 "other programs' weights do not say which images they were trained on: set foreign.dataset=cifar10, "
                 "mnist, ..., or reference=DATASET:SPLIT, a folder or a file"
@@ -188,7 +196,7 @@ def load(
     found = find_any(ckpt, key, foreign)
     if "failure" in found.content:
         raise UserError(f"{found.path} is a step that failed; scripts/replay_failure.py computes it again")
-    return TrainedNetwork(found, device or Device(), trust=trust, **options)
+    return TrainedNetwork(found, device or Device(), trust=trust, asked=foreign, **options)
 
 
 def load_for(config: NetworkConfig) -> TrainedNetwork:
@@ -209,6 +217,9 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
         "place": place,
     }
     network = load(config.ckpt, device, config.trust, **options)
+    typed = [key for key, value in asdict(config.foreign).items() if value is not None]
+    if typed and not network.foreign and config.guidance.get("ckpt") is None:
+        raise UsageError(f"foreign.{typed[0]} is about other programs' weights, and ckpt={config.ckpt} is ours")
     network.refuse_classifier("ckpt", config.ckpt)
     return network
 

@@ -1,6 +1,8 @@
 """Weights in the namings of OpenAI's programs, of DDIM and of pytorch-ddpm: read here, they compute what theirs do."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from diffuse.foreign.weights import no_options
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
+from tests.support.commands import FAST, diffuse
 from tests.support.diffusers_nets import ours_in_float64
 from tests.support.foreign_states import Lines, Reader, State, openai_forward, papers_forward, random_state
 
@@ -47,6 +50,22 @@ OPENAI_RESIDUAL: Lines = [
 # Twice as wide: where the time is added, a norm of 32 groups needs more than 32 channels.
 OPENAI_WIDE: Lines = [
     (name, kind, tuple(2 * size if size >= 32 else size for size in sizes)) for name, kind, sizes in OPENAI_STRIDED
+]
+# The way down of a classifier of 8 pixels, whose heads are 64 wide, and its pooling over 4 x 4 pixels and their mean.
+CLASSIFIER: Lines = [
+    ("time_embed.0", "linear", (256, 64)),
+    ("time_embed.2", "linear", (256, 256)),
+    ("input_blocks.0.0", "conv", (64, 3, 3, 3)),
+    ("input_blocks.1.0", "residual", (64, 64)),
+    ("input_blocks.2.0", "residual", (64, 64)),
+    ("input_blocks.3.0", "residual", (64, 128)),
+    ("input_blocks.3.1", "attention", (128,)),
+    ("middle_block.0", "residual", (128, 128)),
+    ("middle_block.1", "attention", (128,)),
+    ("middle_block.2", "residual", (128, 128)),
+    ("out.0", "norm", (128,)),
+    ("out.2.qkv_proj", "linear", (384, 128, 1)),
+    ("out.2.c_proj", "linear", (10, 128, 1)),
 ]
 # What ADM-512 has: a first level of half the channels, and a stem of that width.
 OPENAI_HALF: Lines = [
@@ -174,6 +193,44 @@ def test_openais_networks_compute_here_what_they_do_there(tmp_path, name):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert float(expected.std()) > 0.1
     assert_round_trip(network, state, options["format"], legacy, dims)
+
+
+def classifier_state() -> State:
+    made = torch.Generator().manual_seed(3)
+    state = random_state(CLASSIFIER, "openai", 256, scale_shift=True)
+    return {**state, "out.2.positional_embedding": torch.randn(128, 17, generator=made)}
+
+
+def test_adms_classifier_computes_here_what_it_does_there(tmp_path):
+    """Its encoder has the legacy order of q, k and v, and its pooling the new one."""
+    state = classifier_state()
+    torch.save(state, tmp_path / "classifier.pt")
+    network = loaded(
+        tmp_path / "classifier.pt", format="guided_diffusion", schedule="linear", levels=1000, image_size=8
+    )
+    x, t = inputs()
+    read = Reader(state, eps=1e-5)
+    expected = openai_forward(read, x, t, None, lambda width: width // 64, True, True)
+    assert read.used == state.keys()
+    with torch.no_grad():
+        found = ours_in_float64(network.net)(x, t)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert found.shape == (2, 10)
+    assert_round_trip(network, state, "guided_diffusion", legacy=True, dims=1)
+
+
+def test_adms_classifier_guides_adms_network(tmp_path):
+    """From the command line, with what is said of the one network holding for the other."""
+    torch.save(random_state(OPENAI_RESIDUAL, "openai", 128, scale_shift=True), tmp_path / "model.pt")
+    torch.save(classifier_state(), tmp_path / "classifier.pt")
+    words = [f"foreign.{key}={value}" for key, value in {**ADM, "head_channels": 16, "attention_order": "new"}.items()]
+    guided = ["guidance=classifier", "guidance.ckpt=classifier.pt", "guidance.scale=3", "label=7"]
+    steps = ["n=2", "sampler=ddim", "sampler.steps=3", "name=a", *FAST]
+    done = diffuse("sample", "ckpt=model.pt", *words, *guided, *steps, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads((tmp_path / "outputs/model/samples/a/samples.json").read_text())
+    assert facts["foreign"] == {**ADM, "head_channels": 16, "attention_order": "new"}
+    assert {Path(name).name for name in facts["made_from"]} == {"model.pt", "classifier.pt"}
 
 
 def assert_round_trip(network: TrainedNetwork, state: State, name: str, legacy: bool, dims: int) -> None:

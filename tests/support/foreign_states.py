@@ -150,6 +150,8 @@ def openai_forward(
         stage += 1
     for number in range(3):
         h = module(h, f"middle_block.{number}", same)
+    if "out.2.positional_embedding" in read.state:
+        return attention_pool(read, F.silu(read.norm(h, "out.0")))
     stage = 0
     while modules(f"output_blocks.{stage}"):
         h, count = torch.cat([h, skips.pop()], dim=1), modules(f"output_blocks.{stage}")
@@ -160,6 +162,18 @@ def openai_forward(
             )
         stage += 1
     return read.conv(F.silu(read.norm(h, "out.0")), "out.2", padding=1)
+
+
+def attention_pool(read: Reader, h: Tensor) -> Tensor:
+    """AttentionPool2d of ADM's classifiers: the output of the first token, the mean; 64 channels a head."""
+    b, c = h.shape[:2]
+    h = h.reshape(b, c, -1)
+    h = torch.cat([h.mean(dim=2, keepdim=True), h], dim=2) + read.get("out.2.positional_embedding")
+    q, k, v = read.linear(h.transpose(1, 2), "out.2.qkv_proj").transpose(1, 2).chunk(3, dim=1)
+    q, k, v = (each.reshape(b * c // 64, 64, -1) for each in (q, k, v))
+    weight = torch.softmax(torch.einsum("bct,bcs->bts", q, k) / 8, dim=-1)
+    found = torch.einsum("bts,bcs->bct", weight, v).reshape(b, c, -1)
+    return read.linear(found[:, :, 0], "out.2.c_proj")
 
 
 def papers_forward(read: Reader, x: Tensor, t: Tensor, style: str) -> Tensor:
