@@ -95,18 +95,18 @@ def changed(network: TrainedNetwork, net: nn.Module, config: TrainConfig, kind: 
 
 
 def rows_of_labels(network: TrainedNetwork, table: Tensor, kind: ImageKind, null: bool) -> Tensor:
-    """The table of labels: rows of classes with the same name are kept, new ones begin as the mean of the given rows.
+    """The table of labels: rows of classes with the same name are kept, new ones are those of the untrained network.
 
-    Without a table they begin as 0: then the network is, for every class, the one that is given.
+    Zeros in their place, with which the network is at first the one that is given, train more slowly: docs/results.md.
     """
     old = network.net.state_dict().get(LABELS)
     if old is None:
-        return torch.zeros_like(table)
+        return table
     before = {name: row for row, name in enumerate(network.condition.classes)}
     names: list[str | None] = [*kind.classes, *([None] if null else [])]
     null_before = len(old) - 1 if network.condition.dropout else None
     places = [null_before if name is None else before.get(name) for name in names]
-    return torch.stack([old.mean(0) if place is None else old[place] for place in places])
+    return torch.stack([new if place is None else old[place] for new, place in zip(table, places, strict=True)])
 
 
 def refuse_other_channels(given: ImageKind, kind: ImageKind) -> None:
