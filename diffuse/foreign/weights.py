@@ -25,6 +25,14 @@ EPS = {"_target_": "eps"}
 LARGEST_SIZE = 8192  # pixels
 CLASSIFIER = "Classifier"
 UNKNOWN_DATA = "unknown"
+# Keys of `foreign` that the files of a format answer themselves.
+ANSWERED = {
+    diffusers_folder.NAME: ("heads", "head_channels", "attention_order", "time_scale"),
+    ddim.NAME: ("heads", "head_channels", "attention_order", "time_scale"),
+    pytorch_ddpm.NAME: ("heads", "head_channels", "attention_order", "time_scale"),
+    openai.IMPROVED: ("attention_order",),
+    openai.CONSISTENCY: ("heads", "head_channels", "attention_order", "schedule", "levels", "prediction", "variance"),
+}
 NESTED = ("state_dict", "model", "ema")  # under which other programs put the tensors
 
 
@@ -108,6 +116,10 @@ def nested(content: Any) -> Any:
 
 def assembled(name: str, found: Found, files: list[Path], options: Foreign, called: str) -> ForeignWeights:
     """The weights by our names, and the config of their network. Raises UserError where they do not fit together."""
+    if unused := [key for key in ANSWERED.get(name, ()) if getattr(options, key) is not None]:
+        raise UsageError(
+            f"foreign.{unused[0]} is not asked of {name} weights, which are all alike in that: leave it out"
+        )
     kind, config = kind_of(found, options, called), config_of(found, options, called)
     with torch.device("meta"):  # which takes no memory: the sizes are a stranger's
         net = build(found.unet, "unet", **network_arguments(found))
@@ -148,7 +160,7 @@ def config_of(found: Found, options: Foreign, called: str) -> dict[str, Any]:
     """The config of a training that such a network would come from."""
     values = default_training()
     values |= {
-        **{"name": slug(called), "unet": found.unet, "data_dir": default_data_dir()},
+        **{"name": slug(called) or "weights", "unet": found.unet, "data_dir": default_data_dir()},
         **{
             "steps": max(1, found.step),
             "class_conditional": found.classes > 0,

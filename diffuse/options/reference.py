@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from diffuse.options.keys import all_keys
-from diffuse.options.schema import PRESETS, SCHEMAS, DatasetKeys, SamplerKeys, groups
+from diffuse.options.schema import PRESETS, SCHEMAS, groups
+from diffuse.options.shared_keys import DatasetKeys, SamplerKeys
 from diffuse.options.targets import ROOT, homes, own_name
 from diffuse.system.files import CONFIGS
 

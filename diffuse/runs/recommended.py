@@ -11,7 +11,7 @@ from dataclasses import fields
 from diffuse.options.build import about, bind
 from diffuse.options.keys import Node
 from diffuse.options.reference import option, option_with
-from diffuse.options.schema import SamplerKeys
+from diffuse.options.shared_keys import SamplerKeys
 from diffuse.options.targets import own_name
 from diffuse.runs.sampler import Sampler
 from diffuse.system.errors import UsageError, check

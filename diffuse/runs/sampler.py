@@ -24,7 +24,7 @@ from diffuse.options.build import about, bind, checked_options
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
 from diffuse.options.reference import option_with
-from diffuse.options.schema import SamplerKeys
+from diffuse.options.shared_keys import SamplerKeys
 from diffuse.system.errors import Refused, UsageError, check, pick
 
 Estimate = Callable[[list[float]], Variance]  # makes the analytic variance for a time grid

@@ -28,7 +28,7 @@ from diffuse.runs.checkpoint_files import CHECKPOINTS
 from diffuse.runs.foreign import find_any
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import OUTPUTS, data_folder, may_write
+from diffuse.system.files import OUTPUTS, RECORD, data_folder, may_write
 from diffuse.system.progress import log
 
 
@@ -120,7 +120,8 @@ class TrainedNetwork:
         folder stays as it is.
         """
         if self.foreign:
-            return OUTPUTS / str(self.config.name)
+            home = OUTPUTS / str(self.config.name)
+            return home.with_name(f"{home.name}-weights") if (home / RECORD).exists() else home  # a run of that name
         home = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
         if may_write(home):
             return home
