@@ -1,7 +1,10 @@
 """The config of a training as its run records it: the same training in any folder, whatever defaults become."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from diffuse.data.images import ImageKind
 from diffuse.mathematics.beta_ends import END_KEYS, ENDS, usual_ends
 from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.tables import read_betas
@@ -9,7 +12,10 @@ from diffuse.options.build import about
 from diffuse.options.keys import Node
 from diffuse.options.schema import TrainConfig
 from diffuse.runs.recommended import resolved
+from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.files import data_folder, run_path
+
+FREE = ("dropout",)  # options of a network that no weight depends on
 
 
 def self_contained(config: TrainConfig) -> TrainConfig:
@@ -44,3 +50,29 @@ def self_contained(config: TrainConfig) -> TrainConfig:
         init=replace(config.init, ckpt=config.init.ckpt and str(run_path(config.init.ckpt).absolute())),
         features=absolute(config.features, "path", "weights"),
     )
+
+
+def with_network_of(config: TrainConfig, network: TrainedNetwork, kind: ImageKind, typed: Sequence[str]) -> TrainConfig:
+    """The config with the options of the given network, but for the keys that are typed.
+
+    Attention stays on its levels: at another image size it has other resolutions.
+    """
+    found = dict(network.config.unet)
+    if kind.side != network.kind.side:
+        levels = range(len(found["channel_mult"]))
+        found["attention"] = [kind.side >> at for at in levels if network.kind.side >> at in found["attention"]]
+    asked = {key.removeprefix("unet.") for key in typed if key.startswith("unet.")} | {*FREE}
+    found |= {key: value for key, value in config.unet.items() if key in asked or "unet" in typed}
+    return replace(config, unet=found)
+
+
+def as_begun(config: TrainConfig, record: TrainConfig) -> TrainConfig:
+    """The config of a line that is given again: what init.ckpt chose then, it is not asked for again.
+
+    The weights may be gone by now, and are not needed where there is a checkpoint.
+    """
+    if config.init.ckpt is None or record.init.ckpt is None:
+        return config
+    given, then = Path(config.init.ckpt), Path(record.init.ckpt)
+    init = record.init if given.name == then.name and not given.exists() else config.init
+    return replace(config, unet=record.unet, init=replace(init, freeze=config.init.freeze))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from diffuse.commands.self_contained import self_contained
+from diffuse.commands.self_contained import as_begun, self_contained, with_network_of
 from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import Dataset
 from diffuse.networks.blocks import use_recomputation
@@ -51,7 +51,7 @@ from diffuse.training.ema import EMA
 from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
 from diffuse.training.helper import Helper, tell_others
-from diffuse.training.initial import as_begun, begin_with_given, freeze, given_weights, with_network_of
+from diffuse.training.initial import begin_with_given, freeze, given_weights
 from diffuse.training.learning_rate import learning_rate
 from diffuse.training.loop import lead
 from diffuse.training.setup import Training
@@ -86,7 +86,8 @@ def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dic
         runs.refuse_inside_others(folder)
     if config.init.ckpt:
         kind = build_dataset(requested.dataset, data_folder(config.data_dir), config.trust).kind
-        requested = with_network_of(requested, given_weights(requested), kind, output.typed_keys)
+        network = given_weights(requested.init, requested.foreign, requested.trust)
+        requested = with_network_of(requested, network, kind, output.typed_keys)
     return begin(requested, folder, output, deadline)
 
 

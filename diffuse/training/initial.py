@@ -1,62 +1,31 @@
 """A training that begins with given weights: those of a run, of a file, or of another program (`init.ckpt`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from diffuse.data.images import ImageKind
 from diffuse.networks.unet import UNet
-from diffuse.options.schema import TrainConfig
+from diffuse.options.nested import Foreign, Init
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError, did_you_mean
 from diffuse.system.progress import log
 from diffuse.training.setup import Training
 
-FREE = ("dropout",)  # options of a network that no weight depends on
 NEW, HEAD, LABELS = "new", "head.", "embed_label.weight"
 
 
-def given_weights(config: TrainConfig) -> TrainedNetwork:
+def given_weights(init: Init, foreign: Foreign, trust: Sequence[str]) -> TrainedNetwork:
     """The network of init.ckpt. Raises UsageError where it is not a U-Net that training can begin with."""
     device = Device("cpu", "float32")
-    network = load(
-        str(config.init.ckpt), device, config.trust, "init.ckpt", foreign=config.foreign, weights=config.init.weights
-    )
-    network.refuse_classifier("init.ckpt", str(config.init.ckpt))
-    if config.classifies or not isinstance(network.net, UNet):
-        raise UsageError("init.ckpt begins the training of a denoiser with those of another: not of a classifier")
+    network = load(str(init.ckpt), device, trust, "init.ckpt", foreign, weights=init.weights)
+    network.refuse_classifier("init.ckpt", str(init.ckpt))
+    if not isinstance(network.net, UNet):
+        raise UsageError(f"init.ckpt={init.ckpt} is not a U-Net of this program, with which a training can begin")
     return network
-
-
-def with_network_of(config: TrainConfig, network: TrainedNetwork, kind: ImageKind, typed: Sequence[str]) -> TrainConfig:
-    """The config with the options of the given network, but for the keys that are typed.
-
-    Attention stays on its levels: at another image size it has other resolutions.
-    """
-    found = dict(network.config.unet)
-    if kind.side != network.kind.side:
-        levels = range(len(found["channel_mult"]))
-        found["attention"] = [kind.side >> at for at in levels if network.kind.side >> at in found["attention"]]
-    asked = {key.removeprefix("unet.") for key in typed if key.startswith("unet.")} | {*FREE}
-    found |= {key: value for key, value in config.unet.items() if key in asked or "unet" in typed}
-    return replace(config, unet=found)
-
-
-def as_begun(config: TrainConfig, record: TrainConfig) -> TrainConfig:
-    """The config of a line that is given again: what init.ckpt chose then, it is not asked for again.
-
-    The weights may be gone by now, and are not needed where there is a checkpoint.
-    """
-    if config.init.ckpt is None or record.init.ckpt is None:
-        return config
-    given, then = Path(config.init.ckpt), Path(record.init.ckpt)
-    init = record.init if given.name == then.name and not given.exists() else config.init
-    return replace(config, unet=record.unet, init=replace(init, freeze=config.init.freeze))
 
 
 def begin_with_given(training: Training) -> None:
@@ -64,13 +33,15 @@ def begin_with_given(training: Training) -> None:
     config, trainer = training.config, training.trainer
     if config.init.ckpt is None:
         return
-    network = given_weights(config)
+    network = given_weights(config.init, config.foreign, config.trust)
+    if config.classifies:
+        raise UsageError("init.ckpt is a denoiser, and this training is of a classifier: leave it out")
     refuse_other_channels(network.kind, trainer.data.kind)
-    refuse_another_prediction(config, network)
-    new = changed(network, trainer.net, config, trainer.data.kind)
+    refuse_another_prediction(config.prediction["_target_"], network, config.init)
+    new = changed(network, training)
     state = trainer.net.state_dict()
     given = {**network.net.state_dict(), **new}
-    refuse_another_network(given, state, config)
+    refuse_another_network(given, state)
     for net in (trainer.net, trainer.ema.net):
         net.load_state_dict({name: given[name].to(value.dtype) for name, value in state.items()})
     log.info(f"begins with {network.path} (step {network.step:,}, {network.weights} weights, {network.sha256[:12]})")
@@ -78,9 +49,10 @@ def begin_with_given(training: Training) -> None:
         log.info(f"init: {said}")
 
 
-def changed(network: TrainedNetwork, net: nn.Module, config: TrainConfig, kind: ImageKind) -> dict[str, Tensor]:
+def changed(network: TrainedNetwork, training: Training) -> dict[str, Tensor]:
     """The tensors that do not come from the given weights as they are: the head, and the rows of labels."""
-    fresh, old = net.state_dict(), network.net.state_dict()
+    config, kind = training.config, training.trainer.data.kind
+    fresh, old = training.trainer.net.state_dict(), network.net.state_dict()
     found: dict[str, Tensor] = {}
     if config.init.head == NEW:
         found |= {name: fresh[name].cpu() for name in fresh if name.startswith(HEAD)}
@@ -118,17 +90,17 @@ def refuse_other_channels(given: ImageKind, kind: ImageKind) -> None:
         )
 
 
-def refuse_another_prediction(config: TrainConfig, network: TrainedNetwork) -> None:
+def refuse_another_prediction(asked: str, network: TrainedNetwork, init: Init) -> None:
     """Raise UsageError where the given head predicts something else than is trained."""
-    asked, given = config.prediction["_target_"], network.config.prediction["_target_"]
-    if asked != given and config.init.head != NEW:
+    given = network.config.prediction["_target_"]
+    if asked != given and init.head != NEW:
         raise UsageError(
             f"prediction={asked}, and the network of init.ckpt predicts {given}: set prediction={given}, or "
             "init.head=new for a head that begins anew"
         )
 
 
-def refuse_another_network(given: Mapping[str, Tensor], state: Mapping[str, Tensor], config: TrainConfig) -> None:
+def refuse_another_network(given: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     """Raise UserError where the given weights are those of a network with other options."""
     missing = [name for name in state if name not in given]
     other = [name for name in state if name in given and given[name].shape != state[name].shape]
