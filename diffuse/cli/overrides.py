@@ -46,6 +46,7 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
 # The flags with which Hydra prints something and runs nothing.
 PRINTING = (*COMPLETION, *HELP, "--hydra-help", "--cfg", "-c", "--info", "-i")
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
+IN_FULL = "foreign."
 
 
 def overrides_first(typed: list[str]) -> list[str]:
@@ -104,7 +105,8 @@ def with_full_keys(words: list[str], command: str) -> list[str]:
     """The words with keys in full: `lr=` is optim.lr= where no other key of the command ends so.
 
     Where several do, it is that of a chosen option: `path=` is dataset.path= with dataset=folder. Raises UsageError
-    where none or more than one of the chosen options has such a key.
+    where none or more than one of the chosen options has such a key. Keys about other programs' weights have the names of
+    options, and are typed in full.
     """
     of_options = keys_of_options(command)
     known = known_keys(command) | of_options.keys()
@@ -114,7 +116,7 @@ def with_full_keys(words: list[str], command: str) -> list[str]:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier() or key in known:
             return word
-        found = sorted(name for name in known if name.endswith(f".{key}"))
+        found = sorted(name for name in known if name.endswith(f".{key}") and not name.startswith(IN_FULL))
         if len(found) > 1:  # of several, the one that the chosen options have
             options = {name: of_options.get(name, [None]) for name in found}  # None: no key of an option
             there = [name for name in found if chosen.get(name.partition(".")[0]) in options[name]]
