@@ -46,7 +46,7 @@ FLAGS_WITH_VALUE: dict[str, tuple[str, ...]] = {
 # The flags with which Hydra prints something and runs nothing.
 PRINTING = (*COMPLETION, *HELP, "--hydra-help", "--cfg", "-c", "--info", "-i")
 OVERRIDE = re.compile(r"(\+{0,2}[^=+~-][^=]*=|~[^=]+)", re.DOTALL)
-IN_FULL = "foreign."
+IN_FULL = "foreign."  # keys that begin so have no short form
 
 
 def overrides_first(typed: list[str]) -> list[str]:
@@ -105,8 +105,8 @@ def with_full_keys(words: list[str], command: str) -> list[str]:
     """The words with keys in full: `lr=` is optim.lr= where no other key of the command ends so.
 
     Where several do, it is that of a chosen option: `path=` is dataset.path= with dataset=folder. Raises UsageError
-    where none or more than one of the chosen options has such a key. Keys about other programs' weights have the names of
-    options, and are typed in full.
+    where none or more than one of the chosen options has such a key. Keys about other programs' weights have the names
+    of options, and are typed in full.
     """
     of_options = keys_of_options(command)
     known = known_keys(command) | of_options.keys()
