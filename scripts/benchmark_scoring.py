@@ -39,7 +39,7 @@ def main() -> None:
         .eval()
         .requires_grad_(False)
     )
-    rows = device.rows(32, 64)
+    rows = device.rows((32, 32), 64)
     denoiser = Denoiser(device.network(device.place(net), rows), linear())
     steps = reverse_steps(linear(), time_grid(linear(), arguments.levels))
     alone = partial(seconds_alone, denoiser, device, rows, arguments.images * arguments.levels)

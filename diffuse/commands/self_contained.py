@@ -58,9 +58,10 @@ def with_network_of(config: TrainConfig, network: TrainedNetwork, kind: ImageKin
     Attention stays on its levels: at another image size it has other resolutions.
     """
     found = dict(network.config.unet)
-    if kind.side != network.kind.side:
+    before, now = min(network.kind.padded_size), min(kind.padded_size)
+    if before != now:
         levels = range(len(found["channel_mult"]))
-        found["attention"] = [kind.side >> at for at in levels if network.kind.side >> at in found["attention"]]
+        found["attention"] = [now >> at for at in levels if before >> at in found["attention"]]
     asked = {key.removeprefix("unet.") for key in typed if key.startswith("unet.")} | {*FREE}
     found |= {key: value for key, value in config.unet.items() if key in asked or "unet" in typed}
     return replace(config, unet=found)

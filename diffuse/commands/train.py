@@ -190,10 +190,10 @@ def shown_of(
 ) -> tuple[Shown, Watcher | None]:
     """What is shown of a step, and what scores its samples, if that is asked for."""
     if formulas.classifies:
-        classifier = formulas.classifier(averaged, device, device.rows(data.kind.side, TOGETHER))
+        classifier = formulas.classifier(averaged, device, device.rows(data.kind.padded_size, TOGETHER))
         return AccuracyCurve(classifier, data, condition, device.torch), None
     sampler = Sampler(config.sampler, formulas, data.kind, config.trust)
-    denoiser = formulas.denoiser(averaged, device, device.rows(data.kind.side, config.images.count))
+    denoiser = formulas.denoiser(averaged, device, device.rows(data.kind.padded_size, config.images.count))
     drawing = Drawing(sampler.wrap(denoiser), sampler, data.kind, device, condition, config.seed)
     watches = config.eval.every is not None and not device.processes.rank
     watcher = Watcher(config, data, drawing) if watches else None
@@ -264,7 +264,7 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     """Log the data, the network, the device, the disk space that checkpoints take, and what is unusual."""
     config, trainer, kind = training.config, training.trainer, training.trainer.data.kind
     parameters = sum(weight.numel() for weight in trainer.net.parameters())
-    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.size} x {kind.size}"
+    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.height} x {kind.width}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
     several = f", {count} processes" if (count := trainer.processes.count) > 1 else ""
     several += f", each batch in {trainer.parts} parts" if trainer.parts > 1 else ""

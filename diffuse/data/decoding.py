@@ -28,19 +28,21 @@ Box = tuple[int, int, int, int]
 Decoded = tuple[np.ndarray, dict[int, str]]
 
 
-def centre_square(width: int, height: int) -> Box:
-    """The largest square in the middle of the image, as (left, top, right, bottom)."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return (left, top, left + side, top + side)
+def centre(width: int, height: int, size: tuple[int, int]) -> Box:
+    """The largest part in the middle of the image with the aspect ratio of `size`, as (left, top, right, bottom)."""
+    wanted_height, wanted_width = size
+    part_width = min(width, max(1, round(height * wanted_width / wanted_height)))
+    part_height = min(height, max(1, round(width * wanted_height / wanted_width)))
+    left, top = (width - part_width) // 2, (height - part_height) // 2
+    return (left, top, left + part_width, top + part_height)
 
 
-def whole(width: int, height: int) -> Box:
-    """The whole image, whose aspect ratio is lost when it is scaled to a square."""
+def whole(width: int, height: int, size: tuple[int, int] | None = None) -> Box:
+    """The whole image, which loses its aspect ratio when it is scaled to another one."""
     return (0, 0, width, height)
 
 
-def centre_140(width: int, height: int) -> Box:
+def centre_140(width: int, height: int, size: tuple[int, int]) -> Box:
     """The middle 140 x 140 pixels: the usual crop of CelebA's aligned 178 x 218 images (Song and Ermon 2020)."""
     if min(width, height) < 140:
         raise ValueError(f"is {width} x {height}, smaller than 140 x 140")
@@ -48,16 +50,18 @@ def centre_140(width: int, height: int) -> Box:
     return (left, top, left + 140, top + 140)
 
 
-FITS: dict[str, Callable[[int, int], Box]] = {"crop": centre_square, "resize": whole}
+# The part of an image of this width and height that is scaled to a size (height, width).
+Fit = Callable[[int, int, tuple[int, int]], Box]
+FITS: dict[str, Fit] = {"crop": centre, "resize": whole}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of decoded images: channels (1 grey, 3 colour) and size; fit gives the part that is scaled to it."""
+    """The shape of decoded images: channels (1 grey, 3 colour), height and width; fit gives the part that is scaled."""
 
     channels: int
-    size: int
-    fit: Callable[[int, int], Box]
+    size: tuple[int, int]
+    fit: Fit
 
     def read(self, path: str) -> np.ndarray:
         """The image in a file, uint8 [C, H, W]. Raises what Pillow raises if the file is not a complete image.
@@ -70,15 +74,15 @@ class Shape:
         with Image.open(path) as file:
             file.load()
             image = as_8_bit(rotate_upright(file), "L" if self.channels == 1 else "RGB")
-        if (box := self.fit(*image.size)) != whole(*image.size):
+        if (box := self.fit(*image.size, self.size)) != whole(*image.size):
             image = image.crop(box)  # not by the box argument of resize, which also reads pixels outside the box
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return np.asarray(image).reshape(self.size, self.size, self.channels).transpose(2, 0, 1)
+        if image.size != self.size[::-1]:
+            image = image.resize(self.size[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(image).reshape(*self.size, self.channels).transpose(2, 0, 1)
 
     def read_block(self, paths: Sequence[str]) -> Decoded:
         """The images of these files, [k, C, H, W], and why some could not be read (those are all zero)."""
-        images = np.zeros((len(paths), self.channels, self.size, self.size), np.uint8)
+        images = np.zeros((len(paths), self.channels, *self.size), np.uint8)
         wrong = {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about odd but readable files
@@ -122,7 +126,7 @@ def decode(paths: Sequence[str], shape: Shape, workers: int | None = None) -> It
 
     At most BLOCKS_AHEAD blocks per worker wait to be yielded, so memory does not grow with the number of files.
     """
-    rows = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (shape.channels * shape.size**2)))
+    rows = max(1, min(BLOCK_IMAGES, BLOCK_BYTES // (shape.channels * math.prod(shape.size))))
     blocks = [paths[start : start + rows] for start in range(0, len(paths), rows)]
     workers = workers or min(cores(), math.ceil(len(paths) / ENOUGH_FOR_WORKERS))
     if workers < 2:

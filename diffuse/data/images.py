@@ -15,39 +15,45 @@ from diffuse.data.arrays import Split
 class ImageKind:
     """What sampling and scoring must know about the training data; every checkpoint holds it.
 
-    name; channels and size of an image (images are square); the names of the classes, if any; bounded: whether pixels
-    lie in [-1, 1] and came from 8-bit integers; pad: the width of the border that is added for the network.
+    name; channels, height and width of an image; the names of the classes, if any; bounded: whether pixels lie in
+    [-1, 1] and came from 8-bit integers; pad: the width of the border that is added for the network.
     """
 
     name: str
     channels: int
-    size: int
+    height: int
+    width: int
     classes: list[str]
     bounded: bool
     pad: int = 0
 
     @property
-    def side(self) -> int:
-        """The size of the network's images, with the border."""
-        return self.size + 2 * self.pad
+    def size(self) -> tuple[int, int]:
+        """The height and the width of an image."""
+        return self.height, self.width
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """The height and the width of the network's images, with the border."""
+        return self.height + 2 * self.pad, self.width + 2 * self.pad
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The shape of the network's images, [C, side, side]."""
-        return (self.channels, self.side, self.side)
+        """The shape of the network's images, [C, H, W]."""
+        return (self.channels, *self.padded_size)
 
     @property
     def dimensions(self) -> int:
         """The number of values of an image without its border, by which bits per dimension are computed."""
-        return self.channels * self.size**2
+        return self.channels * self.height * self.width
 
     def to_network(self, images: Tensor) -> Tensor:
-        """Images of a split, [n, C, size, size] -> input of the network: floats in [-1, 1], with a black border."""
+        """Images of a split, [n, C, H, W] -> input of the network: floats in [-1, 1], with a black border."""
         return F.pad(to_float(images), [self.pad] * 4, value=-1.0) if self.pad else to_float(images)
 
-    def from_network(self, x: Tensor) -> Tensor:
-        """Images of the network without their border: [n, C, side, side] -> [n, C, size, size]."""
-        return x[..., self.pad : self.pad + self.size, self.pad : self.pad + self.size]
+    def crop(self, x: Tensor) -> Tensor:
+        """Images of the network, [n, C, H + 2 pad, W + 2 pad], without their border: [n, C, H, W]."""
+        return x[..., self.pad : self.pad + self.height, self.pad : self.pad + self.width]
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Dataset:
     """A training and a test split; flip: whether training mirrors half of the images.
 
     load makes both splits when one is first used, which may need a download; the kind is known before.
-    log_density, if the data have a known one: images [n, C, size, size] -> [n] nats.
+    log_density, if the data have a known one: images [n, C, H, W] -> [n] nats.
     """
 
     kind: ImageKind

@@ -124,7 +124,7 @@ def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
 
 
 class NpzImages:
-    """An npz file with uint8 images [N, H, W, C] or [N, H, W], and optionally labels [N].
+    """An npz file with uint8 images [N, H, W, C] or [N, H, W], of any number of channels, and optionally labels [N].
 
     They are called arr_0 and arr_1, or images and labels.
 
@@ -148,10 +148,9 @@ class NpzImages:
                 labels = arrays[called] if called else None
         except DAMAGED as error:
             raise UserError(f"{path} is not an npz file with images: {error}") from error
-        self.count, self.size, width, self.channels = (*shape, 1)[:4] if len(shape) in (3, 4) else (0, 0, 0, 0)
-        if dtype != np.uint8 or self.size != width or self.channels not in (1, 3) or self.count < 1:
-            expected = "uint8 images [N, H, W, C], square, with 1 or 3 channels"
-            raise UserError(f"{path}: {self.key} must hold {expected}, not {dtype} {shape}")
+        if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1:
+            raise UserError(f"{path}: {self.key} must hold uint8 images [N, H, W, C], not {dtype} {shape}")
+        self.count, self.height, self.width, self.channels = (*shape, 1)[:4]
         if held < math.prod(shape):
             raise UserError(
                 f"{path} is damaged: {self.key} says that it has {self.count:,} images, and {held:,} bytes follow"
@@ -164,19 +163,24 @@ class NpzImages:
             raise UserError(f"{path}: {called} must hold labels from 0 to {MOST_CLASSES - 1}, and they are {found}")
         self.labels = None if labels is None else labels.astype(np.int64)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of an image, [C, H, W]."""
+        return self.channels, self.height, self.width
+
     def source(self, rows: np.ndarray) -> Source:
         """The images at which the mask `rows` is true."""
         return Source(int(rows.sum()), self._blocks(rows))
 
     def _blocks(self, rows: np.ndarray) -> Iterator[Block]:
-        image_bytes = self.size**2 * self.channels
+        shape = (self.height, self.width, self.channels)
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
                 _header(file)
                 for at in range(0, self.count, BLOCK_IMAGES):
                     here = rows[at : at + BLOCK_IMAGES]
-                    content = file.read(len(here) * image_bytes)
-                    images = np.frombuffer(content, np.uint8).reshape(-1, self.size, self.size, self.channels)
+                    content = file.read(len(here) * math.prod(shape))
+                    images = np.frombuffer(content, np.uint8).reshape(-1, *shape)
                     classes = None if self.labels is None else self.labels[at : at + BLOCK_IMAGES][here]
                     yield images.transpose(0, 3, 1, 2)[here], classes
         except DAMAGED as error:

@@ -90,8 +90,8 @@ def fields_of(config: Fields) -> dict[str, Any]:
     return found
 
 
-def unet_of(fields: Fields, image_size: int) -> Node:
-    """Our options of a UNet2DModel with these fields."""
+def unet_of(fields: Fields, shorter: int) -> Node:
+    """Our options of a UNet2DModel with these fields; shorter: the shorter side of its images, in pixels."""
     widths = fields["block_out_channels"]
     numbers = [*(widths if isinstance(widths, list) else [None]), fields["layers_per_block"], fields["norm_num_groups"]]
     if not all(isinstance(number, int) and 0 < number < 1 << 16 for number in numbers):
@@ -111,7 +111,7 @@ def unet_of(fields: Fields, image_size: int) -> Node:
         widths[0],
         widths,
         fields["layers_per_block"],
-        [image_size >> level for level in with_attention["down"]],
+        [shorter >> level for level in with_attention["down"]],
         head_channels=fields["attention_head_dim"],
         dropout=float(fields["dropout"]),
         groups=groups,

@@ -21,7 +21,7 @@ INDEX = {
 
 def unet_config(net: UNet, unet: Node, kind: ImageKind) -> dict[str, Any]:
     """The fields of UNet2DModel for a network with these options. Raises UserError where it has none such."""
-    sizes = [kind.side >> level for level in range(len(net.widths))]
+    sizes = [net.resolution(level) for level in range(len(net.widths))]
     embedding = refuse_what_diffusers_has_not(unet)
     width = head_width(
         net, unet, [width for width, size in zip(net.widths, sizes, strict=True) if size in unet["attention"]]
@@ -34,7 +34,11 @@ def unet_config(net: UNet, unet: Node, kind: ImageKind) -> dict[str, Any]:
         return [ATTENTION[side] if size in unet["attention"] else without for size in sizes]
 
     return {
-        **{"_class_name": "UNet2DModel", "_diffusers_version": VERSION, "sample_size": kind.side},
+        **{
+            "_class_name": "UNet2DModel",
+            "_diffusers_version": VERSION,
+            "sample_size": size_field(kind),
+        },
         **{"in_channels": kind.channels, "out_channels": net.head.out_channels, "center_input_sample": False},
         **{"time_embedding_type": "positional", **embedding},
         **{"down_block_types": types("down"), "up_block_types": types("up")[::-1]},
@@ -48,6 +52,12 @@ def unet_config(net: UNet, unet: Node, kind: ImageKind) -> dict[str, Any]:
         **{"class_embed_type": None, "num_class_embeds": net.embed_label and net.embed_label.num_embeddings},
         **{"add_attention": True},
     }
+
+
+def size_field(kind: ImageKind) -> int | list[int]:
+    """sample_size: one number for squares."""
+    height, width = kind.padded_size
+    return height if height == width else [height, width]
 
 
 def refuse_what_diffusers_has_not(unet: Node) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from diffuse.foreign.diffusers_names import NAMING, SWAPPED, with_todays_names
 from diffuse.foreign.files import INDEX, SAFETENSORS, Tensors, read_json, read_sharded, read_weights, tensors_in
 from diffuse.foreign.found import Found, asked
 from diffuse.options.nested import Foreign
-from diffuse.system.errors import UserError
+from diffuse.system.errors import Refused, UserError
+from diffuse.system.sizes import height_width
 
 NAME = "diffusers"
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
@@ -40,14 +41,16 @@ def read(folder: Path, options: Foreign) -> tuple[Found, list[Path]]:
     if fields["layers_per_block"] * len(fields["block_out_channels"]) > len(tensors):
         raise UserError(f"{unet / CONFIG} is of a network of more blocks than {files[0].name} has tensors")
     size = asked("image_size", fields["sample_size"] or options.image_size, f"sample_size is null in {unet / CONFIG}")
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"sample_size must be one number, since our images are square, not {size}")
+    try:
+        size = height_width(size, "sample_size")
+    except Refused as error:
+        raise UserError(f"{unet / CONFIG}: {error}") from error
     # Of sine and cosine, and of two spacings, our network has two combinations of four: in the others they are swapped.
     usual = bool(fields["flip_sin_to_cos"]) == (fields["freq_shift"] == 0)
     found = Found(
         NAMING if usual else SWAPPED,
         with_todays_names(tensors),
-        unet_of(fields, size),
+        unet_of(fields, min(size)),
         image_channels=fields["in_channels"],
         outputs=fields["out_channels"],
         classes=fields["num_class_embeds"] or 0,

@@ -9,6 +9,7 @@ from diffuse.foreign.files import Tensors
 from diffuse.foreign.naming import Naming
 from diffuse.options.keys import Node
 from diffuse.system.errors import UsageError, UserError
+from diffuse.system.sizes import AnySize
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Found:
     image_channels: int
     outputs: int
     classes: int = 0
-    image_size: int | None = None
+    image_size: AnySize | None = None
     raw: Tensors | None = None
     schedule: Node | None = None
     prediction: Node | None = None

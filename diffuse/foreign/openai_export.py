@@ -4,6 +4,7 @@ from typing import Any
 
 from diffuse.foreign.export import Exported
 from diffuse.system.errors import UserError
+from diffuse.system.sizes import in_words
 
 # What improved-diffusion's network has, and nothing else.
 FIXED = {
@@ -24,6 +25,8 @@ def refuse_what_it_has_not(exported: Exported) -> None:
         wrong.append(f"schedule={exported.schedule['_target_']} (there linear, cosine)")
     if exported.prediction not in ("eps", "x0", "mean"):
         wrong.append(f"prediction={exported.prediction} (there eps, x0, mean)")
+    if len(set(exported.kind.padded_size)) > 1:
+        wrong.append(f"images of {in_words(*exported.kind.padded_size)} (there squares)")
     if wrong:
         raise UserError(f"this network cannot be exported to improved_diffusion: {', '.join(wrong)}")
 
@@ -33,7 +36,7 @@ def flags_of(exported: Exported) -> str:
     unet, kind = exported.unet, exported.kind
     betas = exported.betas or []
     flags: dict[str, Any] = {
-        **{"image_size": kind.side, "num_channels": unet["channels"], "num_res_blocks": unet["blocks"]},
+        **{"image_size": kind.padded_size[0], "num_channels": unet["channels"], "num_res_blocks": unet["blocks"]},
         **{"num_heads": unet["heads"], "attention_resolutions": ",".join(map(str, unet["attention"]))},
         **{"dropout": unet["dropout"], "use_scale_shift_norm": unet["scale_shift"]},
         **{"class_cond": exported.net.embed_label is not None},
@@ -42,6 +45,6 @@ def flags_of(exported: Exported) -> str:
         **{"rescale_timesteps": unet["time_scale"] != 1, "predict_xstart": exported.prediction == "x0"},
     }
     line = " ".join(f"--{name} {value}" for name, value in flags.items())
-    if MULTIPLES.get(kind.side) != list(unet["channel_mult"]) or kind.channels != 3:
+    if MULTIPLES.get(kind.padded_size[0]) != list(unet["channel_mult"]) or kind.channels != 3:
         line += f"\n# improved-diffusion's scripts do not build it: channel_mult={unet['channel_mult']} at this size"
     return line + "\n"

@@ -20,6 +20,7 @@ from diffuse.options.keys import Node
 from diffuse.options.nested import Foreign
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import data_folder, sha256, slug
+from diffuse.system.sizes import height_width, in_words
 
 EPS = {"_target_": "eps"}
 LARGEST_SIZE = 8192  # pixels
@@ -131,22 +132,22 @@ def assembled(name: str, found: Found, files: list[Path], options: Foreign, call
 
 def kind_of(found: Found, options: Foreign, called: str) -> ImageKind:
     """The kind of the images: that of the data set which the user names, or what follows from the weights."""
-    rows, size, channels = found.classes, found.image_size, found.image_channels
-    assert size is not None
-    if size > LARGEST_SIZE:
+    assert found.image_size is not None
+    rows, size, channels = found.classes, height_width(found.image_size, "image_size"), found.image_channels
+    if max(size) > LARGEST_SIZE:
         raise UserError(
-            f"the weights are said to be for images of {size:,} pixels, and {LARGEST_SIZE:,} is the most here"
+            f"the weights are said to be for images of {in_words(*size)} pixels, and {LARGEST_SIZE:,} is the most here"
         )
     classes = rows - 1 if options.null_label else rows
     if options.null_label and rows < 2:
         raise UsageError("foreign.null_label is about the table of labels, and these weights have none")
     if options.dataset is None:
-        return ImageKind(called, channels, size, [str(number) for number in range(classes)], bounded=True)
+        return ImageKind(called, channels, *size, [str(number) for number in range(classes)], bounded=True)
     kind = build_named_dataset(options.dataset, data_folder(default_data_dir())).kind
-    if (kind.channels, kind.side) != (channels, size):
+    if kind.shape != (channels, *size):
         raise UsageError(
-            f"foreign.dataset={options.dataset} has images of {kind.channels} x {kind.side} x {kind.side}, and these "
-            f"weights are for {channels} x {size} x {size}"
+            f"foreign.dataset={options.dataset} has images of {kind.channels} x {in_words(*kind.padded_size)}, and "
+            f"these weights are for {channels} x {in_words(*size)}"
         )
     if rows and len(kind.classes) != classes:
         raise UsageError(

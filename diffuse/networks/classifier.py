@@ -4,18 +4,21 @@ With scale_shift, resample=residual, embedding=cos_sin, norm_eps=1e-5 and head_c
 Dhariwal and Nichol 2021, section 4.3.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffuse.networks.blocks import AttentionPool, initialise
 from diffuse.networks.encoder import Encoder
 from diffuse.system.errors import Refused
+from diffuse.system.sizes import AnySize
 
 
 class Classifier(Encoder):
-    """A classifier over images [b, image_channels, image_size, image_size]; returns logits [b, num_classes].
+    """A classifier over images [b, image_channels, H, W]; returns logits [b, num_classes].
 
-    image_size, image_channels  of the input
+    image_size, image_channels  of the input, [H, W] or one number for a square
     num_classes                 number of classes
 
     The other options are those of `UNet`: the network is the half of a U-Net on the way down with its middle, a group
@@ -26,7 +29,7 @@ class Classifier(Encoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: AnySize,
         image_channels: int,
         *,
         channels: int,
@@ -68,8 +71,8 @@ class Classifier(Encoder):
         )
         self.middle = self.make.middle(self.width)
         self.norm = self.make.norm(self.width)
-        lowest = image_size >> (len(self.widths) - 1)
-        self.pool = AttentionPool(lowest**2, self.width, num_classes, self.make.heads_of(self.width))
+        lowest = math.prod(side >> (len(self.widths) - 1) for side in self.size)
+        self.pool = AttentionPool(lowest, self.width, num_classes, self.make.heads_of(self.width))
         initialise(self)
 
     def forward(self, x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:

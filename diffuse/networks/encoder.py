@@ -11,6 +11,7 @@ from diffuse.networks.blocks import PADDINGS, RESAMPLINGS, Blocks, Stage
 from diffuse.networks.norm import GroupNorm
 from diffuse.networks.time_features import EMBEDDINGS
 from diffuse.system.errors import Refused, check, check_choice
+from diffuse.system.sizes import AnySize, height_width, in_words
 
 
 class Encoder(nn.Module):
@@ -20,13 +21,14 @@ class Encoder(nn.Module):
     widths  the width of each level
     width   the width at the end of the way down
     skips   the widths of all outputs on the way, the stem's first
+    size    the height and width of the images
 
     Raises Refused if the sizes do not fit each other.
     """
 
     def __init__(
         self,
-        image_size: int,
+        image_size: AnySize,
         image_channels: int,
         channels: int,
         channel_mult: Sequence[float],
@@ -46,7 +48,8 @@ class Encoder(nn.Module):
         labels: int | None,
     ):
         super().__init__()
-        _check_sizes(image_size, channels, channel_mult, blocks, dropout)
+        self.size = height_width(image_size, "image_size")
+        _check_sizes(self.size, channels, channel_mult, blocks, dropout)
         _check_norm(channels, groups, norm_eps, scale_shift)
         check(math.isfinite(time_scale), "time_scale", "a finite number", time_scale)
         check_choice("embedding", embedding, EMBEDDINGS)
@@ -66,12 +69,16 @@ class Encoder(nn.Module):
         self.skips = [self.width]
         for level, level_width in enumerate(self.widths):
             for _ in range(blocks):
-                self.down.append(self.make.stage(self.width, level_width, image_size >> level))
+                self.down.append(self.make.stage(self.width, level_width, self.resolution(level)))
                 self.width = level_width
                 self.skips.append(self.width)
             if level != len(self.widths) - 1:
                 self.down.append(Stage([self.make.halve(self.width)]))
                 self.skips.append(self.width)
+
+    def resolution(self, level: int) -> int:
+        """The shorter side of the images on a level, by which `attention` names it."""
+        return min(self.size) >> level
 
     def embed(self, time: Tensor, y: Tensor | None = None) -> Tensor:
         """The embedding of the time [b], and of the label [b] where the network has labels: an input of every block."""
@@ -88,14 +95,16 @@ class Encoder(nn.Module):
         return found
 
 
-def _check_sizes(image_size: int, channels: int, channel_mult: Sequence[float], blocks: int, dropout: float) -> None:
+def _check_sizes(
+    size: tuple[int, int], channels: int, channel_mult: Sequence[float], blocks: int, dropout: float
+) -> None:
     """Refuse what would fail deep inside a convolution, with the name of the option to change."""
     smallest = min(channel_mult, default=0)
     check(smallest > 0, "channel_mult", "a list with one positive factor per level", list(channel_mult))
     factor = 2 ** (len(channel_mult) - 1)
-    if image_size % factor:
-        levels = f"has {len(channel_mult)} levels, so the image size must be divisible by {factor}"
-        raise Refused("channel_mult", f"{levels}; it is {image_size}. Use fewer levels")
+    if any(side % factor for side in size):
+        levels = f"has {len(channel_mult)} levels, so height and width of images must be divisible by {factor}"
+        raise Refused("channel_mult", f"{levels}; they are {in_words(*size)}. Use fewer levels")
     check(channels >= 4 and channels % 2 == 0, "channels", "even and at least 4", channels)
     check(blocks >= 1, "blocks", "at least 1", blocks)
     check(0 <= dropout < 1, "dropout", "at least 0 and below 1", dropout)

@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from diffuse.networks.blocks import initialise
 from diffuse.networks.encoder import Encoder
 from diffuse.system.errors import Refused
+from diffuse.system.sizes import AnySize
 
 
 class UNet(Encoder):
-    """A U-Net over images [b, image_channels, image_size, image_size]; returns the same shape.
+    """A U-Net over images [b, image_channels, H, W]; returns the same shape.
 
-    image_size, image_channels  of input and output; learned_variance doubles the channels of the output
-    channels       width of the first level; level i has channels * channel_mult[i], at image_size / 2^i
+    image_size, image_channels  of input and output, [H, W] or one number for a square; learned_variance doubles the
+                   channels of the output
+    channels       width of the first level; level i has channels * channel_mult[i], at [H / 2^i, W / 2^i]
     channel_mult   one factor for each level, of which fractions make whole numbers of channels
     blocks         residual blocks for each level on the way down (one more on the way up)
-    attention      resolutions, in pixels, with self-attention after each block; the middle always has it
+    attention      resolutions, by their shorter side, with self-attention after each block; the middle always has it
     heads          number of attention heads
     head_channels  width of an attention head, instead of the number of heads
     dropout        probability, inside the residual blocks
@@ -48,7 +50,7 @@ class UNet(Encoder):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: AnySize,
         image_channels: int,
         *,
         channels: int,
@@ -94,7 +96,7 @@ class UNet(Encoder):
         width, skips = self.width, list(self.skips)
         for level, level_width in reversed(list(enumerate(self.widths))):
             for i in range(blocks + 1):
-                stage = self.make.stage(width + skips.pop(), level_width, image_size >> level)
+                stage = self.make.stage(width + skips.pop(), level_width, self.resolution(level))
                 width = level_width
                 if level != 0 and i == blocks:
                     stage.append(self.make.double(width))

@@ -6,7 +6,9 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import make_dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import or_
+from types import UnionType
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -102,6 +104,16 @@ def defined_in(module: str, name: str, what: str) -> Callable[..., Any] | None:
     return found if callable(found) and found.__module__ == module else None
 
 
+def fitting(hint: Any, value: Any) -> Any:
+    """Of a type such as int | list[int] the part that a value is checked against: OmegaConf has no such unions."""
+    kinds = typing.get_args(hint) if isinstance(hint, UnionType) else ()
+    lists = [kind for kind in kinds if typing.get_origin(kind) is list]
+    others = [kind for kind in kinds if kind not in lists]
+    if not lists or not {*others} - {type(None)}:
+        return hint
+    return lists[0] if isinstance(value, list) else reduce(or_, others)
+
+
 def checked_options(target: Callable[..., Any], node: Node, group: str, hidden: Collection[str] = ()) -> dict[str, Any]:
     """The options of a node, converted to the types in the target's signature.
 
@@ -113,7 +125,7 @@ def checked_options(target: Callable[..., Any], node: Node, group: str, hidden: 
     for name in options:
         if name not in known:
             raise UsageError(f"{group} has no key {name!r}.{did_you_mean(name, known)}")
-    schema = make_dataclass("Options", [(name, hints[name]) for name in options])
+    schema = make_dataclass("Options", [(name, fitting(hints[name], value)) for name, value in options.items()])
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), options)
     except OmegaConfBaseException as error:

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffuse.data.images import Dataset
-from diffuse.options.build import build_with
+from diffuse.data.images import Dataset, ImageKind
+from diffuse.options.build import build_with, checked_options
 from diffuse.options.keys import Node
 from diffuse.system.errors import UsageError, pick
 from diffuse.system.files import CONFIGS
@@ -30,6 +30,14 @@ def build_named_dataset(name: str, data_dir: Path) -> Dataset:
     if "???" in node.values():
         raise UsageError(f"{name} needs a path: give the path of your images in its place")
     return build_dataset(node, data_dir)
+
+
+def stored_kind(content: Node) -> ImageKind:
+    """The kind of images in a checkpoint, checked. Those of before rectangular images have one size."""
+    found = dict(content)
+    if "size" in found:
+        found["height"] = found["width"] = found.pop("size")
+    return ImageKind(**checked_options(ImageKind, found, "kind"))
 
 
 def default_data_dir() -> str:

@@ -34,7 +34,7 @@ def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
     """The decoder of the image without its border, which only the network sees: it is not data and not part of L_0."""
 
     def crop(value: Tensor) -> Tensor:
-        return value if value.ndim == 0 or value.shape[-1] == 1 else kind.from_network(value)
+        return value if value.ndim == 0 or value.shape[-1] == 1 else kind.crop(value)
 
     @wraps(decoder)
     def call(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:

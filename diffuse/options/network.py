@@ -8,13 +8,18 @@ from diffuse.networks.encoder import Encoder
 from diffuse.options.build import build, locate
 from diffuse.options.schema import TrainConfig
 from diffuse.system.errors import UsageError
+from diffuse.system.sizes import in_words
 
 
 def build_network(config: TrainConfig, kind: ImageKind, trust: Sequence[str] = ()) -> Encoder:
     """The network that a training config describes, for images of this kind: a U-Net, or a classifier."""
     refuse_network_for_another_loss(config, trust)
     refuse_sizes_that_do_not_halve(config, kind)
-    given = {"image_size": kind.side, "image_channels": kind.channels, **condition_of(config, kind).network_options}
+    given = {
+        "image_size": kind.padded_size,
+        "image_channels": kind.channels,
+        **condition_of(config, kind).network_options,
+    }
     if not config.classifies:
         given["learned_variance"] = config.variance == "learned"
     found: Encoder = build(config.unet, "unet", trust, **given)
@@ -64,14 +69,16 @@ def refuse_sizes_that_do_not_halve(config: TrainConfig, kind: ImageKind) -> None
     """Raise UsageError, with the key to change, if the images cannot be halved once per level of the network."""
     levels = config.unet.get("channel_mult")
     factor = 2 ** (len(levels) - 1) if isinstance(levels, list) and levels else 1
-    if kind.side % factor == 0:
+    if not any(side % factor for side in kind.padded_size):
         return
     advice = "use fewer levels"
+    pads = [pad for pad in range(factor) if not any((side + 2 * pad) % factor for side in kind.size)]
     if "size" in config.dataset:
-        advice += f" or set dataset.size={max(1, round(kind.size / factor)) * factor - 2 * kind.pad}"
-    elif "pad" in config.dataset and kind.size % 2 == 0:
-        advice += f" or set dataset.pad={next(pad for pad in range(factor) if (kind.size + 2 * pad) % factor == 0)}"
+        height, width = (max(1, round(side / factor)) * factor - 2 * kind.pad for side in kind.size)
+        advice += f" or set dataset.size={height if height == width else f'[{height},{width}]'}"
+    elif "pad" in config.dataset and pads:
+        advice += f" or set dataset.pad={pads[0]}"
     raise UsageError(
-        f"unet.channel_mult has {len(levels or [])} levels, so images must be divisible by {factor}; "
-        f"{kind.name} is {kind.side}: {advice}"
+        f"unet.channel_mult has {len(levels or [])} levels, so height and width of images must be divisible by "
+        f"{factor}; those of {kind.name} are {in_words(*kind.padded_size)}: {advice}"
     )

@@ -30,7 +30,7 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
     """The text of README.md beside exported weights."""
     config, kind = network.config, network.kind
     parameters = sum(weight.numel() for weight in network.net.parameters())
-    front = {"library_name": to, "license": licence or "unknown", "tags": ["diffusion", f"{kind.size}x{kind.size}"]}
+    front = {"library_name": to, "license": licence or "unknown", "tags": ["diffusion", f"{kind.height}x{kind.width}"]}
     null = "; the last row of the table of labels is no class, for guidance" if config.label_dropout else ""
     classes = f", {len(kind.classes)} classes{null}" if config.class_conditional else ", without labels"
     border = f" The network sees a black border of {kind.pad} pixels around each image, which its samples have too."
@@ -41,7 +41,7 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         "",
         f"# {config.name or network.home.name}",
         "",
-        f"A diffusion model of {kind.name}: images of {kind.channels} x {kind.size} x {kind.size}{classes}."
+        f"A diffusion model of {kind.name}: images of {kind.channels} x {kind.height} x {kind.width}{classes}."
         + (border if kind.pad else ""),
         "",
         "| | |",

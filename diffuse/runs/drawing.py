@@ -102,7 +102,7 @@ class Drawing:
         y = self.condition.of_samples(images, self.device.torch)
         denoiser = Observed(self.editing.around(self.denoiser, images, self.device.torch), each_evaluation)
         *_, drawn = self.sampler.walk(denoiser, x, self.sampler.times_from(start), y, noise=noise)
-        return self.kind.from_network(drawn)
+        return self.kind.crop(drawn)
 
     @property
     def tasks(self) -> Mapping[str, Task]:

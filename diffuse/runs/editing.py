@@ -113,7 +113,7 @@ class FromImages(Editing):
         rows = min(k, MOST_ROWS, len(shown))
         columns = [self.given[:rows]]
         if self.known is not None:
-            hidden = ~self.kind.from_network(self.known)
+            hidden = ~self.kind.crop(self.known)
             columns.append(torch.where(hidden, torch.full_like(self.given[:rows], GREY), self.given[:rows]))
         results = [shown[at : at + k][:rows] for at in range(0, len(shown), k)][:MOST_COLUMNS]
         return side_by_side(columns, results)
@@ -156,7 +156,7 @@ class Encoded(FromNoise):
     def picture(self, drawn: Tensor) -> Tensor:
         """A row for each image: as it was given, its noise, and what is drawn of it."""
         rows = min(len(drawn), MOST_ROWS)
-        noise = self.kind.from_network(self.noise[:rows])
+        noise = self.kind.crop(self.noise[:rows])
         scale = noise.flatten(1).std(1).reshape(-1, 1, 1, 1)
         return side_by_side([self.given[:rows], to_uint8(noise / scale)], [to_pictures(drawn[:rows])])
 

@@ -15,13 +15,14 @@ from diffuse.data.own_images import DAMAGED, first_of, image_files
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import absolute, sha256, sha256_of_folder, write_atomic
+from diffuse.system.sizes import in_words
 
 WHITE = 128  # from this value on a pixel of a mask is painted
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a file or folder holds: images uint8 [k, C, size, size], a mask, or noise float32 [k, C, side, side]."""
+    """What a file or folder holds: images uint8 [k, C, H, W], a mask, or noise float32 of the network's size."""
 
     content: Tensor
     path: Path
@@ -35,7 +36,7 @@ class Given:
 def read_images(place: str, network: TrainedNetwork) -> Given:
     """The image in a file, or those in a folder and below it, sorted by name, decoded as those of a data set are.
 
-    In the channels and the size of the run; of an image that is not square the part that the run's data set takes.
+    In the channels and the size of the run; of an image of another aspect ratio the part that the run's data set takes.
     Raises UserError where one cannot be read.
     """
     kind, path = network.kind, absolute(place)
@@ -52,28 +53,28 @@ def read_images(place: str, network: TrainedNetwork) -> Given:
 
 
 def read_image(place: str, key: str, shape: Shape) -> Given:
-    """The image in the file that a key names, uint8 [C, size, size]. Raises UserError where it cannot be read."""
+    """The image in the file that a key names, uint8 [C, H, W]. Raises UserError where it cannot be read."""
     path = absolute(place)
     return Given(_decoded([str(path)], [place], shape, key)[0], path, sha256(path))
 
 
 def read_mask(place: str, key: str, kind: ImageKind) -> Given:
-    """Which pixels are known, bool [1, 1, side, side]: those that are dark in the file, and the border of the network.
+    """Which pixels are known, bool [1, 1, H, W]: those that are dark in the file, and the border of the network.
 
     Raises UserError where the file has another size than the run's images.
     """
 
-    def fit(width: int, height: int) -> Box:
-        if (width, height) != (kind.size, kind.size):
+    def fit(width: int, height: int, size: tuple[int, int]) -> Box:
+        if (height, width) != size:
             raise ValueError(
-                f"is {width} x {height}, and the run's images are {kind.size} x {kind.size}: a mask is not resized"
+                f"is {in_words(height, width)}, and the run's images are {in_words(*size)}: a mask is not resized"
             )
         return whole(width, height)
 
     path = absolute(place)
     grey = _decoded([str(path)], [path.name], Shape(1, kind.size, fit), key)
-    known = torch.ones(1, 1, kind.side, kind.side, dtype=torch.bool)
-    kind.from_network(known)[:] = grey < WHITE
+    known = torch.ones(1, 1, *kind.padded_size, dtype=torch.bool)
+    kind.crop(known)[:] = grey < WHITE
     return Given(known, path, sha256(path))
 
 

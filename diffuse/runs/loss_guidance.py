@@ -1,5 +1,6 @@
 """The option `loss` of the group `guidance`: images that would give a measurement, the target, which a file holds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,7 @@ from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.device import in_chunks
 from diffuse.system.errors import UsageError, check, pick
 from diffuse.system.files import absolute, sha256
+from diffuse.system.sizes import in_words
 
 VECTORS = (".npy", ".npz")
 
@@ -91,11 +93,11 @@ def refuse_unused(given: dict[str, object], measure: str) -> None:
             )
 
 
-def side_of(target: str) -> tuple[int, int] | None:
-    """The width and height of the image in a file; None where it holds none, which is reported when it is decoded."""
+def size_of(target: str) -> tuple[int, int] | None:
+    """The height and width of the image in a file; None where it holds none, which is reported when it is decoded."""
     try:
         with Image.open(absolute(target)) as image:
-            return image.size
+            return image.height, image.width
     except (OSError, ValueError):
         return None
 
@@ -106,7 +108,7 @@ def in_rows(measurement: Measurement, network: TrainedNetwork) -> Callable[[Tens
     Without their border. Convolutions differ in the last bits between batch sizes, and an image must not depend on its
     batch.
     """
-    whole = network.kind.from_network
+    whole = network.kind.crop
 
     def measured(x0: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
         return measurement(whole(x0))
@@ -137,7 +139,7 @@ class Asked:
     def kind(self) -> ImageKind:
         return self.network.kind
 
-    def image(self, channels: int | None = None, size: int | None = None) -> Tensor:
+    def image(self, channels: int | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """The target as an image of the data, or of fewer channels or another size, in [-1, 1]."""
         fit = FITS[self.network.config.dataset.get("fit", "crop")]
         shape = Shape(channels or self.kind.channels, size or self.kind.size, fit)
@@ -161,23 +163,25 @@ def _mask(asked: Asked) -> Made:
     if asked.mask is None:
         raise UsageError("guidance.mask is required by guidance.measure=mask: an image file, white where to paint")
     known = asked.noted("mask", read_mask(asked.mask, "guidance.mask", asked.kind))
-    known = asked.kind.from_network(known)[0].float()
+    known = asked.kind.crop(known)[0].float()
     if not known.any():
         raise UsageError(f"guidance.mask={asked.mask} has no dark pixel, so nothing of the target would count")
     return measurements.masked(known.to(asked.network.device.torch)), asked.image() * known
 
 
 def _downsample(asked: Asked) -> Made:
-    size = asked.kind.size
-    check(1 <= asked.factor <= size and size % asked.factor == 0, "factor", f"a divisor of {size}", asked.factor)
-    measurement, smaller = measurements.downsampled(asked.factor), size // asked.factor
-    if side_of(asked.target) == (smaller, smaller):  # the measurement itself
+    height, width = asked.kind.size
+    largest = math.gcd(height, width)
+    check(asked.factor >= 1 and largest % asked.factor == 0, "factor", f"a divisor of {largest}", asked.factor)
+    measurement, smaller = measurements.downsampled(asked.factor), (height // asked.factor, width // asked.factor)
+    if size_of(asked.target) == smaller:  # the measurement itself
         return measurement, asked.image(size=smaller)
     return measurement, measurement(asked.image()[None])[0]
 
 
 def _blur(asked: Asked) -> Made:
-    check(0 < asked.blur <= asked.kind.size, "blur", f"above 0 and at most {asked.kind.size}", asked.blur)
+    side = min(asked.kind.size)
+    check(0 < asked.blur <= side, "blur", f"above 0 and at most {side}", asked.blur)
     return measurements.blurred(asked.blur), asked.image()
 
 
@@ -228,17 +232,17 @@ def checked_width(script: torch.jit.ScriptModule, asked: Asked) -> int:
 
     Raises UsageError where a network cannot take the images, or gives no gradient for them.
     """
-    side = asked.kind.size
+    size = asked.kind.size
     try:
         with torch.enable_grad():
-            x = torch.zeros(1, 3, side, side, device=asked.network.device.torch, requires_grad=True)
+            x = torch.zeros(1, 3, *size, device=asked.network.device.torch, requires_grad=True)
             found = script_features(script, x, asked.size, asked.low, asked.high)
             torch.autograd.grad(found.float().sum(), x)
         return int(found.shape[1])
     except (RuntimeError, TypeError, AttributeError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise UsageError(
-            f"guidance.features={asked.features} gives no differentiable vector for images of {side} x {side}: {why}\n"
+            f"guidance.features={asked.features} gives no differentiable vector of {in_words(*size)} pixels: {why}\n"
             "Its input is float32 [n, 3, H, W], its output [n, ...]; guidance.size=N resizes the images"
         ) from error
 

@@ -12,7 +12,7 @@ from diffuse.data.images import to_uint8
 from diffuse.mathematics.schedules import Schedule
 from diffuse.system.files import atomic_path
 
-SMALLEST_TILE = 48  # pixels
+SMALLEST_TILE, LARGEST_TILE = 48, 512  # pixels of the shorter and the longer side of an enlarged image
 BETWEEN, GREY = 2, 128  # pixels between two images, and their grey
 TEXT, MOST_LETTERS = 14, 24  # size and length of titles
 LEAST_IN_ROW, MOST_IN_ROW = 2, 24  # images of a title
@@ -24,8 +24,9 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen. Of more than three channels, the first
     three are shown as colours; of two, the first.
     """
-    columns = columns or max(1, round(len(images) ** 0.5))
-    factor = max(1, -(-SMALLEST_TILE // images.shape[-1]))
+    height, width = images.shape[-2:]
+    columns = columns or max(1, round((len(images) * height / width) ** 0.5))
+    factor = max(1, min(-(-SMALLEST_TILE // min(height, width)), LARGEST_TILE // max(height, width)))
     shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
     enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
     return tiled(enlarged, columns)

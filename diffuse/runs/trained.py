@@ -17,8 +17,8 @@ from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.wrappers import Clipped
-from diffuse.options.build import build, checked_options
-from diffuse.options.dataset import build_dataset
+from diffuse.options.build import build
+from diffuse.options.dataset import build_dataset, stored_kind
 from diffuse.options.formulas import Formulas
 from diffuse.options.nested import Foreign
 from diffuse.options.network import build_network, condition_of
@@ -65,7 +65,7 @@ class TrainedNetwork:
         with refuse_mismatch(stored.path):
             self.config: TrainConfig = stored_config(content["config"])
             self.step = int(content["step"])
-            self.kind = ImageKind(**checked_options(ImageKind, content["kind"], "kind"))
+            self.kind = stored_kind(content["kind"])
             self.formulas = Formulas.of(self.config, self.kind, trust)
             self.condition: Condition = condition_of(self.config, self.kind)
             net = build_network(self.config, self.kind, trust)
@@ -75,7 +75,7 @@ class TrainedNetwork:
         self.sources = {str(stored.path): stored.sha256, **self.foreign.get("files", {})}
         refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
-        self.rows = device.rows(self.kind.side, batch_size)
+        self.rows = device.rows(self.kind.padded_size, batch_size)
         self.batch_size = device.whole_calls(batch_size, self.rows)
 
     @property

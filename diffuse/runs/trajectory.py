@@ -35,7 +35,7 @@ class Trajectory:
         self.count += 1
 
     def _image(self, x: Tensor) -> Tensor:
-        return to_uint8(self.kind.from_network(x[:MOST]).float().cpu().clamp(-1, 1))
+        return to_uint8(self.kind.crop(x[:MOST]).float().cpu().clamp(-1, 1))
 
     def save(self, folder: Path) -> None:
         """Write trajectory.png, for each image a row of x_t and one of x0, and trajectory.gif, both side by side."""

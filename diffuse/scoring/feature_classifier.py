@@ -119,7 +119,7 @@ def fit(data: Dataset, device: Device) -> Mapping[str, Any]:
     """A classifier trained on the training split, as plain tensors, with its accuracy on the test split."""
     images, labels = data.train.images, torch.from_numpy(np.asarray(data.train.labels))
     reseed("classifier", CLASSIFIER_VERSION)
-    stride = 2 if data.kind.size >= LARGE else 1
+    stride = 2 if min(data.kind.size) >= LARGE else 1
     net = Classifier(len(data.kind.classes), stride).to(device.torch)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)

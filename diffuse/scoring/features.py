@@ -25,6 +25,7 @@ from diffuse.options.dataset import default_data_dir
 from diffuse.system.device import Device, send
 from diffuse.system.errors import UserError
 from diffuse.system.files import data_folder, sha256, slug
+from diffuse.system.sizes import in_words
 
 FEATURE_BATCH, FEATURE_BATCH_ON_CPU = 64, 16  # images in a call of a feature network
 SPATIAL_CHANNELS = 7  # of 192, for sFID: as in ADM's evaluator
@@ -75,22 +76,22 @@ class Features:
         """Each batch of images with its outputs, in order; computed by all processes that offer it."""
         return self.device.processes.map("features", batches, self)
 
-    def images_per_second(self, size: int) -> float:
-        """The speed on images of size x size, measured on one full call a core; `width` has warmed the network up."""
+    def images_per_second(self, size: tuple[int, int]) -> float:
+        """The speed on images [H, W], measured on one full call a core; `width` has warmed the network up."""
         count = FEATURE_BATCH_ON_CPU * self.device.workers.count if self.device.workers else FEATURE_BATCH
-        images = np.zeros((count, 1, size, size), np.uint8)
+        images = np.zeros((count, 1, *size), np.uint8)
         started = time.monotonic()
         self(images)
         return len(images) / (time.monotonic() - started)
 
-    def width(self, size: int) -> int:
-        """The number of features of an image of size x size. Raises UserError where the network refuses that size."""
+    def width(self, size: tuple[int, int]) -> int:
+        """The number of features of an image [H, W]. Raises UserError where the network refuses that size."""
         try:
-            return int(self(np.zeros((1, 1, size, size), np.uint8))["features"].shape[1])
+            return int(self(np.zeros((1, 1, *size), np.uint8))["features"].shape[1])
         except (RuntimeError, LookupError, AttributeError, TypeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
             raise UserError(
-                f"features={self.name} fails on images of {size} x {size}, or does not return vectors: {reason}\n"
+                f"features={self.name} fails on images of {in_words(*size)}, or does not return vectors: {reason}\n"
                 "Its input is float32 [n, 3, H, W], its output must be [n, ...]; features.size=N resizes the images"
             ) from error
 

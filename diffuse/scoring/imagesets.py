@@ -6,7 +6,6 @@ All are read in order and in batches, so that memory does not grow with the numb
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import absolute, sha256, sha256_of_folder
 from diffuse.system.progress import Progress
 from diffuse.system.signals import raise_pending
+from diffuse.system.sizes import in_words
 
 BATCH_IMAGES = 256
 
@@ -32,7 +32,7 @@ class ImageSet:
 
     name         for messages and records
     count        the number of images
-    size         the height and width of every image
+    size         the height and the width of every image
     fingerprint  changes whenever an image does
     batches      batches(k) yields the images in order from number k on, uint8 [b, C, H, W] with 1 or 3 channels
     sources      what the images come from, a path or DATASET:SPLIT, with the SHA-256 of its content
@@ -42,7 +42,7 @@ class ImageSet:
 
     name: str
     count: int
-    size: int
+    size: tuple[int, int]
     fingerprint: str
     batches: Callable[[int], Iterator[np.ndarray]]
     sources: Callable[[], dict[str, str]] = dict
@@ -120,17 +120,21 @@ def open_place(place: str, key: str) -> ImageSet:
 def open_npz(path: Path) -> ImageSet:
     """The images of an npz file: uint8 [N, H, W, C]."""
     images, content = NpzImages(path), sha256(path)
+    if images.channels not in (1, 3):
+        raise UserError(f"{path} has images of {images.channels} channels, and scores are of grey or RGB images")
 
     def batches(first: int) -> Iterator[np.ndarray]:
         return (block for block, _ in images.source(np.arange(images.count) >= first).blocks if len(block))
 
     sources = {str(path): content}
     name, labels = short_name(path), images.labels
-    return with_progress(ImageSet(name, images.count, images.size, content, batches, lambda: sources, labels=labels))
+    return with_progress(
+        ImageSet(name, images.count, images.shape[1:], content, batches, lambda: sources, labels=labels)
+    )
 
 
 def open_folder(path: Path, key: str) -> ImageSet:
-    """All image files in a folder and below it, sorted by name; square, and all of the size of the first."""
+    """All image files in a folder and below it, sorted by name; all of the size of the first."""
     names = image_files(path)
     if not names:
         raise UserError(f"{key}={path} holds no images (jpg, png, webp, bmp)")
@@ -138,10 +142,10 @@ def open_folder(path: Path, key: str) -> ImageSet:
         if not (path / names[0]).is_file():
             raise OSError("is not a regular file")
         with Image.open(path / names[0]) as image:
-            size = image.width
+            width, height = image.size
     except OSError as error:
         raise UserError(f"{path / names[0]} cannot be read: {error}") from error
-    shape = Shape(channels=3, size=size, fit=partial(require_size, size))
+    shape = Shape(channels=3, size=(height, width), fit=require_size)
 
     def batches(first: int) -> Iterator[np.ndarray]:
         source = from_files(path, names[first:], None, shape)
@@ -153,13 +157,13 @@ def open_folder(path: Path, key: str) -> ImageSet:
     def sources() -> dict[str, str]:
         return {str(path): sha256_of_folder(path, names)}
 
-    return with_progress(ImageSet(short_name(path), len(names), size, fingerprint(path, names), batches, sources))
+    return with_progress(ImageSet(short_name(path), len(names), shape.size, fingerprint(path, names), batches, sources))
 
 
-def require_size(size: int, width: int, height: int) -> Box:
-    """The whole image as a box; ValueError where it is not size x size, since nothing is rescaled silently."""
-    if (width, height) != (size, size):
-        raise ValueError(f"is {width} x {height}, but the first is {size} wide and scores need squares of one size")
+def require_size(width: int, height: int, size: tuple[int, int]) -> Box:
+    """The whole image as a box; ValueError where it has another size, since nothing is rescaled silently."""
+    if (height, width) != size:
+        raise ValueError(f"is {in_words(height, width)}, but the first is {in_words(*size)} and scores need one size")
     return whole(width, height)
 
 

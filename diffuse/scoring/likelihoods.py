@@ -256,7 +256,7 @@ class OdeScore:
         alpha, sigma = self.network.schedule.alpha_sigma(torch.tensor(self.t_min, dtype=torch.float64))
         width = float(sigma / alpha)
         inside = torch.zeros_like(x0, dtype=torch.bool)
-        kind.from_network(inside).fill_(True)
+        kind.crop(inside).fill_(True)
         u = torch.where(inside, BIN * (torch.special.ndtr(normal) - 0.5), width * normal)
         log_normal = -0.5 * (normal.square() + math.log(2 * math.pi * width**2))
         log_q = torch.where(inside, -math.log(BIN), log_normal)

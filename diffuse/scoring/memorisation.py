@@ -64,7 +64,7 @@ def pixels_like(kind: ImageKind, pixels: np.ndarray, name: str) -> np.ndarray:
 
     Raises UsageError where one of the two has colours and the other has not; name: of the images, for the message.
     """
-    width = kind.channels * kind.size**2
+    width = kind.dimensions
     if kind.channels == 1 and pixels.shape[1] == 3 * width:
         red, green, blue = np.split(pixels[:CHECKED], 3, axis=1)
         if np.array_equal(red, green) and np.array_equal(red, blue):
@@ -75,10 +75,10 @@ def pixels_like(kind: ImageKind, pixels: np.ndarray, name: str) -> np.ndarray:
 
 
 def nearest_strips(found: Mapping[str, Nearest], drawn: np.ndarray, train: np.ndarray, kind: ImageKind) -> np.ndarray:
-    """uint8 [n, C, size, 3 size]: the drawn images nearest by features, each beside its nearest in the two spaces."""
+    """uint8 [n, C, H, 3 W]: the drawn images nearest by features, each beside its nearest in the two spaces."""
     order = np.argsort(found["features"].distances, kind="stable")[:SHOWN]
     triples = [drawn[order], *(train[found[space].places[order]] for space in SPACES)]
-    shape = (len(order), kind.channels, kind.size, kind.size)
+    shape = (len(order), kind.channels, *kind.size)
     return np.concatenate([images.reshape(shape) for images in triples], axis=3).astype(np.uint8)
 
 

@@ -39,6 +39,7 @@ from diffuse.system.distributed import Task
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS, data_folder, json_round_trip, sha256
 from diffuse.system.progress import log, log_cost
+from diffuse.system.sizes import in_words
 
 SAMPLE_SECTION = "sample_scores"  # of eval.json
 DEFAULT_N = 10_000
@@ -73,9 +74,10 @@ class SamplesPart:
             if self.data is None:
                 raise UsageError("metrics=[memorisation] needs the data set: give ckpt= or reference=DATASET:SPLIT")
             if self.images.size != self.data.kind.size:
+                found, expected = in_words(*self.images.size), in_words(*self.data.kind.size)
                 raise UsageError(
-                    f"metrics=[memorisation] compares pixels: {self.images.name} has images of {self.images.size} x "
-                    f"{self.images.size}, and those of {self.data.kind.name} are {self.data.kind.size}"
+                    f"metrics=[memorisation] compares pixels: {self.images.name} has images of {found}, and those of "
+                    f"{self.data.kind.name} are {expected}"
                 )
 
     @property

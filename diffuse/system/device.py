@@ -1,5 +1,6 @@
 """Where the network runs and in which precision. The network, and only the network, runs in less than float32."""
 
+import math
 import os
 import resource
 import sys
@@ -137,14 +138,14 @@ class Device:
         """The results for all items: on a CPU spread over its cores, each computed by a single thread."""
         return self.workers.map(function, items) if self.workers else [function(item) for item in items]
 
-    def rows(self, image_size: int, batch_size: int) -> int:
+    def rows(self, size: tuple[int, int], batch_size: int) -> int:
         """How many images one network call takes when sampling and scoring.
 
         On a CPU the image size alone decides (64 of 8 x 8, 16 of 32 x 32: larger batches are not faster), so that
         results do not depend on batch_size; elsewhere it is batch_size.
         """
         if self.torch.type == "cpu":
-            return max(4, min(64, 16384 // image_size**2))
+            return max(4, min(64, 16384 // math.prod(size)))
         return batch_size
 
     def whole_calls(self, batch_size: int, rows: int) -> int:

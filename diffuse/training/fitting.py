@@ -116,8 +116,8 @@ def _seconds_of_norm(trainer: Trainer, name: str) -> float:
     """The time of the network's first norm and its SiLU, forward and backward, compiled: the least of some rounds."""
     device = trainer.device
     norm = next(module for module in trainer.net.modules() if isinstance(module, GroupNorm))
-    side, channels = trainer.data.kind.side, norm.num_channels
-    x = torch.randn(trainer.batch_size // trainer.parts, channels, side, side, device=device.torch)
+    channels, size = norm.num_channels, trainer.data.kind.padded_size
+    x = torch.randn(trainer.batch_size // trainer.parts, channels, *size, device=device.torch)
     x = x.to(torch.bfloat16 if device.precision == "bfloat16" else torch.float32, memory_format=device.layout)
     x.requires_grad_()
 

@@ -13,6 +13,7 @@ from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError, did_you_mean
 from diffuse.system.progress import log
+from diffuse.system.sizes import in_words
 from diffuse.training.setup import Training
 
 NEW, HEAD, LABELS = "new", "head.", "embed_label.weight"
@@ -118,8 +119,8 @@ def differences(network: TrainedNetwork, training: Training, new: Mapping[str, T
     """What differs from the training that the given weights come from, in sentences."""
     config, before, kind = training.config, network.config, training.trainer.data.kind
     found = []
-    if kind.side != network.kind.side:
-        found.append(f"images of {kind.side} pixels, before {network.kind.side}")
+    if kind.padded_size != network.kind.padded_size:
+        found.append(f"images of {in_words(*kind.padded_size)} pixels, before {in_words(*network.kind.padded_size)}")
     if config.init.head == NEW:
         found.append("a new head, whose output is 0 at the beginning")
     elif f"{HEAD}weight" in new:

@@ -97,11 +97,14 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ("+schedule.foo=2", "schedule has no key 'foo'"),
         (
             "unet.channel_mult=[1,1,1,1,1]",
-            "unet.channel_mult has 5 levels, so images must be divisible by 16; digits is 8: use fewer levels or set "
+            "unet.channel_mult has 5 levels, so height and width of images must be divisible by 16; those of digits are 8 x 8: use fewer levels or set "
             "dataset.pad=4",
         ),
         ("dataset=mnist dataset.pad=0 unet=base", "mnist is 28: use fewer levels or set dataset.pad=2"),
-        ("dataset=celeba dataset.size=60 unet=base", "celeba is 60: use fewer levels or set dataset.size=64"),
+        (
+            "dataset=celeba dataset.size=60 unet=base",
+            "those of celeba are 60 x 60: use fewer levels or set dataset.size=64",
+        ),
         ("dataset=mnist dataset.pad=-1", "dataset.pad must be a number of pixels, 0 or a few, not -1"),
         ("dataset.data_dir=x dataset=mnist", "there is no key 'dataset.data_dir'"),
         ("sampler.steps=2000", "sampler.steps=2000 for the sample grids of the training is more than the 1000 levels"),

@@ -18,7 +18,7 @@ from diffuse.data import decoding
 from diffuse.data.decoding import FITS, Shape, centre_140, decode
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
-COLOUR, GREY = Shape(3, 8, FITS["crop"]), Shape(1, 8, FITS["crop"])
+COLOUR, GREY = Shape(3, (8, 8), FITS["crop"]), Shape(1, (8, 8), FITS["crop"])
 # Blocks of 8 x 8 pixels, each with a colour of its own: what JPEG keeps, and no turn or mirror leaves alone.
 BLOCKS = np.kron(np.random.default_rng(1).integers(0, 256, (2, 4, 3)), np.ones((8, 8, 1))).astype(np.uint8)
 
@@ -119,8 +119,8 @@ def test_one_bit_is_black_or_white(tmp_path):
 def test_16_bits_are_scaled_to_8(tmp_path):
     values = np.arange(256, dtype=np.uint16).reshape(16, 16)
     path = saved(tmp_path / "a.png", values * 257, "I;16")
-    np.testing.assert_array_equal(Shape(1, 16, FITS["crop"]).read(path), values[None])
-    np.testing.assert_array_equal(Shape(3, 16, FITS["crop"]).read(path), planes(values))
+    np.testing.assert_array_equal(Shape(1, (16, 16), FITS["crop"]).read(path), values[None])
+    np.testing.assert_array_equal(Shape(3, (16, 16), FITS["crop"]).read(path), planes(values))
 
 
 def test_printers_colours(tmp_path):
@@ -154,7 +154,7 @@ def test_photographs_are_turned_before_they_are_cropped(orientation, suffix, tol
     path = saved(tmp_path / f"a.{suffix}", BLOCKS, exif=exif, **quality)
     upright = planes(TURNED[orientation](BLOCKS))
     middle = upright[:, :, 8:24] if upright.shape[2] == 32 else upright[:, 8:24]
-    np.testing.assert_allclose(Shape(3, 16, FITS["crop"]).read(path), middle, atol=tolerance)
+    np.testing.assert_allclose(Shape(3, (16, 16), FITS["crop"]).read(path), middle, atol=tolerance)
 
 
 @pytest.mark.filterwarnings("error")
@@ -189,10 +189,10 @@ def test_resize_keeps_both_ends(tmp_path):
     pixels = np.zeros((32, 320), np.uint8)
     pixels[:, 40:-40] = 100
     pixels[:, -40:] = 200
-    read = Shape(1, 8, FITS["resize"]).read(saved(tmp_path / "a.png", pixels))
+    read = Shape(1, (8, 8), FITS["resize"]).read(saved(tmp_path / "a.png", pixels))
     np.testing.assert_allclose(read[0, :, [0, 7]], np.repeat([[0], [200]], 8, 1), atol=12)
     np.testing.assert_allclose(read[0, :, 2:6], 100, atol=12)
-    tall = Shape(1, 8, FITS["resize"]).read(saved(tmp_path / "b.png", pixels.T))
+    tall = Shape(1, (8, 8), FITS["resize"]).read(saved(tmp_path / "b.png", pixels.T))
     np.testing.assert_array_equal(tall[0], read[0].T)
 
 
@@ -209,13 +209,13 @@ def test_small_images_are_scaled_up(tmp_path):
 
 def test_faces_are_the_middle_140_pixels(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8)
-    read = Shape(3, 140, centre_140).read(saved(tmp_path / "a.png", pixels))
+    read = Shape(3, (140, 140), centre_140).read(saved(tmp_path / "a.png", pixels))
     np.testing.assert_array_equal(read, planes(pixels[39:179, 19:159]))
 
 
 def test_faces_too_small_to_crop_are_refused(tmp_path):
     """Files scaled down by someone else, say: a black border around each would be learned."""
-    _, wrong = Shape(3, 64, centre_140).read_block([saved(tmp_path / "a.png", NOISE)])
+    _, wrong = Shape(3, (64, 64), centre_140).read_block([saved(tmp_path / "a.png", NOISE)])
     assert "140" in wrong[0]
 
 
@@ -270,7 +270,7 @@ def many(tmp_path) -> list[str]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_blocks_come_in_order_however_many_decode(workers, many, monkeypatch):
     monkeypatch.setattr(decoding, "BLOCK_IMAGES", 32)  # more blocks than are in flight at a time
-    blocks = list(decode(many, Shape(3, 4, FITS["crop"]), workers))
+    blocks = list(decode(many, Shape(3, (4, 4), FITS["crop"]), workers))
     assert [len(images) for images, _ in blocks] == [32] * 18 + [24]
     wrong = {32 * block + number: why for block, (_, found) in enumerate(blocks) for number, why in found.items()}
     assert wrong == dict.fromkeys(range(99, 600, 100), "is not an image")
@@ -298,7 +298,7 @@ from multiprocessing import active_children
 from diffuse.data.decoding import FITS, Shape, decode
 
 if __name__ == "__main__":
-    blocks = decode(sys.argv[1:], Shape(3, 8, FITS["crop"]), workers=2)
+    blocks = decode(sys.argv[1:], Shape(3, (8, 8), FITS["crop"]), workers=2)
     next(blocks)
     print(*[child.pid for child in active_children()], flush=True)
     sys.stdin.read()

@@ -166,7 +166,7 @@ def test_pad_and_flip_change_no_array(root):
     data = opened(root, pad=2, flip=True)
     assert everything(data) == [0, 1]
     assert everything(opened(root)) == [0, 1]
-    assert (data.flip, data.kind.side) == (True, 8)
+    assert (data.flip, data.kind.padded_size) == (True, (8, 8))
     assert len(list(root.parent.glob("data/prepared/My-photos-*"))) == 1
 
 

@@ -39,7 +39,7 @@ def test_npz_files_are_read_in_blocks(compressed, block, tmp_path, monkeypatch):
     data = npz(tmp_path, npz_of(tmp_path / "some.npz", STACK, KINDS, compressed=compressed), holdout=0.2)
     assert held(data).sum() == 10
     assert data.kind.classes == ["0", "1", "2", "3", "4"]
-    assert (data.kind.name, data.kind.channels, data.kind.size) == ("some", 3, 6)
+    assert (data.kind.name, data.kind.channels, data.kind.size) == ("some", 3, (6, 6))
 
 
 def test_what_an_npz_holds_out_is_fixed_by_the_seed(tmp_path):
@@ -97,11 +97,8 @@ def test_rewriting_an_npz_prepares_anew(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ([STACK.astype(np.float32)], r"uint8 images \[N, H, W, C\], .* not float32 \(50, 6, 6, 3\)"),
+        ([STACK.astype(np.float32)], r"uint8 images \[N, H, W, C\], not float32 \(50, 6, 6, 3\)"),
         ([STACK.astype(np.int16)], "uint8"),
-        ([STACK[:, :5]], r"square, .* not uint8 \(50, 5, 6, 3\)"),
-        ([STACK.transpose(0, 3, 1, 2)], r"square, .* not uint8 \(50, 3, 6, 6\)"),
-        ([np.zeros((9, 6, 6, 4), np.uint8)], "1 or 3 channels"),
         ([np.zeros((9, 6), np.uint8)], "uint8"),
         ([np.zeros((0, 6, 6, 3), np.uint8)], "uint8"),
         ([np.asfortranarray(STACK)], "column-major"),

@@ -37,7 +37,7 @@ def check(data: Dataset, train: np.ndarray = TRAIN, test: np.ndarray = TEST) -> 
     np.testing.assert_array_equal(data.test.images, test.transpose(0, 3, 1, 2))
     assert data.train.labels.tolist() == TRAIN_LABELS
     assert data.test.labels.tolist() == TEST_LABELS
-    assert data.kind.shape == (train.shape[3], data.kind.size + 2 * data.kind.pad, data.kind.size + 2 * data.kind.pad)
+    assert data.kind.shape == (train.shape[3], *(side + 2 * data.kind.pad for side in data.kind.size))
 
 
 @pytest.mark.parametrize(("name", "place"), [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
@@ -51,7 +51,12 @@ def test_mnist_and_its_twin(name, place, tmp_path):
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(labels)) + bytes(labels))
     data = getattr(datasets, name)(tmp_path)
     check(data, train, test)
-    assert (data.kind.name, data.kind.size, data.kind.side, len(data.kind.classes)) == (name, 28, 32, 10)
+    assert (data.kind.name, data.kind.size, data.kind.padded_size, len(data.kind.classes)) == (
+        name,
+        (28, 28),
+        (32, 32),
+        10,
+    )
 
 
 def parts(images: np.ndarray, labels: list[int]) -> list[tuple[np.ndarray, list[int]]]:
@@ -220,7 +225,7 @@ def test_celeba_is_cropped_and_split_by_its_list(tmp_path, monkeypatch):
     middle = faces.transpose(0, 3, 1, 2)[:, :, 39:179, 19:159]
     np.testing.assert_array_equal(data.train.images, middle[[0, 3, 4]])
     np.testing.assert_array_equal(data.test.images, middle[[1, 6]])
-    assert (data.train.labels, data.kind.classes, data.kind.size) == (None, [], 140)
+    assert (data.train.labels, data.kind.classes, data.kind.size) == (None, [], (140, 140))
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "celeba", "flowers102"])

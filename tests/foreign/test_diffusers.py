@@ -39,7 +39,9 @@ def loaded(folder) -> TrainedNetwork:
 def inputs(net: UNet2DModel, count: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Images, levels and labels in float64."""
     made = torch.Generator().manual_seed(1)
-    x = torch.randn(count, net.config.in_channels, 16, 16, dtype=torch.float64, generator=made)
+    size = net.config.sample_size
+    shape = (count, net.config.in_channels, *((size, size) if isinstance(size, int) else size))
+    x = torch.randn(shape, dtype=torch.float64, generator=made)
     t = torch.tensor([3.0, 912.0], dtype=torch.float64).repeat(count)[:count]
     classes = net.config.num_class_embeds
     return x, t, torch.arange(count) % classes if classes else None
@@ -184,7 +186,7 @@ REFUSED = {
     "fourier": ({"time_embedding_type": "fourier"}, "time_embedding_type='fourier'"),
     "types": ({**levels("D", "A"), "down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, "SkipDownBlock2D"),
     "one way alone": ({"up_block_types": ["UpBlock2D", "UpBlock2D", "UpBlock2D"]}, "same levels"),
-    "rectangle": ({"sample_size": [16, 32]}, "sample_size"),
+    "sizes": ({"sample_size": [16, 16, 16]}, "sample_size must be a number or"),
     "activation": ({"act_fn": "gelu"}, "act_fn='gelu'"),
     "many blocks": ({"layers_per_block": 60_000}, "more blocks than"),
     "wide": ({"block_out_channels": [32_768, 32_768, 32_768]}, "which this network does not have"),

@@ -91,7 +91,7 @@ def test_fingerprints_follow_the_images(tmp_path):
 def test_images_of_two_sizes_and_unreadable_ones_are_named(tmp_path):
     folder = as_folder(tmp_path / "a", smooth(3))
     save(folder / "00005.png", random(9, 9, 3))
-    with pytest.raises(UserError, match="cannot be scored: 00005.png.*is 9 x 9, but the first is 8 wide"):
+    with pytest.raises(UserError, match="cannot be scored: 00005.png.*is 9 x 9, but the first is 8 x 8"):
         read(open_place(str(folder), "samples"))
     (folder / "00005.png").write_bytes((folder / "00001.png").read_bytes()[:70])
     with pytest.raises(UserError, match="cannot be scored: 00005.png"):
@@ -101,9 +101,14 @@ def test_images_of_two_sizes_and_unreadable_ones_are_named(tmp_path):
         read(open_place(str(folder), "samples"))
 
 
-def test_images_that_are_no_squares_are_refused(tmp_path):
-    save(tmp_path / "a" / "1.png", random(8, 6, 3))
-    with pytest.raises(UserError, match="is 6 x 8, but the first is 6 wide and scores need squares"):
+def test_images_that_are_no_squares_keep_their_form(tmp_path):
+    pixels = random(8, 6, 3)
+    save(tmp_path / "a" / "1.png", pixels)
+    images = open_place(str(tmp_path / "a"), "samples")
+    assert images.size == (8, 6)
+    np.testing.assert_array_equal(read(images)[0], pixels.transpose(2, 0, 1))
+    save(tmp_path / "a" / "2.png", random(6, 8, 3))
+    with pytest.raises(UserError, match=r"2.png \(is 6 x 8, but the first is 8 x 6 and scores need one size\)"):
         read(open_place(str(tmp_path / "a"), "samples"))
 
 
@@ -142,9 +147,9 @@ def test_what_has_no_pixels_or_no_colours_is_no_picture():
     with pytest.raises(UserError, match="the images of gaussian have pixels without a range"):
         open_split(data.kind, "test", data.test)
     with pytest.raises(UserError, match="the images of x have 2 channels"):
-        require_pictures(ImageKind("x", 2, 8, [], bounded=True))
+        require_pictures(ImageKind("x", 2, 8, 8, [], bounded=True))
     for channels in (1, 3):
-        require_pictures(ImageKind("x", channels, 8, [], bounded=True))
+        require_pictures(ImageKind("x", channels, 8, 8, [], bounded=True))
 
 
 def test_statistics_are_told_from_images(tmp_path):

@@ -165,7 +165,7 @@ def test_statistics_of_another_network_are_refused_in_words(network, width, of, 
     known = Statistics(np.zeros(width), np.eye(width), network.sha256 if of == "its own" else of)
     message = f"theirs.npz are of {width} features of another network"
     with pytest.raises(UsageError, match=message) if refused else does():
-        refuse_other_features("theirs.npz", known, network, network.width(8))
+        refuse_other_features("theirs.npz", known, network, network.width((8, 8)))
 
 
 def warnings(tmp_path: Path, name: str, drawn: int, real: int | None, width: int = 4) -> str:

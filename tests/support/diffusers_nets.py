@@ -36,6 +36,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
     "cosine first, the paper's spacing": {**PAPER, "flip_sin_to_cos": True, **levels("D"), "block_out_channels": (16,)},
     "sine first, the later spacing": {"flip_sin_to_cos": False, **levels("D", "A"), "block_out_channels": (16, 32)},
+    "rectangle": {**levels("D", "A", "D"), "block_out_channels": (16, 32, 32), "sample_size": (16, 24)},
     "widths that are no multiples": {**levels("D", "A", "D"), "block_out_channels": (32, 48, 40), "in_channels": 1},
 }
 
