@@ -86,6 +86,8 @@ def to_diffusers(folder: Path, network: TrainedNetwork, exported: Exported) -> N
     save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     if exported.kind.pad:
         log.warning(f"images have a black border of {exported.kind.pad} pixels there, which this program removes")
+    if not exported.kind.eight_bit:
+        log.warning("images have other values there, those that the network sees: README.md says which")
     if exported.variance == "analytic":
         log.warning("variance=analytic is estimated after training: the scheduler has fixed_small in its place")
 

@@ -154,7 +154,7 @@ def draw_missing(
 
 
 def noise_of(drawing: Drawing, n: int, size: int, first: int) -> Iterator[dict[str, np.ndarray]]:
-    """The noise [b, C, side, side] of each batch of given images, from image `first` on."""
+    """The noise [b, C, H, W] of each batch of given images, from image `first` on."""
     for noise in noises(drawing, n, size, first):
         yield {NOISE: noise.numpy()}
 
@@ -187,7 +187,7 @@ def kinds_of_files(config: SampleConfig) -> list[str]:
 def trajectory_of(drawing: Drawing, config: SampleConfig, batch_size: int) -> Trajectory | None:
     """What keeps the way of the first batch, if it is asked for, and if the number of evaluations is known."""
     wanted = config.count <= MOST_SHOWN if config.trajectory is None else config.trajectory
-    if not wanted or not drawing.sampler.evaluations or not drawing.kind.bounded:
+    if not wanted or not drawing.sampler.evaluations:
         return None
     return Trajectory(drawing.kind, drawing.sampler.evaluations, min(config.count, batch_size))
 
@@ -197,7 +197,7 @@ def batches_of(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The images [b, H, W, C] of each batch from image `first` on; also as PNG files in the folder, if asked for."""
     kind = drawing.kind
-    as_files = "png" in kinds_of_files(config) and kind.bounded and kind.channels in (1, 3)  # what PNG can hold
+    as_files = "png" in kinds_of_files(config) and kind.eight_bit and kind.channels in (1, 3)  # what PNG can hold
     for numbers, images in drawing.batches(config.count, batch_size, first, way):
         for number, image in zip(numbers, images, strict=True) if as_files else ():
             save_png(folder / f"{number:05d}.png", image)

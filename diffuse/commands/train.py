@@ -264,7 +264,7 @@ def log_setup(training: Training, folder: Path, output: Output) -> None:
     """Log the data, the network, the device, the disk space that checkpoints take, and what is unusual."""
     config, trainer, kind = training.config, training.trainer, training.trainer.data.kind
     parameters = sum(weight.numel() for weight in trainer.net.parameters())
-    images = f"{len(trainer.data.train.images):,} images of {kind.channels} x {kind.height} x {kind.width}"
+    images = f"{len(trainer.data.train.images):,} images of {kind.in_words}"
     border = f" (with a border of {kind.pad})" if kind.pad else ""
     several = f", {count} processes" if (count := trainer.processes.count) > 1 else ""
     several += f", each batch in {trainer.parts} parts" if trainer.parts > 1 else ""

@@ -1,4 +1,4 @@
-"""Every data set of images is prepared once: one memory-mapped uint8 array [N, C, H, W] per split, and int64 labels.
+"""Every data set of images is prepared once: one memory-mapped array [N, C, H, W] per split, and int64 labels.
 
     DATA_DIR/prepared/<name>-<key>/   train_images.npy  train_labels.npy  test_images.npy  test_labels.npy  about.json
 
@@ -55,7 +55,7 @@ class Split:
 class Source:
     """The images of one split, before they are in an array.
 
-    count: the number of images, or more; blocks: (images uint8 [k, C, H, W], labels [k] or None) in order;
+    count: the number of images, or more; blocks: (images [k, C, H, W], labels [k] or None) in order;
     unreadable: the files that were left out of the blocks so far, each with the reason.
     """
 
@@ -71,6 +71,7 @@ Sources = Callable[[], Mapping[str, Source]]
 class Recipe:
     """How a data set is made: its name, the shape of an image, what its arrays depend on, and where they come from.
 
+    dtype: of the images, uint8 or float32.
     sources opens the splits; it is called only if the arrays do not exist yet, and may take long (a download).
     skip_bad: leave out images that cannot be read, instead of raising an error.
     """
@@ -80,10 +81,12 @@ class Recipe:
     depends_on: Mapping[str, Any]
     sources: Sources
     skip_bad: bool = False
+    dtype: str = "uint8"
 
     @property
     def folder_name(self) -> str:
         facts = {"format": ARRAY_FORMAT, "shape": self.shape, **self.depends_on}
+        facts |= {"dtype": self.dtype} if self.dtype != "uint8" else {}
         return f"{self.name}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
@@ -181,7 +184,7 @@ def _write(recipe: Recipe, folder: Path) -> None:
 def _write_split(folder: Path, split: str, recipe: Recipe, source: Source, progress: Progress) -> int:
     """Write the blocks of one split one after the other; returns the number of images."""
     labels = []
-    with GrowingArray(folder / f"{split}_images.npy", np.dtype(np.uint8), recipe.shape) as images:
+    with GrowingArray(folder / f"{split}_images.npy", np.dtype(recipe.dtype), recipe.shape) as images:
         for block, classes in source.blocks:
             images.append(block)
             if classes is not None:
@@ -196,7 +199,7 @@ def _write_split(folder: Path, split: str, recipe: Recipe, source: Source, progr
 
 def refuse_without_room(recipe: Recipe, count: int, folder: Path) -> None:
     """Raise UserError where the arrays would not fit on the disk."""
-    needed, free = count * int(np.prod(recipe.shape)), shutil.disk_usage(folder).free
+    needed, free = count * int(np.prod(recipe.shape)) * np.dtype(recipe.dtype).itemsize, shutil.disk_usage(folder).free
     if needed > free:
         what = f"{recipe.name} needs {format_bytes(needed)} in {folder}, where {format_bytes(free)} are free"
         raise UserError(f"{what}; make room or choose another data_dir=")

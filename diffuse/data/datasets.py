@@ -1,12 +1,14 @@
 """Data sets: each split is one array of images [N, C, H, W], and a batch is some of its rows.
 
-Images are uint8 and become floats in [-1, 1] on the device. The exception is `gaussian`, whose floats have no range.
+Images are uint8 and become floats in [-1, 1] on the device. The exceptions are `gaussian`, whose floats have no range,
+and the numbers of an npz file, which come with what the network sees of them.
 All data sets of 8-bit images have `pad`, the width of a black border around the images that the network sees (removed
 from samples), and `flip`, whether training mirrors half of the images.
 """
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import torch
 
 from diffuse.data.arrays import Recipe, Source, Sources, Split, prepare
 from diffuse.data.decoding import FITS, Shape, centre_140
-from diffuse.data.images import Dataset, ImageKind
-from diffuse.data.own_images import FolderImages, NpzImages, fingerprint, held_out
+from diffuse.data.images import NONE, Dataset, ImageKind
+from diffuse.data.npz import LAYOUTS, NpzImages, NpzSplits
+from diffuse.data.own_images import FolderImages, fingerprint, held_out
 from diffuse.data.sources import TorchvisionSet, from_cifar10_binary, has_cifar10_binary
+from diffuse.data.values import Normalisation
 from diffuse.system.errors import Refused, UserError, check, check_choice
-from diffuse.system.files import absolute, sha256, slug
+from diffuse.system.files import absolute, slug
 from diffuse.system.randomness import generator
 from diffuse.system.sizes import height_width
 
@@ -71,7 +75,7 @@ def gaussian(
         loc, scale = (torch.tensor(values, dtype=images.dtype).reshape(-1, 1, 1) for values in (mean, std))
         return torch.distributions.Normal(loc, scale).log_prob(images).flatten(1).sum(1)
 
-    kind = ImageKind("gaussian", len(mean), height, width, [], bounded=False)
+    kind = ImageKind("gaussian", len(mean), height, width, [], NONE)
     counts = {"train": train_count, "test": test_count}
     return Dataset(kind, flip, lambda: {split: draw(split, count) for split, count in counts.items()}, log_density)
 
@@ -179,37 +183,45 @@ def npz(
     data_dir: Path,
     path: str,
     test_path: str | None = None,
+    layout: str | None = None,
+    normalise: str | None = None,
+    range: list[float] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
     holdout: float = 0.1,
     split_seed: int = 0,
     pad: int = 0,
     flip: bool = False,
 ) -> Dataset:
-    """Images of an npz file: arr_0 or images, uint8 [N, H, W, C], any H, W and C; labels [N], arr_1 or labels.
+    """Images of an npz file: arr_0 or images, [N, H, W, C], any H, W, C and numbers; labels [N], arr_1 or labels.
 
     path        the file
     test_path   a second file to test on
+    layout      NHWC or NCHW: where the channels are (null: last, where the shape leaves no doubt)
+    normalise   range (from `range` to [-1, 1]), std (mean 0 and standard deviation 1 in each channel) or none: what the
+                network sees of numbers that are no 8-bit pixels; undone in samples
+    range       [low, high] of normalise=range, which no value may leave
+    mean, std   of normalise=std: lists, a number for each channel or one for all (null: those of the training images)
     holdout     the share of images held out for testing, unless there is a second file
     split_seed  decides which images are held out
     """
     _check_holdout(holdout)
-    train = NpzImages(_existing(path, Path.is_file, "an npz file"))
-    test = NpzImages(_existing(test_path, Path.is_file, "an npz file", "test_path")) if test_path else None
-    if train.count < 2:
-        raise UserError(f"dataset.path={path} has {train.count} image; at least 2 are needed")
-    if test and test.shape != train.shape:
-        raise UserError(f"dataset.test_path={test_path} has images of another shape than dataset.path={path}")
-    tested = np.zeros(train.count, bool) if test else held_out([*map(str, range(train.count))], holdout, split_seed)
-    files = [train, test] if test else [train]
-    labels = [file.labels for file in files if file.labels is not None]
-    classes = range(np.concatenate(labels).max() + 1) if len(labels) == len(files) else ()
-
-    def sources() -> dict[str, Source]:
-        all_of_test = test.source(np.ones(test.count, bool)) if test else train.source(tested)
-        return {"train": train.source(~tested), "test": all_of_test}
-
-    depends_on = {"holdout": None if test else [holdout, split_seed], "files": [sha256(file.path) for file in files]}
-    kind = _kind(slug(train.path.stem) or "npz", train.channels, (train.height, train.width), [*map(str, classes)], pad)
-    return _dataset(kind, flip, data_dir, sources, depends_on)
+    if layout is not None:
+        check_choice("layout", layout, LAYOUTS)
+    asked = Normalisation(normalise, range, mean, std)
+    test = (
+        None if test_path is None else NpzImages(_existing(test_path, Path.is_file, "an npz file", "test_path"), layout)
+    )
+    splits = NpzSplits(NpzImages(_existing(path, Path.is_file, "an npz file"), layout), test, holdout, split_seed)
+    channels, height, width = splits.train.shape
+    kind = _kind(slug(splits.train.path.stem) or "npz", channels, (height, width), splits.classes, pad)
+    if normalise is None:
+        splits.refuse_numbers()
+        return _dataset(kind, flip, data_dir, partial(splits.sources, floats=False), splits.depends_on)
+    sources = partial(splits.sources, floats=True)
+    recipe = Recipe(kind.name, splits.train.shape, splits.depends_on, sources, dtype="float32")
+    prepared = prepare(recipe, data_dir)  # at once, since what the network sees of the values may follow from them
+    return Dataset(replace(kind, **asked.of(prepared)), flip, lambda: prepared)
 
 
 def _dataset(
@@ -222,7 +234,7 @@ def _dataset(
 
 def _kind(name: str, channels: int, size: tuple[int, int], classes: list[str], pad: int) -> ImageKind:
     check(0 <= pad <= 1024, "pad", "a number of pixels, 0 or a few", pad)
-    return ImageKind(name, channels, *size, classes, bounded=True, pad=pad)
+    return ImageKind(name, channels, *size, classes, pad=pad)
 
 
 def _existing(path: str, there: Callable[[Path], bool], what: str, key: str = "path") -> Path:

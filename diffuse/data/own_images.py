@@ -1,30 +1,20 @@
-"""The user's own images, a folder of files or an npz file: what is there, and which are held out for testing."""
+"""The user's own images, a folder of files: what is there, and which are held out for testing."""
 
 import hashlib
-import math
 import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
 
 import numpy as np
 
-from diffuse.data.arrays import Block, Source
-from diffuse.data.decoding import BLOCK_IMAGES, SUFFIXES, Shape
+from diffuse.data.arrays import Source
+from diffuse.data.decoding import SUFFIXES, Shape
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UserError
 from diffuse.system.progress import log
 from diffuse.system.randomness import hash_key
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
-# What zipfile, zlib and numpy raise where an npz file is damaged, encrypted or something else.
-DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TokenError, zipfile.BadZipFile, zlib.error)
-MOST_CLASSES = 100_000
-# The names of the arrays of images and labels in an npz file: those that numpy gives them, or their own.
-IMAGES_KEYS, LABELS_KEYS = ("arr_0", "images"), ("arr_1", "labels")
 MOST_NAMED = 5  # files in a message
 
 
@@ -121,77 +111,3 @@ def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
     mask = np.zeros(len(names), bool)
     mask[order[: min(max(1, round(share * len(names))), len(names) - 1)]] = True
     return mask
-
-
-class NpzImages:
-    """An npz file with uint8 images [N, H, W, C] or [N, H, W], of any number of channels, and optionally labels [N].
-
-    They are called arr_0 and arr_1, or images and labels.
-
-    Images are read in blocks, never as a whole, whether they are compressed or not. Raises UserError if the file holds
-    anything else.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-                self.key = next((key for key in IMAGES_KEYS if f"{key}.npy" in names), "")
-                if not self.key:
-                    raise UserError(f"{path} has no {' or '.join(IMAGES_KEYS)}; it has {', '.join(names[:9])}")
-                with archive.open(f"{self.key}.npy") as file:
-                    shape, dtype = _header(file)
-                    held = archive.getinfo(f"{self.key}.npy").file_size - file.tell()
-            called = next((key for key in LABELS_KEYS if f"{key}.npy" in names), "")
-            with np.load(path, allow_pickle=False) as arrays:
-                labels = arrays[called] if called else None
-        except DAMAGED as error:
-            raise UserError(f"{path} is not an npz file with images: {error}") from error
-        if dtype != np.uint8 or len(shape) not in (3, 4) or min(shape) < 1:
-            raise UserError(f"{path}: {self.key} must hold uint8 images [N, H, W, C], not {dtype} {shape}")
-        self.count, self.height, self.width, self.channels = (*shape, 1)[:4]
-        if held < math.prod(shape):
-            raise UserError(
-                f"{path} is damaged: {self.key} says that it has {self.count:,} images, and {held:,} bytes follow"
-            )
-        if labels is not None and (labels.shape != (self.count,) or labels.dtype.kind not in "iu"):
-            expected = f"a label, a whole number, for each of {self.count:,} images"
-            raise UserError(f"{path}: {called} must hold {expected}, not {labels.dtype} {labels.shape}")
-        if labels is not None and not 0 <= labels.min() <= labels.max() < MOST_CLASSES:
-            found = f"from {labels.min()} to {labels.max()}"
-            raise UserError(f"{path}: {called} must hold labels from 0 to {MOST_CLASSES - 1}, and they are {found}")
-        self.labels = None if labels is None else labels.astype(np.int64)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """The shape of an image, [C, H, W]."""
-        return self.channels, self.height, self.width
-
-    def source(self, rows: np.ndarray) -> Source:
-        """The images at which the mask `rows` is true."""
-        return Source(int(rows.sum()), self._blocks(rows))
-
-    def _blocks(self, rows: np.ndarray) -> Iterator[Block]:
-        shape = (self.height, self.width, self.channels)
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.key}.npy") as file:
-                _header(file)
-                for at in range(0, self.count, BLOCK_IMAGES):
-                    here = rows[at : at + BLOCK_IMAGES]
-                    content = file.read(len(here) * math.prod(shape))
-                    images = np.frombuffer(content, np.uint8).reshape(-1, *shape)
-                    classes = None if self.labels is None else self.labels[at : at + BLOCK_IMAGES][here]
-                    yield images.transpose(0, 3, 1, 2)[here], classes
-        except DAMAGED as error:
-            raise UserError(f"{self.path} is damaged: {error}") from error
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of a .npy file in row-major order, leaving the file where its numbers begin."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_major, dtype = read(file)
-    if column_major:
-        raise ValueError("its numbers are in column-major order")
-    return shape, dtype

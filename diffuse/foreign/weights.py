@@ -142,7 +142,7 @@ def kind_of(found: Found, options: Foreign, called: str) -> ImageKind:
     if options.null_label and rows < 2:
         raise UsageError("foreign.null_label is about the table of labels, and these weights have none")
     if options.dataset is None:
-        return ImageKind(called, channels, *size, [str(number) for number in range(classes)], bounded=True)
+        return ImageKind(called, channels, *size, [str(number) for number in range(classes)])
     kind = build_named_dataset(options.dataset, data_folder(default_data_dir())).kind
     if kind.shape != (channels, *size):
         raise UsageError(

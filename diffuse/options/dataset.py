@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from diffuse.data.images import Dataset, ImageKind
-from diffuse.options.build import build_with, checked_options
+from diffuse.data.images import EIGHT_BIT, NONE, Dataset, ImageKind
+from diffuse.options.build import about, build_with, checked_options
 from diffuse.options.keys import Node
 from diffuse.system.errors import UsageError, pick
 from diffuse.system.files import CONFIGS
@@ -33,11 +33,14 @@ def build_named_dataset(name: str, data_dir: Path) -> Dataset:
 
 
 def stored_kind(content: Node) -> ImageKind:
-    """The kind of images in a checkpoint, checked. Those of before rectangular images have one size."""
+    """The kind of images in a checkpoint, checked. Until 1.11 it had one size, and `bounded` meant 8-bit images."""
     found = dict(content)
     if "size" in found:
         found["height"] = found["width"] = found.pop("size")
-    return ImageKind(**checked_options(ImageKind, found, "kind"))
+    if "bounded" in found:
+        found["values"] = EIGHT_BIT if found.pop("bounded") else NONE
+    with about("kind"):
+        return ImageKind(**checked_options(ImageKind, found, "kind"))
 
 
 def default_data_dir() -> str:

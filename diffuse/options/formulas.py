@@ -30,17 +30,17 @@ from diffuse.system.errors import UsageError, require_choice
 FLOORED = partial(discretised_gaussian, least=1e-12)
 
 
-def without_border(decoder: Decoder, kind: ImageKind) -> Decoder:
-    """The decoder of the image without its border, which only the network sees: it is not data and not part of L_0."""
+def of_the_data(decoder: Decoder, kind: ImageKind) -> Decoder:
+    """The decoder of images as the data set has them: without the border, which only the network sees, in its units."""
 
     def crop(value: Tensor) -> Tensor:
         return value if value.ndim == 0 or value.shape[-1] == 1 else kind.crop(value)
 
     @wraps(decoder)
     def call(x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        return decoder(crop(x0), crop(mean), crop(variance))
+        return decoder(crop(x0), crop(mean), crop(variance)) + kind.log_volume
 
-    return call if kind.pad else decoder
+    return call if kind.pad or kind.log_volume else decoder
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Formulas:
         schedule: Schedule = build(config.schedule, "schedule", trust)
         prediction = bind(config.prediction, "prediction", trust)
         time_sampling: UniformTimes = build(config.times, "times", trust, schedule=schedule)
-        decoder = without_border(discretised_gaussian if kind.bounded else gaussian_density, kind)
-        in_training = without_border(FLOORED, kind) if kind.bounded else decoder
+        decoder = of_the_data(discretised_gaussian if kind.eight_bit else gaussian_density, kind)
+        in_training = of_the_data(FLOORED, kind) if kind.eight_bit else decoder
         weight = bind(config.weight, "weight", trust)
         with about("weight"):
             weight(torch.ones(()), torch.ones(()))

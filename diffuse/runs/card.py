@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffuse
+from diffuse.data.images import ImageKind
 from diffuse.options.reference import option_with
 from diffuse.runs.history import HISTORY
 from diffuse.runs.trained import TrainedNetwork
@@ -41,8 +42,8 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         "",
         f"# {config.name or network.home.name}",
         "",
-        f"A diffusion model of {kind.name}: images of {kind.channels} x {kind.height} x {kind.width}{classes}."
-        + (border if kind.pad else ""),
+        f"A diffusion model of {kind.name}: images of {kind.in_words}{classes}." + (border if kind.pad else ""),
+        *units_of(kind),
         "",
         "| | |",
         "|---|---|",
@@ -61,6 +62,15 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def units_of(kind: ImageKind) -> Iterator[str]:
+    """How to get from what the network draws to the values of the data set, where that is not usual."""
+    if kind.scale:
+        of_channels = ", ".join(
+            f"{shift:.9g} + {scale:.9g} x" for shift, scale in zip(kind.shift, kind.scale, strict=True)
+        )
+        yield f"\nIts values are not pixels: x of the network stands, channel by channel, for {of_channels}."
 
 
 def training_facts(network: TrainedNetwork) -> Iterator[tuple[str, str]]:

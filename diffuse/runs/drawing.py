@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffuse.data.conditions import Condition
-from diffuse.data.images import ImageKind, to_uint8
+from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import AnyDenoiser, Prediction
 from diffuse.mathematics.editing import STEPS, encode
 from diffuse.mathematics.wrappers import Observed, Seen
@@ -153,15 +153,15 @@ class Drawing:
         return self.shared(images, each_evaluation).images
 
     def picture(self, images: Tensor) -> Tensor:
-        """A picture of the first images [n, C, H, W] of a drawing: a row for each class, if they have classes."""
-        return grid_by_title(images, self.condition.titles(range(len(images))))
+        """A picture of the first images [n, C, H, W] of a drawing, as the data set has them: a row for each class."""
+        return grid_by_title(self.kind.to_pixels(images), self.condition.titles(range(len(images))))
 
     def batches(
         self, n: int, batch_size: int, first: int = 0, seen: Seen | None = None
     ) -> Iterator[tuple[range, Tensor]]:
         """The numbers and the images of each batch, from image `first` to n - 1, on the CPU; shows progress.
 
-        As 8-bit pixels, or as floats where the data have no range. A device that runs ahead draws the next batch while
+        As the data set has them, 8-bit pixels or floats. A device that runs ahead draws the next batch while
         the caller has this one. seen is called with every prediction: several processes do not share such a batch.
         """
         if self.device.processes.count > 1:
@@ -215,7 +215,7 @@ class Drawing:
         It raises UserError for pixels that are NaN or infinite, which as 8-bit pixels would be any number.
         """
         finite = self.device.fetch(torch.isfinite(drawn).flatten(1).all(1))
-        pixels = self.device.fetch(to_uint8(drawn) if self.kind.bounded else drawn)
+        pixels = self.device.fetch(self.kind.to_values(drawn))
 
         def wait() -> Tensor:
             refuse_not_finite(finite(), images, bool(self.guidance))
@@ -244,7 +244,7 @@ class Drawing:
 
 
 def noises(drawing: Drawing, n: int, batch_size: int, first: int) -> Iterator[Tensor]:
-    """The noise of each batch of given images, from image `first` to n - 1, [b, C, side, side]; shows progress."""
+    """The noise of each batch of given images, from image `first` to n - 1, [b, C, H, W]; shows progress."""
     batches = (range(n)[start : start + batch_size] for start in range(first, n, batch_size))
     with Progress("encode", n, "image", first) as progress:
         for images, noise in drawing.device.processes.map("encode", batches, drawing.encode):

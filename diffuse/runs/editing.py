@@ -48,7 +48,7 @@ class Editing:
     count   the number of images where `n` is null
     record  what the images depend on beside all that plain ones do
     part    the share of the sampler's steps that is walked
-    known   which pixels are known, bool [1, 1, side, side]; None for none
+    known   which pixels are known, bool [1, 1, H, W]; None for none
     """
 
     count: int = PLAIN_IMAGES
@@ -87,14 +87,14 @@ PLAIN = Editing()
 class FromImages(Editing):
     """SDEdit, inpainting, or both: image i begins as the given image i mod k with noise, or as pure noise at part 1.
 
-    given  the k images, uint8 [k, C, size, size]
+    given  the k images, uint8 [k, C, H, W]
     """
 
     kind: ImageKind = field(kw_only=True)
     given: Tensor = field(kw_only=True)
 
     def x0(self, images: Sequence[int], device: torch.device) -> Tensor:
-        """The given images that these are made of, [b, C, side, side] in [-1, 1]."""
+        """The given images that these are made of, [b, C, H, W] in [-1, 1]."""
         return send(self.kind.to_network(self.given[[image % len(self.given) for image in images]]), device)
 
     def beginning(self, images: Sequence[int], noise: Tensor, schedule: Schedule, start: float) -> Tensor:
@@ -109,7 +109,7 @@ class FromImages(Editing):
 
     def picture(self, drawn: Tensor) -> Tensor:
         """A row for each given image: as it is, with grey where it is painted, and what was made of it."""
-        shown, k = to_pictures(drawn), len(self.given)
+        shown, k = drawn, len(self.given)
         rows = min(k, MOST_ROWS, len(shown))
         columns = [self.given[:rows]]
         if self.known is not None:
@@ -127,14 +127,14 @@ class Encoding(FromImages):
         sampler.refuse_noise("edit.encode")
 
     def from_noise(self, noise: np.ndarray) -> "Encoded":
-        """Drawing of the noise that was found, [n, C, side, side]."""
+        """Drawing of the noise that was found, [n, C, H, W]."""
         values = {name: getattr(self, name) for name in ("count", "record", "kind", "given")}
         return Encoded(**values, noise=torch.from_numpy(noise))
 
 
 @dataclass(frozen=True)
 class FromNoise(Editing):
-    """Image i begins with the row i mod k of given noise, [k, C, side, side]; time: that of the noise."""
+    """Image i begins with the row i mod k of given noise, [k, C, H, W]; time: that of the noise."""
 
     noise: Tensor = field(kw_only=True)
     time: float | None = None
@@ -148,7 +148,7 @@ class FromNoise(Editing):
 
 @dataclass(frozen=True)
 class Encoded(FromNoise):
-    """Noise that was found for given images, uint8 [k, C, size, size]."""
+    """Noise that was found for given images, uint8 [k, C, H, W]."""
 
     kind: ImageKind = field(kw_only=True)
     given: Tensor = field(kw_only=True)
@@ -158,7 +158,7 @@ class Encoded(FromNoise):
         rows = min(len(drawn), MOST_ROWS)
         noise = self.kind.crop(self.noise[:rows])
         scale = noise.flatten(1).std(1).reshape(-1, 1, 1, 1)
-        return side_by_side([self.given[:rows], to_uint8(noise / scale)], [to_pictures(drawn[:rows])])
+        return side_by_side([self.given[:rows], to_uint8(noise / scale)], [drawn[:rows]])
 
     def error(self, drawn: np.ndarray) -> dict[str, float]:
         """By how many of 255 grey levels the drawn images, uint8 [n, H, W, C], are off: the mean and the largest."""
@@ -171,10 +171,11 @@ class Encoded(FromNoise):
 class Interpolation(Editing):
     """Images on the way between noises, each the next one of which is reached after frames - 1 steps.
 
-    ends  the noises, [k, C, side, side], as the sampler begins with them
+    ends  the noises, [k, C, H, W], as the sampler begins with them
     time  that of noises from a file
     """
 
+    kind: ImageKind = field(kw_only=True)
     frames: int = FRAMES
     ends: Tensor = field(kw_only=True)
     time: float | None = None
@@ -201,10 +202,10 @@ class Interpolation(Editing):
         steps = self.frames - 1
         chosen = torch.linspace(0, steps, min(self.frames, MOST_COLUMNS)).round().long()
         rows = [drawn[pair * steps + chosen] for pair in range(len(self.ends) - 1)]
-        return image_grid(to_pictures(torch.cat(rows)), columns=len(chosen))
+        return image_grid(self.kind.to_pixels(torch.cat(rows)), columns=len(chosen))
 
     def film(self, drawn: Tensor) -> list[Tensor]:
-        return [image_grid(to_pictures(image[None])) for image in drawn]
+        return [image_grid(self.kind.to_pixels(image[None])) for image in drawn]
 
 
 def editing_of(keys: Edit, n: int | None, network: TrainedNetwork) -> Editing:
@@ -263,7 +264,7 @@ def interpolation(seeds: list[int], frames: int, noise_file: str | None, network
         record["noise_sha256"] = noise.sha256
         ends = noise.content[seeds]
     count = (len(seeds) - 1) * (frames - 1) + 1
-    return Interpolation(count, record, frames=frames, ends=ends, time=time)
+    return Interpolation(count, record, kind=network.kind, frames=frames, ends=ends, time=time)
 
 
 def refuse_what_excludes_each_other(keys: Edit, n: int | None) -> None:
@@ -288,8 +289,3 @@ def refuse_other_time(time: float | None, sampler: Sampler) -> None:
             f"edit.noise is of time {time:g}, and this sampler begins at {sampler.start:g}: choose the "
             "sampler.spacing with which it was made"
         )
-
-
-def to_pictures(images: Tensor) -> Tensor:
-    """The images in 8 bits; values outside of [-1, 1] are clipped."""
-    return images if images.dtype == torch.uint8 else to_uint8(images)

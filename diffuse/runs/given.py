@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffuse.data.decoding import FITS, Box, Shape, decode, whole
 from diffuse.data.images import ImageKind
-from diffuse.data.own_images import DAMAGED, first_of, image_files
+from diffuse.data.npz import DAMAGED
+from diffuse.data.own_images import first_of, image_files
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import absolute, sha256, sha256_of_folder, write_atomic
@@ -40,8 +41,8 @@ def read_images(place: str, network: TrainedNetwork) -> Given:
     Raises UserError where one cannot be read.
     """
     kind, path = network.kind, absolute(place)
-    if not kind.bounded or kind.channels not in (1, 3):
-        what = f"{kind.channels} channels" if kind.bounded else "pixels without a range"
+    if not kind.eight_bit or kind.channels not in (1, 3):
+        what = f"{kind.channels} channels" if kind.eight_bit else "values that are not 8-bit pixels"
         raise UsageError(f"edit.image is for runs on 8-bit images, grey or RGB; those of {kind.name} have {what}")
     names = image_files(path) if path.is_dir() else [path.name]
     if not names:
@@ -118,6 +119,6 @@ def read_noise(place: str, network: TrainedNetwork) -> tuple[Given, float]:
 
 
 def write_noise(path: Path, noise: np.ndarray, time: float, prior_std: float, made_with: Mapping[str, Any]) -> None:
-    """Write noise.npz: the noise [n, C, side, side] at a time, as the network sees it, and what it was made with."""
+    """Write noise.npz: the noise [n, C, H, W] at a time, as the network sees it, and what it was made with."""
     made = np.array([f"{key}: {value}" for key, value in made_with.items()], dtype=str)
     write_atomic(path, lambda f: np.savez(f, noise=noise, time=time, prior_std=prior_std, made_with=made), mode="wb")

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffuse.data.conditions import Condition
 from diffuse.data.decoding import FITS, Shape
 from diffuse.data.images import ImageKind, to_float
-from diffuse.data.own_images import DAMAGED
+from diffuse.data.npz import DAMAGED
 from diffuse.mathematics import measurements
 from diffuse.mathematics.measurements import Measurement, MeasurementGuided
 from diffuse.networks.script import check_scaling, load_script, script_features
@@ -64,8 +64,8 @@ def loss(
     """
     if target is None:
         raise UsageError("guidance.target is required: the file of an image, or of a vector for measure=features")
-    if not network.kind.bounded:
-        raise UsageError(f"guidance=loss is for images, and the data of this run, {network.kind.name}, are none")
+    if not network.kind.eight_bit:
+        raise UsageError(f"guidance=loss is for 8-bit images, and the data of this run, {network.kind.name}, are none")
     check(covariance is None or covariance > 0, "covariance", "positive or null", covariance)
     refuse_unused({"mask": mask, "features": features, "size": size}, measure)
     asked = Asked(network, target, mask, factor, blur, features, size, low, high)

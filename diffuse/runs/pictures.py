@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -16,20 +17,30 @@ SMALLEST_TILE, LARGEST_TILE = 48, 512  # pixels of the shorter and the longer si
 BETWEEN, GREY = 2, 128  # pixels between two images, and their grey
 TEXT, MOST_LETTERS = 14, 24  # size and length of titles
 LEAST_IN_ROW, MOST_IN_ROW = 2, 24  # images of a title
+MOST_CHANNELS = 8
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
     """Images [n, C, H, W], uint8 or in [-1, 1] -> one uint8 picture [3, H', W'] with `columns` (None: about square).
 
-    Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen. Of more than three channels, the first
-    three are shown as colours; of two, the first.
+    Small images are enlarged by whole pixels, so that 8 x 8 digits can be seen. Channels that are neither grey nor RGB
+    are shown side by side, the first 8 of them.
     """
     height, width = images.shape[-2:]
-    columns = columns or max(1, round((len(images) * height / width) ** 0.5))
     factor = max(1, min(-(-SMALLEST_TILE // min(height, width)), LARGEST_TILE // max(height, width)))
-    shown = (images if images.dtype == torch.uint8 else to_uint8(images))[:, : 3 if images.shape[1] >= 3 else 1]
-    enlarged = shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-    return tiled(enlarged, columns)
+    shown = images if images.dtype == torch.uint8 else to_uint8(images)
+    shown = in_one_channel(shown.repeat_interleave(factor, -1).repeat_interleave(factor, -2))
+    height, width = shown.shape[-2:]
+    return tiled(shown, columns or max(1, round((len(images) * height / width) ** 0.5)))
+
+
+def in_one_channel(images: Tensor) -> Tensor:
+    """Grey and RGB images as they are; the channels of others side by side, with a line between them."""
+    n, channels, height, _ = images.shape
+    if channels in (1, 3):
+        return images
+    lined = F.pad(images[:, :MOST_CHANNELS], [0, 1], value=GREY)
+    return lined.transpose(1, 2).reshape(n, 1, height, -1)[..., :-1]
 
 
 def tiled(images: Tensor, columns: int) -> Tensor:

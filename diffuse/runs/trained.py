@@ -234,7 +234,7 @@ def weights_of(length: float | None) -> str:
 
 def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:
     """Raise UserError where the images of a data set have another form than those the network was trained on."""
-    for field in ("channels", "size", "pad", "classes"):
+    for field in ("channels", "size", "values", "pad", "classes"):
         found, expected = getattr(now, field), getattr(then, field)
         if found != expected:
             raise UserError(

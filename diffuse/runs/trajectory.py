@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffuse.data.images import ImageKind, to_uint8
+from diffuse.data.images import ImageKind
 from diffuse.mathematics.denoiser import Prediction
 from diffuse.runs.pictures import image_grid, save_gif, save_png
 
@@ -35,7 +35,7 @@ class Trajectory:
         self.count += 1
 
     def _image(self, x: Tensor) -> Tensor:
-        return to_uint8(self.kind.crop(x[:MOST]).float().cpu().clamp(-1, 1))
+        return self.kind.to_pixels(self.kind.to_values(self.kind.crop(x[:MOST]).float().cpu()))
 
     def save(self, folder: Path) -> None:
         """Write trajectory.png, for each image a row of x_t and one of x0, and trajectory.gif, both side by side."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse.data.own_images import DAMAGED
+from diffuse.data.npz import DAMAGED
 from diffuse.scoring.distances import Statistics, radii, statistics
 from diffuse.system.errors import UserError
 from diffuse.system.files import json_round_trip, may_write, sha256, write_atomic, write_json

@@ -15,7 +15,8 @@ from PIL import Image
 from diffuse.data.arrays import Split
 from diffuse.data.decoding import Box, Shape, whole
 from diffuse.data.images import ImageKind
-from diffuse.data.own_images import DAMAGED, MOST_NAMED, NpzImages, fingerprint, image_files
+from diffuse.data.npz import DAMAGED, NpzImages
+from diffuse.data.own_images import MOST_NAMED, fingerprint, image_files
 from diffuse.data.sources import from_files
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import absolute, sha256, sha256_of_folder
@@ -82,8 +83,8 @@ def with_progress(images: ImageSet) -> ImageSet:
 
 def require_pictures(kind: ImageKind) -> None:
     """Raise UserError where images do not have 8-bit pixels, or are neither grey nor RGB."""
-    if not kind.bounded or kind.channels not in (1, 3):
-        what = f"{kind.channels} channels" if kind.bounded else "pixels without a range"
+    if not kind.eight_bit or kind.channels not in (1, 3):
+        what = f"{kind.channels} channels" if kind.eight_bit else "values that are not 8-bit pixels"
         raise UserError(
             f"the images of {kind.name} have {what}: scores of samples are for 8-bit images, grey or RGB. "
             "metrics=[bound,ode] score by likelihood"
@@ -119,9 +120,10 @@ def open_place(place: str, key: str) -> ImageSet:
 
 def open_npz(path: Path) -> ImageSet:
     """The images of an npz file: uint8 [N, H, W, C]."""
-    images, content = NpzImages(path), sha256(path)
-    if images.channels not in (1, 3):
-        raise UserError(f"{path} has images of {images.channels} channels, and scores are of grey or RGB images")
+    images, content = NpzImages(path, "NHWC"), sha256(path)
+    if images.dtype != np.uint8 or images.shape[0] not in (1, 3):
+        found = f"{images.dtype} images of {images.shape[0]} channels"
+        raise UserError(f"{path} has {found}, and scores of samples are for uint8 images [N, H, W, C], grey or RGB")
 
     def batches(first: int) -> Iterator[np.ndarray]:
         return (block for block, _ in images.source(np.arange(images.count) >= first).blocks if len(block))

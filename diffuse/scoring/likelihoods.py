@@ -168,6 +168,8 @@ class BoundScore:
 class OdeScore:
     """The exact log-likelihood by the probability-flow ODE, of 8-bit images with uniform dequantisation.
 
+    Of images that are not 8-bit it is their density, in the units of the data set.
+
     log P(x) >= E log p(x + u) + D log(2 / 255) with u uniform over the bin of x, 2 / 255 wide: Theis et al. 2016.
     """
 
@@ -187,7 +189,7 @@ class OdeScore:
         self.facts["divergence"] = options.divergence
         if self.estimated:
             self.facts["probes"] = options.probes
-        self.facts["dequantisation"] = "uniform, one draw an image" if network.kind.bounded else "none"
+        self.facts["dequantisation"] = "uniform, one draw an image" if network.kind.eight_bit else "none"
         if network.kind.pad:
             self.facts["border"] = "Gaussian of the width at t_min, its density taken off"
         self.facts["clip"] = False
@@ -232,9 +234,8 @@ class OdeScore:
     def nats(self, images: ScoredImages, rows: np.ndarray) -> tuple[Tensor, int]:
         """-log P of some images, [b] in float64, the mean over probes; and the number of evaluations."""
         x0, y = images.batch(rows)
-        offset: Tensor | float = 0.0
-        if self.network.kind.bounded:
-            x0, offset = self.dequantise(x0, images.noise("dequantise", rows))
+        x0, log_q = self.dequantise(x0, images.noise("dequantise", rows))
+        offset = log_q + self.network.kind.log_volume
         probes = images.noise("hutchinson", rows)
         denoiser, found, calls = self.network.denoiser(), [], 0
         for _ in range(self.options.probes if self.estimated else 1):
@@ -248,18 +249,19 @@ class OdeScore:
     def dequantise(self, x0: Tensor, noise: ImageNoise) -> tuple[Tensor, Tensor]:
         """x0 + u, which has a density, and the log density log q(u) of the noise u, [b].
 
-        log P(x) >= E log p(x + u) - log q(u) for any q. Here it is uniform over the bin of a pixel. On the border that
-        the network sees around an image, which is not data, it is a Gaussian with the flow's standard deviation at
-        t_min.
+        log P(x) >= E log p(x + u) - log q(u) for any q. Here it is uniform over the bin of an 8-bit pixel; numbers that
+        are not 8-bit have a density without it. On the border that the network sees around an image, which is not data,
+        it is a Gaussian with the flow's standard deviation at t_min.
         """
         normal, kind = noise(x0), self.network.kind
         alpha, sigma = self.network.schedule.alpha_sigma(torch.tensor(self.t_min, dtype=torch.float64))
         width = float(sigma / alpha)
         inside = torch.zeros_like(x0, dtype=torch.bool)
         kind.crop(inside).fill_(True)
-        u = torch.where(inside, BIN * (torch.special.ndtr(normal) - 0.5), width * normal)
+        of_bin, log_of_bin = (torch.special.ndtr(normal) - 0.5, -math.log(BIN)) if kind.eight_bit else (0 * normal, 0.0)
+        u = torch.where(inside, BIN * of_bin, width * normal)
         log_normal = -0.5 * (normal.square() + math.log(2 * math.pi * width**2))
-        log_q = torch.where(inside, -math.log(BIN), log_normal)
+        log_q = torch.where(inside, log_of_bin, log_normal)
         return x0 + u, log_q.flatten(1).sum(1).cpu().double()
 
     def summary(self, score: Mapping[str, Any]) -> str:

@@ -121,6 +121,8 @@ def differences(network: TrainedNetwork, training: Training, new: Mapping[str, T
     found = []
     if kind.padded_size != network.kind.padded_size:
         found.append(f"images of {in_words(*kind.padded_size)} pixels, before {in_words(*network.kind.padded_size)}")
+    if (kind.values, kind.shift, kind.scale) != (network.kind.values, network.kind.shift, network.kind.scale):
+        found.append(f"other values behind what the network sees: {kind.in_words}, before {network.kind.in_words}")
     if config.init.head == NEW:
         found.append("a new head, whose output is 0 at the beginning")
     elif f"{HEAD}weight" in new:

@@ -62,7 +62,8 @@ class SampleGrids:
         return self.drawing.tasks
 
     def show(self, each_call: Callable[[object], object]) -> Sight:
-        return Sight(self.drawing.picture(self.drawing.draw_by_all(range(self.count), each_call)), {})
+        drawn = self.drawing.draw_by_all(range(self.count), each_call)
+        return Sight(self.drawing.picture(self.drawing.kind.to_values(drawn)), {})
 
     def advice(self, typed_keys: Sequence[str]) -> str:
         return faster_sampler(self.drawing.sampler, typed_keys, "of the sample grids")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffuse.data.images import Dataset, to_uint8
+from diffuse.data.images import Dataset
 from diffuse.mathematics.wrappers import Seen
 from diffuse.options.build import build_with
 from diffuse.options.schema import TrainConfig
@@ -63,7 +63,7 @@ class Watcher:
         def batches(first: int) -> Iterator[np.ndarray]:
             for start in range(first, n, self.batch_size):
                 drawn = self.drawing.draw_by_all(range(n)[start : start + self.batch_size], each_evaluation)
-                yield to_uint8(drawn).cpu().numpy()
+                yield self.drawing.kind.to_values(drawn).cpu().numpy()
 
         drawn = ImageSet(f"samples at step {step:,}", n, self.drawing.kind.size, "", batches, labels=self.labels)
         with tempfile.TemporaryDirectory() as folder:

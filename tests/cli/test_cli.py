@@ -97,10 +97,11 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
         ("+schedule.foo=2", "schedule has no key 'foo'"),
         (
             "unet.channel_mult=[1,1,1,1,1]",
-            "unet.channel_mult has 5 levels, so height and width of images must be divisible by 16; those of digits are 8 x 8: use fewer levels or set "
+            "unet.channel_mult has 5 levels, so height and width of images must be divisible by 16; "
+            "those of digits are 8 x 8: use fewer levels or set "
             "dataset.pad=4",
         ),
-        ("dataset=mnist dataset.pad=0 unet=base", "mnist is 28: use fewer levels or set dataset.pad=2"),
+        ("dataset=mnist dataset.pad=0 unet=base", "those of mnist are 28 x 28: use fewer levels or set dataset.pad=2"),
         (
             "dataset=celeba dataset.size=60 unet=base",
             "those of celeba are 60 x 60: use fewer levels or set dataset.size=64",

@@ -72,7 +72,7 @@ def test_bytes_become_floats_and_come_back():
 
 
 def test_the_network_sees_a_black_border_that_is_cut_off_again():
-    kind = ImageKind("some", 3, 4, 4, [], bounded=True, pad=2)
+    kind = ImageKind("some", 3, 4, 4, [], pad=2)
     images = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = kind.to_network(images)
     assert (kind.padded_size, kind.shape, tuple(x.shape)) == ((8, 8), (3, 8, 8), (5, 3, 8, 8))
@@ -84,11 +84,11 @@ def test_the_network_sees_a_black_border_that_is_cut_off_again():
 
 
 def test_bits_are_counted_without_the_border():
-    assert ImageKind("some", 3, 4, 4, [], bounded=True, pad=2).dimensions == 3 * 4 * 4
+    assert ImageKind("some", 3, 4, 4, [], pad=2).dimensions == 3 * 4 * 4
 
 
 def test_without_a_border_nothing_is_added_or_cut_off():
-    kind = ImageKind("some", 1, 4, 4, [], bounded=False)
+    kind = ImageKind("some", 1, 4, 4, [], "none")
     x = torch.randn(2, 1, 4, 4)
     assert torch.equal(kind.to_network(x), x)
     assert torch.equal(kind.crop(x), x)

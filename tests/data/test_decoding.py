@@ -185,6 +185,21 @@ def test_what_is_cut_off_leaves_no_trace(tmp_path):
     assert (COLOUR.read(saved(tmp_path / "a.png", pixels)) == 255).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "part"),
+    [((16, 24), np.s_[:, 4:28]), ((16, 8), np.s_[:, 12:20]), ((8, 32), np.s_[4:12]), ((16, 32), np.s_[:])],
+)
+def test_the_largest_middle_part_of_an_aspect_ratio_is_taken(size, part, tmp_path):
+    read = Shape(3, size, FITS["crop"]).read(saved(tmp_path / "a.png", BLOCKS))
+    np.testing.assert_array_equal(read, planes(BLOCKS[part]))
+
+
+def test_a_rectangle_is_scaled_as_a_whole(tmp_path):
+    read = Shape(3, (8, 16), FITS["crop"]).read(saved(tmp_path / "a.png", BLOCKS))
+    assert read.shape == (3, 8, 16)
+    np.testing.assert_allclose(read[:, 1::4, 1::4], planes(BLOCKS)[:, 3::8, 3::8], atol=40)
+
+
 def test_resize_keeps_both_ends(tmp_path):
     pixels = np.zeros((32, 320), np.uint8)
     pixels[:, 40:-40] = 100

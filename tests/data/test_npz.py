@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffuse.data import own_images
+from diffuse.data import npz as npz_files
 from diffuse.data.datasets import npz
 from diffuse.data.images import Dataset
 from diffuse.system.errors import UserError
@@ -35,7 +35,7 @@ def held(data: Dataset, count: int = 50) -> np.ndarray:
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("block", [7, 50, 256])
 def test_npz_files_are_read_in_blocks(compressed, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(own_images, "BLOCK_IMAGES", block)
+    monkeypatch.setattr(npz_files, "BLOCK_IMAGES", block)
     data = npz(tmp_path, npz_of(tmp_path / "some.npz", STACK, KINDS, compressed=compressed), holdout=0.2)
     assert held(data).sum() == 10
     assert data.kind.classes == ["0", "1", "2", "3", "4"]
@@ -97,8 +97,14 @@ def test_rewriting_an_npz_prepares_anew(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ([STACK.astype(np.float32)], r"uint8 images \[N, H, W, C\], not float32 \(50, 6, 6, 3\)"),
-        ([STACK.astype(np.int16)], "uint8"),
+        ([STACK.astype(np.float32)], "holds float32 values, and no 8-bit pixels: set dataset.normalise="),
+        ([STACK.astype(np.int16)], "holds int16 values, and no 8-bit pixels"),
+        ([STACK.astype(complex)], r"arr_0 must hold images \[N, H, W, C\] of numbers, not complex128 \(50, 6, 6, 3\)"),
+        ([STACK > 9], "of numbers, not bool"),
+        (
+            [STACK.transpose(0, 3, 1, 2)],
+            r"\(50, 3, 6, 6\), which would be 6 channels of 3 x 6 pixels: .*layout=N",
+        ),
         ([np.zeros((9, 6), np.uint8)], "uint8"),
         ([np.zeros((0, 6, 6, 3), np.uint8)], "uint8"),
         ([np.asfortranarray(STACK)], "column-major"),

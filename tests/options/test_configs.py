@@ -56,7 +56,7 @@ def test_cifar10_alone_is_the_papers_run():
     assert typed.unet == config("train", "unet=base").unet
 
 
-BYTES = ImageKind("any", 1, 8, 8, [], bounded=True)
+BYTES = ImageKind("any", 1, 8, 8, [])
 # What an option needs beside it: a choice that goes with it.
 COMPANY = {
     ("schedule", "betas"): ["schedule.values=[0.1,0.2]"],
@@ -134,7 +134,7 @@ def test_the_floor_of_a_pixels_probability_is_for_training_alone():
 def test_every_network_builds_at_32_by_32(unet):
     typed = config("train", f"unet={unet}", "class_conditional=true")
     with torch.device("meta"):
-        net = build_network(typed, ImageKind("any", 3, 32, 32, ["a", "b"], bounded=True))
+        net = build_network(typed, ImageKind("any", 3, 32, 32, ["a", "b"]))
     millions = sum(weight.numel() for weight in net.parameters()) / 1e6
     smallest, largest = {"tiny": (0.5, 2), "small": (4, 12), "base": (35, 37), "large": (250, 350)}[unet]
     assert smallest < millions < largest
@@ -142,7 +142,7 @@ def test_every_network_builds_at_32_by_32(unet):
 
 def test_base_is_the_papers_network():
     with torch.device("meta"):
-        net = build_network(config("train", "unet=base"), ImageKind("cifar10", 3, 32, 32, [], bounded=True))
+        net = build_network(config("train", "unet=base"), ImageKind("cifar10", 3, 32, 32, []))
     assert sum(weight.numel() for weight in net.parameters()) == 35_746_307
 
 

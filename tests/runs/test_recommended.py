@@ -10,7 +10,7 @@ from diffuse.runs.sampler import Sampler
 from diffuse.system.errors import UsageError
 from tests.support.commands import config
 
-DIGITS = ImageKind("digits", 1, 8, 8, [], bounded=True)
+DIGITS = ImageKind("digits", 1, 8, 8, [])
 METHODS = [option.name for option in options("method")]
 
 

@@ -122,7 +122,7 @@ def test_places_without_images_are_refused(tmp_path):
         "empty": "samples=.*empty holds no images",
         "bad": "1.png cannot be read",
         "text.npz": "text.npz is not an npz file with images",
-        "floats.npz": "arr_0 must hold uint8 images",
+        "floats.npz": "has float64 images of 3 channels, and scores of samples are for uint8 images",
         "nothing": "samples=.*nothing is neither a folder nor a file",
     }.items():
         with pytest.raises(UserError, match=why):
@@ -144,12 +144,12 @@ def test_unknown_data_sets_and_splits_are_refused(place, message):
 
 def test_what_has_no_pixels_or_no_colours_is_no_picture():
     data = build_named_dataset("gaussian", None)
-    with pytest.raises(UserError, match="the images of gaussian have pixels without a range"):
+    with pytest.raises(UserError, match="the images of gaussian have values that are not 8-bit pixels"):
         open_split(data.kind, "test", data.test)
     with pytest.raises(UserError, match="the images of x have 2 channels"):
-        require_pictures(ImageKind("x", 2, 8, 8, [], bounded=True))
+        require_pictures(ImageKind("x", 2, 8, 8, []))
     for channels in (1, 3):
-        require_pictures(ImageKind("x", channels, 8, 8, [], bounded=True))
+        require_pictures(ImageKind("x", channels, 8, 8, []))
 
 
 def test_statistics_are_told_from_images(tmp_path):
