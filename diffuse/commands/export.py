@@ -13,6 +13,7 @@ from diffuse.foreign import diffusers_export, diffusers_names, openai, openai_ex
 from diffuse.foreign.export import Exported
 from diffuse.foreign.naming import table, to_theirs
 from diffuse.mathematics.schedules import TableSchedule
+from diffuse.mathematics.wrappers import PERCENTILE
 from diffuse.networks.unet import UNet
 from diffuse.options.build import with_defaults
 from diffuse.options.schema import ExportConfig, plain
@@ -74,6 +75,7 @@ def exported_of(network: TrainedNetwork) -> Exported:
         prediction=config.prediction["_target_"],
         variance=config.variance,
         clip=network.kind.bounded if clip is None else clip,
+        percentile=config.sampler.get("percentile") or PERCENTILE,
     )
 
 

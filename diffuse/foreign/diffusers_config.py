@@ -56,6 +56,7 @@ SCHEDULER: dict[str, Any] = {
     **{"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
     **{"trained_betas": None, "variance_type": "fixed_small", "prediction_type": "epsilon"},
     **{"rescale_betas_zero_snr": False, "clip_sample": True, "clip_sample_range": 1.0, "thresholding": False},
+    **{"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
 }
 # Schedulers of a table of betas: they share the fields above.
 SCHEDULERS = (
@@ -65,6 +66,7 @@ SCHEDULERS = (
 )
 CLIPPING = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse")  # the others do not clip unless asked to
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid", "squaredcos_cap_v2": "cosine"}
+NO_LIMIT = 1e6  # of sample_max_value
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
     **{"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"},
@@ -154,7 +156,7 @@ def resampling(fields: Fields, levels: int) -> str:
 
 
 def scheduler_of(config: Fields) -> dict[str, Any]:
-    """schedule, prediction, variance and clip of a scheduler_config.json. Raises UserError where ours has none such."""
+    """schedule, prediction, variance, clip and percentile of a scheduler_config.json. Raises UserError."""
     name = str(config.get("_class_name", "")).removesuffix("Scheduler")
     if name not in SCHEDULERS:
         raise UserError(
@@ -166,16 +168,33 @@ def scheduler_of(config: Fields) -> dict[str, Any]:
     for key, known in (("prediction_type", PREDICTIONS), ("variance_type", VARIANCES)):
         if fields[key] not in known:
             raise UserError(f"{key}={fields[key]!r} of the scheduler is not one of {', '.join(known)}")
-    if fields["clip_sample"] and fields["clip_sample_range"] != 1:
-        raise UserError(
-            f"clip_sample_range={fields['clip_sample_range']} of the scheduler is not 1, to which x0 is clipped"
-        )
     return {
         "schedule": schedule_of(fields),
         "prediction": {"_target_": PREDICTIONS[fields["prediction_type"]]},
         "variance": VARIANCES[fields["variance_type"]],
-        "clip": "dynamic" if fields["thresholding"] else bool(fields["clip_sample"]),
+        **clip_of(fields),
     }
+
+
+def clip_of(fields: Fields) -> dict[str, Any]:
+    """clip and percentile of a scheduler.
+
+    Its thresholding divides by at most sample_max_value, and by at least 1: with the default of 1 it is to clip.
+    """
+    if fields["thresholding"]:
+        if fields["sample_max_value"] <= 1:
+            return {"clip": True}
+        if fields["sample_max_value"] < NO_LIMIT:
+            raise UserError(
+                f"sample_max_value={fields['sample_max_value']} of the scheduler limits its thresholding, and "
+                "sampler.clip=dynamic has no limit: make it 1 (to clip) or 1e6 (no limit) in scheduler_config.json"
+            )
+        return {"clip": "dynamic", "percentile": fields["dynamic_thresholding_ratio"]}
+    if fields["clip_sample"] and fields["clip_sample_range"] != 1:
+        raise UserError(
+            f"clip_sample_range={fields['clip_sample_range']} of the scheduler is not 1, to which x0 is clipped"
+        )
+    return {"clip": bool(fields["clip_sample"])}
 
 
 def schedule_of(fields: Fields) -> Node:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffuse.data.images import ImageKind
-from diffuse.foreign.diffusers_config import ATTENTION, PLAIN, PREDICTIONS, RESAMPLINGS, RESIDUAL, VARIANCES
+from diffuse.foreign.diffusers_config import ATTENTION, NO_LIMIT, PLAIN, PREDICTIONS, RESAMPLINGS, RESIDUAL, VARIANCES
 from diffuse.foreign.export import Exported
 from diffuse.networks.unet import UNet
 from diffuse.options.keys import Node
@@ -109,13 +109,15 @@ def scheduler_config(exported: Exported) -> dict[str, Any]:
             f"schedule={exported.schedule['_target_']} cannot be exported to diffusers: its scheduler for DDPM "
             "has a table of betas, and this schedule has no levels"
         )
+    dynamic = exported.clip == "dynamic"
     variances = {ours: theirs for theirs, ours in reversed(VARIANCES.items())} | {"analytic": "fixed_small"}
     return {
         **{"_class_name": "DDPMScheduler", "_diffusers_version": VERSION},
         **table_of(exported),
         **{"prediction_type": predictions[exported.prediction], "variance_type": variances[exported.variance]},
         **{"clip_sample": exported.clip is not False, "clip_sample_range": 1.0},
-        **{"thresholding": exported.clip == "dynamic", "sample_max_value": 1.0},
+        **{"thresholding": dynamic, "sample_max_value": NO_LIMIT if dynamic else 1.0},
+        "dynamic_thresholding_ratio": exported.percentile,
         # With fewer steps: the times of our spacing=uniform, which end at pure noise.
         **{"timestep_spacing": "trailing", "steps_offset": 0, "rescale_betas_zero_snr": False},
     }

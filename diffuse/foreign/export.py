@@ -15,7 +15,7 @@ class Exported:
     schedule    the option of the group `schedule`; betas: its table, None without levels
     prediction  the name of what the network predicts
     variance    of the reverse steps
-    clip        whether the predicted x0 is clipped: true, false or dynamic
+    clip        whether the predicted x0 is clipped: true, false or dynamic; percentile: of dynamic
     """
 
     net: UNet
@@ -26,3 +26,4 @@ class Exported:
     prediction: str
     variance: str
     clip: bool | str
+    percentile: float

@@ -21,7 +21,7 @@ class Found:
     unet        the options of the network, without those that follow from the images and the classes
     image_size, image_channels, outputs    of the network: outputs are the channels that it returns
     classes     the rows of its table of labels, 0 without labels
-    schedule, prediction, variance, clip   options of these groups, and keys
+    schedule, prediction, variance, clip, percentile   options of these groups, and keys
     levels      of the schedule
     step        the step of the training
     """
@@ -38,6 +38,7 @@ class Found:
     prediction: Node | None = None
     variance: str | None = None
     clip: bool | str | None = None
+    percentile: float | None = None
     levels: int | None = None
     step: int = 0
 

@@ -170,7 +170,7 @@ def config_of(found: Found, options: Foreign, called: str) -> dict[str, Any]:
         "dataset": node("dataset", options.dataset) if options.dataset else {"_target_": UNKNOWN_DATA},
         "schedule": schedule_of(found, options),
         "prediction": node("prediction", options.prediction) if options.prediction else found.prediction or EPS,
-        "sampler": {**values["sampler"], "clip": found.clip},
+        "sampler": {**values["sampler"], "clip": found.clip, "percentile": found.percentile},
     }
     if found.unet["_target_"] == CLASSIFIER:
         return {**values, "variance": "fixed_large", "loss": node("loss", "cross_entropy")}

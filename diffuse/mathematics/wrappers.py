@@ -16,6 +16,7 @@ from diffuse.mathematics.schedules import Schedule
 from diffuse.system.errors import check
 
 Seen = Callable[[Prediction], object]  # is shown every prediction by `Observed`
+PERCENTILE = 0.995  # of dynamic clipping, where none is given: that of diffusers
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class DynamicallyClipped(Wrapper):
     percentile  which quantile, in (0, 1]
     """
 
-    percentile: float = 0.995
+    percentile: float = PERCENTILE
 
     def __post_init__(self) -> None:
         check(0 < self.percentile <= 1, "percentile", "above 0 and at most 1", self.percentile)

@@ -242,7 +242,7 @@ def checked_width(script: torch.jit.ScriptModule, asked: Asked) -> int:
     except (RuntimeError, TypeError, AttributeError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         raise UsageError(
-            f"guidance.features={asked.features} gives no differentiable vector of {in_words(*size)} pixels: {why}\n"
+            f"guidance.features={asked.features} gives no differentiable vector for {in_words(*size)} pixels: {why}\n"
             "Its input is float32 [n, 3, H, W], its output [n, ...]; guidance.size=N resizes the images"
         ) from error
 

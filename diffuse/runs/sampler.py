@@ -19,7 +19,7 @@ from diffuse.mathematics.samplers.sampler import order_of
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import SPACINGS, own_grid, time_grid
 from diffuse.mathematics.variances import Variance
-from diffuse.mathematics.wrappers import Clipped, DynamicallyClipped, EpsScaled, Observed
+from diffuse.mathematics.wrappers import PERCENTILE, Clipped, DynamicallyClipped, EpsScaled, Observed
 from diffuse.options.build import about, bind, checked_options
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
@@ -241,7 +241,7 @@ def checked_percentile(percentile: float | None, clip: bool | str) -> float:
     """The percentile of dynamic clipping; refused where it would do nothing."""
     if percentile is not None and clip != DYNAMIC:
         raise Refused("percentile", f"is of sampler.clip=dynamic, and clip is {clip}")
-    return 0.995 if percentile is None else percentile
+    return PERCENTILE if percentile is None else percentile
 
 
 def checked_scale(scale: Any) -> tuple[float, float] | None:

@@ -77,7 +77,7 @@ def test_what_cannot_be_edited_is_refused_and_leaves_nothing(tiny_run, files, wo
 
 
 def test_images_without_a_range_are_not_edited(gaussian_run, files):
-    with pytest.raises(UserError, match="edit.image is for runs on 8-bit images, .* pixels without a range"):
+    with pytest.raises(UserError, match="edit.image is for runs on 8-bit images, .* values that are not 8-bit pixels"):
         sampled(gaussian_run, "refused", f"edit.image={files / 'images'}")
 
 

@@ -164,7 +164,7 @@ def test_no_image_depends_on_its_batch(tiny_run, files, measure):
         ),
         (
             ["guidance.target=F/digit.png", "guidance.measure=features", "guidance.features=F/large.pt"],
-            "guidance.features=.*large.pt gives no differentiable vector for images of 8 x 8.*\\n.*guidance.size=N",
+            "guidance.features=.*large.pt gives no differentiable vector for 8 x 8 pixels.*\\n.*guidance.size=N",
         ),
         (
             ["guidance.target=F/digit.png", "guidance.measure=mask", "guidance.mask=F/white.png"],

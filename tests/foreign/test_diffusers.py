@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from diffuse.foreign.diffusers_names import OLD_ATTENTION
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.wrappers import Clipped
+from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from diffuse.system.errors import UserError
@@ -107,7 +108,11 @@ SCHEDULERS = {
     "log, large": ({"variance_type": "fixed_large_log"}, {"variance": "fixed_large"}),
     "log": ({"variance_type": "fixed_small_log"}, {"variance": "fixed_small"}),
     "clip": ({"clip_sample": False}, {"clip": False}),
-    "threshold": ({"thresholding": True}, {"clip": "dynamic"}),
+    "threshold of 1": ({"thresholding": True, "clip_sample": False}, {"clip": True}),
+    "threshold": (
+        {"thresholding": True, "sample_max_value": 1e6, "dynamic_thresholding_ratio": 0.9},
+        {"clip": "dynamic", "percentile": 0.9},
+    ),
 }
 
 
@@ -116,8 +121,29 @@ def test_a_scheduler_becomes_options(tmp_path, name):
     scheduler, expected = SCHEDULERS[name]
     config = loaded(save_pipeline(random_network("paper"), tmp_path / "pipeline", **scheduler)).config
     found = {"schedule": config.schedule, "prediction": config.prediction, "variance": config.variance}
-    found["clip"] = config.sampler["clip"]
+    found |= {key: config.sampler[key] for key in ("clip", "percentile")}
     assert {key: found[key] for key in expected} == expected
+
+
+def test_a_limited_threshold_is_refused(tmp_path):
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline", thresholding=True, sample_max_value=2.0)
+    with pytest.raises(UserError, match=r"sample_max_value=2.0 of the scheduler limits its thresholding"):
+        loaded(folder)
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e6])
+def test_x0_is_clipped_as_the_scheduler_does(tmp_path, limit):
+    """By its thresholding, which with the default sample_max_value=1 is to clip to [-1, 1]."""
+    options = {"thresholding": True, "sample_max_value": limit, "dynamic_thresholding_ratio": 0.7}
+    network = loaded(save_pipeline(random_network("paper"), tmp_path / "pipeline", **options))
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    keys = {key: network.config.sampler[key] for key in ("clip", "percentile")}
+    denoiser = network.formulas.denoiser_of(ours_in_float64(network.net))
+    sampler = Sampler({"_target_": "ddim", **keys}, network.formulas, network.kind, [])
+    t = torch.tensor(500.0, dtype=torch.float64)
+    expected = DDPMScheduler(**options)._threshold_sample(denoiser(x, t).x0)
+    torch.testing.assert_close(sampler.wrap(denoiser)(x, t).x0, expected, rtol=1e-12, atol=1e-12)
+    assert (denoiser(x, t).x0.abs() > 1.2).any()
 
 
 def test_other_schedulers_are_read_with_their_own_defaults(tmp_path):

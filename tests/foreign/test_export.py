@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
 
 from diffuse.mathematics.samplers.ddim import ddim
-from diffuse.mathematics.wrappers import Clipped
+from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from tests.support.commands import TINY, config, diffuse
@@ -21,15 +21,18 @@ ADM = [
 RUNS = {
     "paper": ["unet.channel_mult=[1,2]"],
     "adm": [*ADM, "unet.resample=residual", "unet.head_channels=4", "method=improved_ddpm", "class_conditional=true"],
-    "v, zero terminal": ["prediction=v", "schedule=linear", "schedule.zero_terminal_snr=true", "unet.attention=[8,4]"],
-    "quadratic, heads": [
-        "schedule=quadratic",
-        "unet.heads=2",
-        "unet.padding=symmetric",
-        "variance=fixed_small",
-        "sampler.clip=false",
+    "v, zero terminal": [
+        "prediction=v",
+        "schedule=linear",
+        "schedule.zero_terminal_snr=true",
+        "unet.attention=[8,4]",
+        "sampler.clip=dynamic",
+        "sampler.percentile=0.8",
     ],
-}
+    "quadratic, heads": [
+        "schedule=quadratic", "unet.heads=2", "unet.padding=symmetric", "variance=fixed_small", "sampler.clip=false",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=RUNS)
@@ -74,7 +77,8 @@ def test_diffusers_computes_and_draws_what_we_do(run):
     assert scheduler.config.clip_sample is clips
     grid = torch.tensor([*(scheduler.timesteps + 1), 0], dtype=torch.float64)
     assert grid[0] == 1000
-    *_, found = ddim(Clipped(denoiser) if clips else denoiser, x, grid, y)
+    sampler = Sampler({**ours.config.sampler, "steps": 2}, ours.formulas, ours.kind, [])
+    *_, found = ddim(sampler.wrap(denoiser), x, grid, y)
     with torch.no_grad():
         for step in scheduler.timesteps:
             predicted = theirs(x, step.expand(2), y).sample[:, :1]
@@ -95,9 +99,16 @@ def test_round_trips_are_bit_for_bit(run):
         assert_same_state(found, expected)
         assert found.config.variance == expected.config.variance
         assert found.config.prediction == expected.config.prediction
+        assert clipping(found) == clipping(expected)
         table = found.schedule.alpha_bar
         torch.testing.assert_close(table, expected.schedule.alpha_bar, rtol=1e-12, atol=0)
     assert loaded(alone).config == expected.config
+
+
+def clipping(network: TrainedNetwork) -> tuple[bool | str, float | None]:
+    """How the predicted x0 is clipped; null is yes for images."""
+    clip = network.config.sampler["clip"]
+    return True if clip is None else clip, network.config.sampler["percentile"]
 
 
 def assert_same_state(found: TrainedNetwork, expected: TrainedNetwork) -> None:

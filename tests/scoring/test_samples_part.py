@@ -211,7 +211,11 @@ def test_likelihood_samples_and_memorisation_in_one_command(tiny_run, words):
         (["samples={a}", "reference=digits:validation"], UsageError, "a data set has the splits train and test"),
         (["samples={a}"], UsageError, "reference=train is a split of a run's data set: give ckpt=, or DATASET:train"),
         (["reference={a}"], UsageError, "ckpt is required: diffuse eval ckpt=RUN"),
-        (["samples=gaussian:test", "reference={a}"], UserError, "the images of gaussian have pixels without a range"),
+        (
+            ["samples=gaussian:test", "reference={a}"],
+            UserError,
+            "the images of gaussian have values that are not 8-bit pixels",
+        ),
         (["samples={a}", "reference={a}", "metrics=[is]"], UsageError, r"metrics=\[is\] does not work"),
         (["samples={a}", "reference={a}", "metrics=[fd]"], UsageError, "metrics must be one of"),
     ],
@@ -227,7 +231,7 @@ def test_what_cannot_be_scored_is_named_and_leaves_nothing(words, given, error, 
 
 def test_what_has_no_pixels_is_not_scored(gaussian_run, words):
     before = set(gaussian_run.rglob("*"))
-    with pytest.raises(UserError, match="the images of gaussian have pixels without a range"):
+    with pytest.raises(UserError, match="the images of gaussian have values that are not 8-bit pixels"):
         score(f"ckpt={gaussian_run}", *FEW, *words)
     assert set(gaussian_run.rglob("*")) == before
 

@@ -126,7 +126,7 @@ def test_another_size_keeps_attention_on_its_levels(home, tmp_path):
     found, said = begun(home, "large", "init.ckpt=plain", *words)
     assert_equal_but(found, weights(home, "plain"))
     assert load(str(home / "outputs/large"), Device("cpu")).config.unet["attention"] == [8]
-    assert "images of 16 pixels, before 8" in said
+    assert "images of 16 x 16 pixels, before 8 x 8" in said
 
 
 def test_weights_of_diffusers_begin_a_run(home, tmp_path):

@@ -168,7 +168,7 @@ def test_what_cannot_be_scored_is_said_before_anything_is_written(override, mess
 
 
 def test_data_without_pixels_has_no_such_scores():
-    with pytest.raises(UserError, match="pixels without a range"):
+    with pytest.raises(UserError, match="values that are not 8-bit pixels"):
         trained("a", "dataset=gaussian", "dataset.train_count=64")
     assert not Path("outputs").exists()
 
