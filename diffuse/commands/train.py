@@ -47,7 +47,7 @@ from diffuse.training.cautions import (
     warn_of_schedule,
 )
 from diffuse.training.disk_space import cost_on_disk, refuse_small_disk
-from diffuse.training.ema import EMA
+from diffuse.training.ema import EMA, PowerAverage
 from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
 from diffuse.training.helper import Helper, tell_others
@@ -159,7 +159,7 @@ def build_training(config: TrainConfig) -> Training:
     reseed(config.seed, "weights")
     net = device.place(build_network(config, data.kind, trust))
     freeze(net, config.init.freeze)
-    ema = EMA(net, config.ema.decay)
+    ema, averages = EMA(net, config.ema.decay), [PowerAverage(net, length) for length in config.ema.lengths]
     with about("device"):
         use_norm(net, device.norm or "torch")
     if device.recompute:
@@ -174,6 +174,7 @@ def build_training(config: TrainConfig) -> Training:
         formulas.time_sampling,
         AdamW(net.parameters(), optim.lr, betas_of(optim), optim.weight_decay),
         ema,
+        averages=averages,
         batch_size=config.batch_size,
         parts=config.parts or config.grad_accumulation,
         seed=config.seed,

@@ -28,11 +28,23 @@ class Optim:
 @dataclass
 class Ema:
     decay: Annotated[float, key("decay of the averaged weights, from which samples are drawn", "[0, 1)")]
+    lengths: Annotated[
+        list[float],
+        key(
+            "lengths of power averages (EDM2), from which ema.length is chosen after training: [0.05,0.1]; [] for none",
+            "(0, 0.288)",
+            before=[],
+        ),
+    ]
+    snapshots: Annotated[int, key("how often these averages are kept, in half precision", "[2, inf)", before=20)]
 
 
 @dataclass
 class EmaLength:
-    length: Annotated[float | None, key("0: the weights as trained; null: their average, the run's own")]
+    length: Annotated[
+        float | None,
+        key("0: the weights as trained; 0.05 to 0.15: a power average, of runs with ema.lengths; null: the run's own"),
+    ]
 
 
 @dataclass

@@ -9,7 +9,7 @@ import diffuse
 from diffuse.data.images import ImageKind
 from diffuse.options.reference import option_with
 from diffuse.runs.history import HISTORY
-from diffuse.runs.trained import TrainedNetwork
+from diffuse.runs.trained import POWER, TrainedNetwork
 
 HOW_TO_LOAD = {
     "diffusers": """```python
@@ -50,7 +50,7 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         f"| network | U-Net, {parameters:,} parameters |",
         f"| noise schedule | {option_with('schedule', config.schedule['_target_'])} |",
         f"| predicts | {config.prediction['_target_']}, variance {config.variance} |",
-        f"| weights | {'averaged over training' if network.weights == 'ema' else 'as trained, not averaged'} |",
+        f"| weights | {averaging(network.weights)} |",
         *(f"| {name} | {value} |" for name, value in training_facts(network)),
         f"| licence | {licence or 'not stated'} |",
         f"| exported by | diffuse {diffuse.__version__}, of a file with the SHA-256 {network.sha256} |",
@@ -62,6 +62,14 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def averaging(weights: str) -> str:
+    """Which weights they are, in words."""
+    if weights == "model":
+        return "as trained, not averaged"
+    length = weights.removeprefix(POWER)
+    return "averaged over training" + (f", a power average of length {length}" if length != weights else "")
 
 
 def units_of(kind: ImageKind) -> Iterator[str]:

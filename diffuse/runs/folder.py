@@ -7,6 +7,7 @@ metrics.jsonl  tensorboard/  every scalar, twice: for scripts, and for people wi
 images/                      the forward process, and grids from the EMA weights, the same noise each time; of a
                              classifier its accuracy by noise level
 checkpoints/                 step_00001000.pt ..., last.pt links to the newest; best.pt, by the first of eval.metrics
+averages/                    with ema.lengths: power averages of the weights, kept for ema.length after the training
 failure.pt                   the step at which training stopped with a NaN or infinite loss, to compute it again
 .lock                        held by the process that trains here
 samples/  eval/              a folder for each call of `diffuse sample` and `diffuse eval`
@@ -26,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from diffuse.runs import checkpoint
+from diffuse.runs import averages, checkpoint
 from diffuse.runs.checkpoint_files import CHECKPOINTS
 from diffuse.runs.hparams import EVENTS, tag
 from diffuse.runs.pictures import save_png
@@ -57,6 +58,7 @@ class RunFolder:
         self._metrics, self._events = path / METRICS_FILE, path / EVENTS
         if self._metrics.exists():
             forget_after(path, step)
+        averages.forget_after(path, step)
         if step == 0:
             shutil.rmtree(self._events, ignore_errors=True)  # of a run that was stopped before its first checkpoint
         self._tensorboard = SummaryWriter(str(self._events), purge_step=step or None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from diffuse.options.formulas import Formulas
 from diffuse.options.nested import Foreign
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_config
+from diffuse.runs.averages import of_length
 from diffuse.runs.checkpoint import Stored, refuse_mismatch
 from diffuse.runs.checkpoint_files import CHECKPOINTS
 from diffuse.runs.foreign import find_any
@@ -31,11 +32,14 @@ from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import OUTPUTS, RECORD, data_folder, may_write
 from diffuse.system.progress import log
 
+POWER = "ema-"  # the name of the weights that are a power average, before its length
+
 
 class TrainedNetwork:
     """A network rebuilt from the config in its checkpoint, on a device, with the formulas that it was trained with.
 
-    weights     "ema" for the averaged weights of the checkpoint, "model" for the trained ones
+    weights     "ema" for the averaged weights of the checkpoint, "model" for the trained ones, "ema-0.1" for a power
+                average of that length
     rows        the number of images in one network call
     batch_size  the number of images drawn or scored at a time, rounded up to a multiple of rows
     data_dir, place  where the data are now, if not where they were in training
@@ -69,7 +73,7 @@ class TrainedNetwork:
             self.formulas = Formulas.of(self.config, self.kind, trust)
             self.condition: Condition = condition_of(self.config, self.kind)
             net = build_network(self.config, self.kind, trust)
-            net.load_state_dict(content[weights])
+            net.load_state_dict(weights_in(content, weights, stored.path))
             self.data_sha256 = dict(content["data_sha256"])
         self.foreign: dict[str, Any] = content.get("foreign", {})
         self.sources = {str(stored.path): stored.sha256, **self.foreign.get("files", {})}
@@ -227,9 +231,16 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
 
 def weights_of(length: float | None) -> str:
     """Which weights of a checkpoint ema.length means."""
-    if length not in (None, 0):
-        raise UsageError(f"ema.length must be null, for the run's own average, or 0, for none, not {length:g}")
-    return "ema" if length is None else "model"
+    if length is None:
+        return "ema"
+    return f"{POWER}{length}" if length else "model"
+
+
+def weights_in(content: Mapping[str, Any], weights: str, path: Path) -> Mapping[str, Any]:
+    """The weights of that name in the content of a checkpoint, or put together of the averages beside it."""
+    if weights.startswith(POWER):
+        return of_length(float(weights.removeprefix(POWER)), path, content)
+    return cast("Mapping[str, Any]", content[weights])
 
 
 def refuse_other_kind(now: ImageKind, then: ImageKind) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from diffuse.data.images import to_float
+from diffuse.runs import averages
 from diffuse.runs.checkpoint_files import is_milestone
 from diffuse.runs.folder import RunFolder, grid_path
 from diffuse.runs.pictures import forward_process
@@ -67,7 +68,7 @@ class Between:
         """Report, show, score and save what is due. Returns whether to stop, which it does only at a saved step."""
         asked, config = self.agreed(), self.config
         every = (config.log.every, config.images.every, config.eval.every)
-        if not (asked or self.saves() or any(map(self.training.is_due, every))):
+        if not (asked or self.saves() or self.keeps_averages() or any(map(self.training.is_due, every))):
             return False
         return self.processes.led(partial(self.pause, progress), self.tasks)
 
@@ -83,6 +84,12 @@ class Between:
         options = self.config.checkpoint
         return self.training.is_due(options.every) or is_milestone(self.trainer.step, options.milestone_every)
 
+    def keeps_averages(self) -> bool:
+        """Whether the power averages are to be kept, if there are any."""
+        return bool(self.trainer.averages) and averages.is_due(
+            self.trainer.step, self.config.steps, self.config.ema.snapshots
+        )
+
     def pause(self, progress: Progress) -> bool:
         """What the leader does after a step."""
         config, trainer, step, threads = self.config, self.trainer, self.trainer.step, self.training.threads
@@ -91,6 +98,10 @@ class Between:
             speed = progress.per_second_since_last_asked() * config.batch_size
             self.run.scalars(step, {**values, "images_per_second": speed})
             progress.note = f"loss {values['loss']:.4f}"
+        if self.keeps_averages():
+            trainer.refuse_failure()
+            found = [averages.Average(length, each.net.state_dict()) for length, each in trainer.averages.items()]
+            averages.write(self.run.path, step, found)
         with progress.paused():
             if self.training.is_due(config.images.every):
                 trainer.refuse_failure()

@@ -4,6 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
+from diffuse.runs.averages import kept_in
 from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UserError
 from diffuse.system.files import format_bytes
@@ -29,8 +30,8 @@ def free_space(folder: Path) -> int:
 def refuse_small_disk(training: Training, folder: Path) -> None:
     """Raise UserError where the disk has no room for the checkpoints that are still to come."""
     most, size = most_checkpoints(training), training.trainer.checkpoint_bytes
-    present = sum(path.stat().st_size for path in all_in(folder / CHECKPOINTS))
-    needed, free = max(0, size * most - present), free_space(folder.absolute())
+    present = sum(path.stat().st_size for path in (*all_in(folder / CHECKPOINTS), *kept_in(folder)))
+    needed, free = max(0, size * most + all_snapshots(training) - present), free_space(folder.absolute())
     if needed > free:
         fewer = ", raise checkpoint.milestone_every" if training.config.checkpoint.milestone_every else ""
         raise UserError(
@@ -43,5 +44,11 @@ def refuse_small_disk(training: Training, folder: Path) -> None:
 def cost_on_disk(training: Training, folder: Path) -> str:
     """A line about the disk space of the checkpoints."""
     size, free = training.trainer.checkpoint_bytes, format_bytes(free_space(folder.absolute()))
-    total = format_bytes(size * most_checkpoints(training, stops=1))
-    return f"checkpoints of {format_bytes(size)}, {total} on disk at most, {free} free"
+    total = format_bytes(size * most_checkpoints(training, stops=1) + all_snapshots(training))
+    averages = f" and averages of {format_bytes(all_snapshots(training))}" if all_snapshots(training) else ""
+    return f"checkpoints of {format_bytes(size)}{averages}, {total} on disk at most, {free} free"
+
+
+def all_snapshots(training: Training) -> int:
+    """The size of all averages that are kept for after the training."""
+    return training.trainer.snapshot_bytes * training.config.ema.snapshots

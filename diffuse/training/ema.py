@@ -1,9 +1,11 @@
-"""The exponential moving average (EMA) of a network's weights: samples are drawn with it."""
+"""Averages of a network's weights over its training: samples are drawn with them."""
 
 import copy
 
 import torch
 from torch import Tensor, nn
+
+from diffuse.mathematics import power_average
 
 
 class EMA:
@@ -29,3 +31,14 @@ class EMA:
     def update(self, rate: Tensor) -> None:
         """Move the average towards the weights by a rate, a float32 number on their device."""
         torch._foreach_lerp_(self._average, self._weights, [rate] * len(self._weights))
+
+
+class PowerAverage(EMA):
+    """The power average of this length (EDM2), which `runs.averages` combines with others to averages of any length."""
+
+    def __init__(self, net: nn.Module, length: float):
+        super().__init__(net, 0.0)
+        self.length, self.gamma = length, power_average.gamma_of(length)
+
+    def rate(self, step: int) -> float:
+        return power_average.rate(step + 1, self.gamma)

@@ -43,7 +43,7 @@ def begin_with_given(training: Training) -> None:
     state = trainer.net.state_dict()
     given = {**network.net.state_dict(), **new}
     refuse_another_network(given, state)
-    for net in (trainer.net, trainer.ema.net):
+    for net in (trainer.net, *(average.net for average in trainer.all_averages)):
         net.load_state_dict({name: given[name].to(value.dtype) for name, value in state.items()})
     log.info(f"begins with {network.path} (step {network.step:,}, {network.weights} weights, {network.sha256[:12]})")
     for said in differences(network, training, new):

@@ -1,7 +1,7 @@
 """The trainer: the state of a training, and the step that changes it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffuse.system.errors import Refused, UserError, check
 from diffuse.system.pairwise import first_half
 from diffuse.training.adamw import load_moments
 from diffuse.training.batches import Batch, Batches
-from diffuse.training.ema import EMA
+from diffuse.training.ema import EMA, PowerAverage
 
 # x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -46,6 +46,7 @@ class Trainer:
     time_sampling  draws the times of a batch
     optimizer      a fused AdamW over the network's parameters
     ema            the moving average of its weights
+    averages       further averages of them, which are kept for after the training
     batch_size     images in a step
     parts          parts of a batch whose gradients are computed one after the other, for less memory; each of several
                    processes computes as many of them
@@ -66,6 +67,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         ema: EMA,
         *,
+        averages: Sequence[PowerAverage] = (),
         batch_size: int = 64,
         parts: int = 1,
         seed: int = 0,
@@ -77,6 +79,7 @@ class Trainer:
         self.device = device or Device("cpu")
         where = self.device.torch
         self.net, self.loss, self.data, self.ema, self.optimizer = net, loss, data, ema, optimizer
+        self.averages = {average.length: average for average in averages}
         self.time_sampling = time_sampling.to(where)
         self.batch_size, self.parts, self.seed, self.clip = batch_size, parts, seed, clip
         self.processes = self.device.processes
@@ -95,7 +98,7 @@ class Trainer:
         # gives the same bits as a Python number; in a graph it must be on the device, in float32.
         captured = self.device.captures
         self._learning_rate = torch.zeros((), device=where) if captured else torch.zeros((), dtype=torch.float64)
-        self._ema_rate = torch.zeros((), device=where)
+        self._ema_rates = torch.zeros(1 + len(self.averages), device=where)
         self._step = torch.zeros((), dtype=torch.int64, device=where)
         self._failed = torch.full((), -1, device=where)  # the first step that failed
         for parameters in optimizer.param_groups:
@@ -117,10 +120,16 @@ class Trainer:
             self.refuse_failure()
         self.step += 1
 
+    @property
+    def all_averages(self) -> list[EMA]:
+        """The averages of the weights, that which samples are drawn with first."""
+        return [self.ema, *self.averages.values()]
+
     def begin(self) -> None:
         """Put what is special about the next step into tensors that stay: its rates, its number, its images."""
         self._learning_rate.fill_(self.rate(self.step))
-        self._ema_rate.fill_(self.ema.rate(self.step))
+        for place, average in enumerate(self.all_averages):
+            self._ema_rates[place].fill_(average.rate(self.step))
         self._step.fill_(self.step)
         self.batches.begin(self.step)
 
@@ -194,7 +203,8 @@ class Trainer:
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(torch.where(good, self._ema_rate, 0))
+        for rate, average in zip(self._ema_rates, self.all_averages, strict=True):
+            average.update(torch.where(good, rate, 0))
         self.time_sampling.learn(torch.where(good, batch.t, 0), losses)
         self._add_up(batch, losses, norm, good)
 
@@ -245,7 +255,8 @@ class Trainer:
         That is the weights, their average, the optimizer's moments and what the time sampling has learned.
         """
         moments = [each for state in self.optimizer.state.values() for each in state.values()]
-        trained = [*self.net.parameters(), *self.ema.net.parameters(), *moments, *self.time_sampling.buffers()]
+        averages = [weight for average in self.all_averages for weight in average.net.parameters()]
+        trained = [*self.net.parameters(), *averages, *moments, *self.time_sampling.buffers()]
         bits = (each.detach().contiguous().flatten().view(torch.int32) for each in trained)
         return sum(int(each.sum(dtype=torch.int64)) for each in bits)
 
@@ -261,6 +272,7 @@ class Trainer:
             "data_sha256": self.data.sha256,
             "model": self.net.state_dict(),
             "ema": self.ema.net.state_dict(),
+            "averages": {str(length): average.net.state_dict() for length, average in self.averages.items()},
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
             "times": self.time_sampling.state_dict(),
@@ -280,6 +292,8 @@ class Trainer:
                 )
             self.net.load_state_dict(content["model"])
             self.ema.net.load_state_dict(content["ema"])
+            for length, average in self.averages.items():
+                average.net.load_state_dict(content["averages"][str(length)])
             begun = content["optimizer"]["state"] or content["step"]  # before the first step there are no moments
             load_moments(self.optimizer, self.net, content["optimizer"]["state"] if begun else None)
             checkpoint.check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
@@ -300,6 +314,11 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """The approximate size of a checkpoint in bytes: weights, average, AdamW's moments and step, in a zip file."""
-        weights = self.net.state_dict().values()
-        return 4 * sum(weight.nbytes for weight in weights) + 5 * len(weights) * BYTES_PER_TENSOR
+        """The approximate size of a checkpoint in bytes: weights, averages, AdamW's moments and step, in a zip file."""
+        weights, count = self.net.state_dict().values(), len(self.averages)
+        return (4 + count) * sum(weight.nbytes for weight in weights) + (5 + count) * len(weights) * BYTES_PER_TENSOR
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """The approximate size of a file of averages, in half precision."""
+        return len(self.averages) * sum(weight.nbytes // 2 for weight in self.net.state_dict().values())
