@@ -20,13 +20,11 @@ from diffuse.system.pairwise import first_half
 from diffuse.training.adamw import load_moments
 from diffuse.training.batches import Batch, Batches
 from diffuse.training.ema import EMA, PowerAverage
+from diffuse.training.sums import Sums
 
 # x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-QUARTILES = 4
 BYTES_PER_TENSOR = 300  # in a checkpoint, beside its values: its name, type and shape
-# The sums that are kept on the device between two lines of metrics, the first two for each quartile of t.
-SUMS = {"loss": QUARTILES, "images": QUARTILES, "grad_norm": 1, "steps": 1}
 
 
 class NotFinite(Exception):
@@ -93,7 +91,7 @@ class Trainer:
             raise Refused("optimizer", "must have one learning rate for all parameters, which `rate` may change")
         self.rate = rate or (lambda step: initial_rate)
         self.step = 0
-        self.sums = {name: torch.zeros(size, device=where) for name, size in SUMS.items()}
+        self.sums = Sums(where)
         # What changes from step to step is in tensors, as a step recorded in a CUDA graph needs it. The rate in float64
         # gives the same bits as a Python number; in a graph it must be on the device, in float32.
         captured = self.device.captures
@@ -206,15 +204,8 @@ class Trainer:
         for rate, average in zip(self._ema_rates, self.all_averages, strict=True):
             average.update(torch.where(good, rate, 0))
         self.time_sampling.learn(torch.where(good, batch.t, 0), losses)
-        self._add_up(batch, losses, norm, good)
-
-    def _add_up(self, batch: Batch, losses: Tensor, norm: Tensor, good: Tensor) -> None:
-        T = self.time_sampling.schedule.T
-        quartile = ((batch.t * QUARTILES / T).ceil() - 1).clamp(0, QUARTILES - 1).long()
-        self.sums["loss"].index_add_(0, quartile, torch.where(good, batch.importance * losses, 0))
-        self.sums["images"].index_add_(0, quartile, torch.where(good, batch.importance, 0))
-        self.sums["grad_norm"] += torch.where(good, norm, 0)
-        self.sums["steps"] += good
+        part_of_time = batch.t / self.time_sampling.schedule.T
+        self.sums.add(part_of_time, batch.importance * losses, batch.importance, norm, good)
 
     def report(self) -> dict[str, float]:
         """Means since the last report: loss, loss by quartile of t, gradient norm; and the last learning rate.
@@ -222,16 +213,7 @@ class Trainer:
         Without a step since then they are NaN. Raises NotFinite as `refuse_failure` does.
         """
         self.refuse_failure()
-        losses, images, (norm,), (steps,) = (self.sums[name].tolist() for name in SUMS)
-        for values in self.sums.values():
-            values.zero_()
-        quartiles = enumerate(zip(losses, images, strict=True), start=1)
-        return {
-            "loss": sum(losses) / (sum(images) or math.nan),
-            **{f"loss_t_quartile/{number}": loss / count for number, (loss, count) in quartiles if count},
-            "grad_norm": norm / (steps or math.nan),
-            "lr": self.rate(max(0, self.step - 1)),
-        }
+        return {**self.sums.means(), "lr": self.rate(max(0, self.step - 1))}
 
     def batch(self, step: int) -> Batch:
         """The data of a step. Afterwards torch's generators are in the state that the network begins with."""
@@ -274,7 +256,7 @@ class Trainer:
             "ema": self.ema.net.state_dict(),
             "averages": {str(length): average.net.state_dict() for length, average in self.averages.items()},
             "optimizer": self.optimizer.state_dict(),
-            "sums": self.sums,
+            "sums": self.sums.values,
             "times": self.time_sampling.state_dict(),
         }
 
@@ -296,8 +278,7 @@ class Trainer:
                 average.net.load_state_dict(content["averages"][str(length)])
             begun = content["optimizer"]["state"] or content["step"]  # before the first step there are no moments
             load_moments(self.optimizer, self.net, content["optimizer"]["state"] if begun else None)
-            checkpoint.check_shapes(content["sums"], {name: (size,) for name, size in SUMS.items()}, "sums")
-            self.sums = {name: values.to(self.device.torch, copy=True) for name, values in content["sums"].items()}
+            self.sums.load(content["sums"])
             self.time_sampling.load_state_dict(content["times"])
             self.step = content["step"]
         self._failed.fill_(-1)

@@ -38,14 +38,14 @@ def test_a_run_is_the_same_on_any_number_of_processes(tmp_path, alone, count):
 
 
 def test_a_run_goes_on_on_any_number_of_processes(tmp_path):
-    words = ["train", *TINY, "unet.dropout=0.2", "optim.decay=none", "batch_size=32", "name=run"]
+    words = ["train", *TINY, "unet.dropout=0.2", "optim.decay=none", "batch_size=32", "ema.lengths=[0.1]", "name=run"]
     for steps, count in ((3, 4), (6, 1), (9, 2), (12, 4)):
         by(count, *words, f"steps={steps}", cwd=tmp_path)
     whole = tmp_path / "whole"
     whole.mkdir()
     by(1, *words, "steps=12", "parts=4", cwd=whole)
     one, other = (newest(folder / "outputs" / "run") for folder in (tmp_path, whole))
-    for name in ("model", "ema", "optimizer", "times", "sums", "norm"):
+    for name in ("model", "ema", "averages", "optimizer", "times", "sums", "norm"):
         assert_same(one[name], other[name], name)
     assert one["step"] == other["step"] == 12
 

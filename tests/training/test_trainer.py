@@ -177,8 +177,8 @@ def test_losses_are_reported_by_quartile_of_t():
     trainer = trainer_of(config("train", *TINY))
 
     def add_up(losses: list[float], t: list[int], norm: float) -> None:
-        batch = trainer.batch(0)._replace(t=torch.tensor(t), importance=torch.ones(len(t)))
-        trainer._add_up(batch, torch.tensor(losses), torch.tensor(norm), torch.tensor(True))
+        ones = torch.ones(len(t))
+        trainer.sums.add(torch.tensor(t) / 1000, torch.tensor(losses), ones, torch.tensor(norm), torch.tensor(True))
 
     add_up([1.0, 3.0, 5.0, 7.0], [1, 250, 251, 1000], 2.0)
     add_up([8.0], [751], 4.0)
