@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from diffuse.foreign import diffusers_export, diffusers_names, openai, openai_ex
 from diffuse.foreign.export import Exported
 from diffuse.foreign.naming import table, to_theirs
 from diffuse.mathematics.schedules import TableSchedule
+from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.wrappers import PERCENTILE
 from diffuse.networks.unet import UNet
 from diffuse.options.build import with_defaults
 from diffuse.options.schema import ExportConfig, plain
 from diffuse.runs.card import card
+from diffuse.runs.foreign import ORIGIN
 from diffuse.runs.history import add_to_history
 from diffuse.runs.output import Output
 from diffuse.runs.trained import TrainedNetwork, load, weights_of
@@ -26,7 +29,8 @@ from diffuse.system.errors import UserError
 from diffuse.system.files import make_folder, short_path, write_json
 from diffuse.system.progress import log
 
-Write = Callable[[Path, TrainedNetwork, Exported], None]
+# The files of a format, by their paths in its folder, each as what writes it.
+Files = Mapping[str, Callable[[Path], object]]
 
 
 def run(config: ExportConfig, output: Output) -> Mapping[str, float]:
@@ -38,16 +42,20 @@ def run(config: ExportConfig, output: Output) -> Mapping[str, float]:
         weights=weights_of(config.ema.length),
         foreign=config.foreign,
     )
+    network.refuse_unused(config.foreign, "ckpt", config.ckpt)
     network.refuse_classifier("ckpt", config.ckpt)
     folder = Path(config.out).expanduser() if config.out else network.home / "export" / config.to
     if folder.exists():
         raise UserError(f"out={short_path(folder)} exists already: remove it, or give another out=")
-    exported = exported_of(network)
+    files = FORMATS[config.to](network, exported_of(network))
+    text = card(network, config.to, config.license)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     make_folder(beside)
     try:
-        FORMATS[config.to](beside, network, exported)
-        (beside / "README.md").write_text(card(network, config.to, config.license), encoding="utf-8")
+        files = {**files, "README.md": partial(Path.write_text, data=text, encoding="utf-8")}
+        for name, write in files.items():
+            (beside / name).parent.mkdir(exist_ok=True)
+            write(beside / name)
         os.replace(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -76,42 +84,48 @@ def exported_of(network: TrainedNetwork) -> Exported:
         variance=config.variance,
         clip=network.kind.bounded if clip is None else clip,
         percentile=config.sampler.get("percentile") or PERCENTILE,
+        spacing=config.sampler.get("spacing") or uniform.__name__,
     )
 
 
-def to_diffusers(folder: Path, network: TrainedNetwork, exported: Exported) -> None:
+def to_diffusers(network: TrainedNetwork, exported: Exported) -> Files:
     """A pipeline: model_index.json, unet/ and scheduler/."""
-    files = diffusers_export.files_of(exported)
+    facts = diffusers_export.files_of(exported)
     tensors = to_theirs(table(exported.net, diffusers_names.NAMING), exported.net.state_dict())
-    for name, content in files.items():
-        write_json(folder / name, content)
-    save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     if exported.kind.pad:
         log.warning(f"images have a black border of {exported.kind.pad} pixels there, which this program removes")
     if not exported.kind.eight_bit:
         log.warning("images have other values there, those that the network sees: README.md says which")
     if exported.variance == "analytic":
         log.warning("variance=analytic is estimated after training: the scheduler has fixed_small in its place")
+    return {
+        **{name: partial(write_json, facts=content) for name, content in facts.items()},
+        "unet/diffusion_pytorch_model.safetensors": partial(save_file, tensors, metadata={"format": "pt"}),
+    }
 
 
-def to_safetensors(folder: Path, network: TrainedNetwork, exported: Exported) -> None:
+def to_safetensors(network: TrainedNetwork, exported: Exported) -> Files:
     """Our own names, with the config in the header: a ckpt for this program."""
     facts = {
         **{"config": plain(network.config), "kind": asdict(network.kind), "step": network.step},
-        **{"data_sha256": network.data_sha256, "weights": network.weights},
+        **{"data_sha256": network.data_sha256, "weights": network.known_as, ORIGIN: network.origin},
     }
-    save_file(exported.net.state_dict(), folder / "model.safetensors", ours.header(facts))
+    save = partial(save_file, exported.net.state_dict(), metadata=ours.header(facts))
+    return {"model.safetensors": save}
 
 
-def to_improved_diffusion(folder: Path, network: TrainedNetwork, exported: Exported) -> None:
+def to_improved_diffusion(network: TrainedNetwork, exported: Exported) -> Files:
     """model.pt, and flags.txt for its scripts."""
     openai_export.refuse_what_it_has_not(exported)
     tensors = to_theirs(table(exported.net, openai.ORDERS["legacy"]), exported.net.state_dict())
-    torch.save(tensors, folder / "model.pt")
-    (folder / "flags.txt").write_text(openai_export.flags_of(exported), encoding="utf-8")
+    flags = openai_export.flags_of(exported)
+    return {
+        "model.pt": partial(torch.save, tensors),
+        "flags.txt": partial(Path.write_text, data=flags, encoding="utf-8"),
+    }
 
 
-FORMATS: dict[str, Write] = {
+FORMATS: dict[str, Callable[[TrainedNetwork, Exported], Files]] = {
     "diffusers": to_diffusers,
     "safetensors": to_safetensors,
     "improved_diffusion": to_improved_diffusion,

@@ -15,8 +15,6 @@ from diffuse.runs.recommended import resolved
 from diffuse.runs.trained import TrainedNetwork
 from diffuse.system.files import data_folder, run_path
 
-FREE = ("dropout",)  # options of a network that no weight depends on
-
 
 def self_contained(config: TrainConfig) -> TrainConfig:
     """The config with absolute paths, and with betas in place of their file: it means the same in any folder.
@@ -62,12 +60,15 @@ def with_network_of(config: TrainConfig, network: TrainedNetwork, kind: ImageKin
     if before != now:
         levels = range(len(found["channel_mult"]))
         found["attention"] = [now >> at for at in levels if before >> at in found["attention"]]
-    asked = {key.removeprefix("unet.") for key in typed if key.startswith("unet.")} | {*FREE}
-    found |= {key: value for key, value in config.unet.items() if key in asked or "unet" in typed}
-    return replace(config, unet=found)
+    return replace(config, unet={**found, **typed_options(config.unet, typed)})
 
 
-def as_begun(config: TrainConfig, record: TrainConfig) -> TrainConfig:
+def typed_options(unet: Node, typed: Sequence[str]) -> Node:
+    """The options of a network that were typed: all of them where the group was."""
+    return {key: value for key, value in unet.items() if "unet" in typed or f"unet.{key}" in typed}
+
+
+def as_begun(config: TrainConfig, record: TrainConfig, typed: Sequence[str]) -> TrainConfig:
     """The config of a line that is given again: what init.ckpt chose then, it is not asked for again.
 
     The weights may be gone by now, and are not needed where there is a checkpoint.
@@ -76,4 +77,5 @@ def as_begun(config: TrainConfig, record: TrainConfig) -> TrainConfig:
         return config
     given, then = Path(config.init.ckpt), Path(record.init.ckpt)
     init = record.init if given.name == then.name and not given.exists() else config.init
-    return replace(config, unet=record.unet, init=replace(init, freeze=config.init.freeze))
+    unet = {**record.unet, **typed_options(config.unet, typed)}
+    return replace(config, unet=unet, init=replace(init, freeze=config.init.freeze))

@@ -13,6 +13,7 @@ from torch import nn
 from diffuse.commands.self_contained import as_begun, self_contained, with_network_of
 from diffuse.data.conditions import Condition, in_short
 from diffuse.data.images import Dataset
+from diffuse.foreign.weights import typed_in
 from diffuse.networks.blocks import use_recomputation
 from diffuse.networks.norm import use_norm
 from diffuse.options.build import about, build
@@ -80,7 +81,7 @@ def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dic
     folder = output.folder(OUTPUTS, config.name) or output.folder_of_launch(OUTPUTS / output.filed_under)
     if folder and runs.is_run(folder):
         record = read_record(folder)  # the run may have been renamed since it began
-        requested = replace(as_begun(requested, record), name=record.name)
+        requested = replace(as_begun(requested, record, output.typed_keys), name=record.name)
         return resume(requested, folder, output, deadline)
     if folder and not output.sweep_folder:
         runs.refuse_inside_others(folder)
@@ -88,6 +89,8 @@ def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dic
         kind = build_dataset(requested.dataset, data_folder(config.data_dir), config.trust).kind
         network = given_weights(requested.init, requested.foreign, requested.trust)
         requested = with_network_of(requested, network, kind, output.typed_keys)
+    elif typed := typed_in(requested.foreign):
+        raise UsageError(f"foreign.{next(iter(typed))} is about the weights of init.ckpt, which is not set")
     return begin(requested, folder, output, deadline)
 
 

@@ -15,7 +15,7 @@ UNET: dict[str, Any] = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
     "mid_block_type": "UNetMidBlock2D",
     "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    **{"block_out_channels": [224, 448, 672, 896], "layers_per_block": 2, "mid_block_scale_factor": 1},
+    **{"block_out_channels": [224, 448, 672, 896], "layers_per_block": 2, "mid_block_scale_factor": 1.0},
     **{"downsample_padding": 1, "downsample_type": "conv", "upsample_type": "conv", "dropout": 0.0, "act_fn": "silu"},
     **{"attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5},
     **{"resnet_time_scale_shift": "default", "class_embed_type": None, "num_class_embeds": None},
@@ -33,6 +33,12 @@ OLD_FIELDS = {
     "resnet_act_fn": "act_fn",
     "resnet_eps": "norm_eps",
     "num_head_channels": "attention_head_dim",
+}
+# The types of fields that may be null; the others have that of the value above, where a number may be whole.
+NULLABLE: dict[str, type | tuple[type, ...]] = {
+    **{"sample_size": (int, list), "time_embedding_dim": int, "attn_norm_num_groups": int, "class_embed_type": str},
+    **{"num_class_embeds": int, "num_train_timesteps": int, "attention_head_dim": int, "mid_block_type": str},
+    **{"trained_betas": list, "variance_type": str},
 }
 # What a field must be, since our network has nothing else.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -57,6 +63,7 @@ SCHEDULER: dict[str, Any] = {
     **{"trained_betas": None, "variance_type": "fixed_small", "prediction_type": "epsilon"},
     **{"rescale_betas_zero_snr": False, "clip_sample": True, "clip_sample_range": 1.0, "thresholding": False},
     **{"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0},
+    **{"timestep_type": "discrete", "use_flow_sigmas": False},
 }
 # Schedulers of a table of betas: they share the fields above.
 SCHEDULERS = (
@@ -64,11 +71,15 @@ SCHEDULERS = (
     *("DPMSolverSinglestep", "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete"),
     *("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
 )
+# Those of Karras et al. 2022 have other ends where a config leaves them out.
+OTHER_ENDS = {"beta_start": 0.00085, "beta_end": 0.012}
+DEFAULTS = dict.fromkeys(("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete"), OTHER_ENDS)
 CLIPPING = ("DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "DDIMInverse")  # the others do not clip unless asked to
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "sigmoid": "sigmoid", "squaredcos_cap_v2": "cosine"}
 NO_LIMIT = 1e6  # of sample_max_value
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-VARIANCES = {
+VARIANCES: dict[str | None, str] = {
+    **{None: "fixed_small"},  # of solvers of the ODE, which have none
     **{"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"},
     **{"fixed_large_log": "fixed_large", "learned_range": "learned"},
 }
@@ -81,9 +92,10 @@ def fields_of(config: Fields) -> dict[str, Any]:
         today = OLD_FIELDS.get(name, name)
         if today in UNET:
             found[today] = value
+    refuse_other_types(found, UNET)
     for key in ("down_block_types", "up_block_types"):
         types = found[key]
-        if not isinstance(types, list) or not all(isinstance(each, str) for each in types):
+        if not all(isinstance(each, str) for each in types):
             raise UserError(f"{key} must be a list of names of blocks, not {str(types)[:60]}")
         found[key] = [each.replace("UNetRes", "") for each in types]
     for key, allowed in FIXED.items():
@@ -92,10 +104,21 @@ def fields_of(config: Fields) -> dict[str, Any]:
     return found
 
 
+def refuse_other_types(fields: Fields, defaults: Fields) -> None:
+    """Raise UserError where a field has a value of another type than it has in diffusers."""
+    for key, value in fields.items():
+        expected = NULLABLE.get(key, type(defaults[key]))
+        types = expected if isinstance(expected, tuple) else (int, float) if expected is float else (expected,)
+        is_null = value is None and key in NULLABLE
+        if not is_null and (not isinstance(value, types) or (isinstance(value, bool) and bool not in types)):
+            names = " or ".join(each.__name__ for each in types)
+            raise UserError(f"{key}={str(value)[:60]} is of another type than in diffusers, where it is {names}")
+
+
 def unet_of(fields: Fields, shorter: int) -> Node:
     """Our options of a UNet2DModel with these fields; shorter: the shorter side of its images, in pixels."""
     widths = fields["block_out_channels"]
-    numbers = [*(widths if isinstance(widths, list) else [None]), fields["layers_per_block"], fields["norm_num_groups"]]
+    numbers = [*widths, fields["layers_per_block"], fields["norm_num_groups"]]
     if not all(isinstance(number, int) and 0 < number < 1 << 16 for number in numbers):
         raise UserError(f"block_out_channels, layers_per_block and norm_num_groups must be numbers, not {numbers}")
     levels = len(widths)
@@ -163,11 +186,15 @@ def scheduler_of(config: Fields) -> dict[str, Any]:
             f"the scheduler is {name}Scheduler, which has no table of betas that we know: remove its file and set "
             "foreign.schedule, foreign.levels and foreign.prediction"
         )
-    defaults = SCHEDULER if name in CLIPPING else {**SCHEDULER, "clip_sample": False}
+    defaults = {**SCHEDULER, "clip_sample": name in CLIPPING, **DEFAULTS.get(name, {})}
     fields = {key: config.get(key, value) for key, value in defaults.items()}
+    refuse_other_types(fields, SCHEDULER)
+    for key in ("timestep_type", "use_flow_sigmas"):
+        if fields[key] != SCHEDULER[key]:
+            raise UserError(f"{key}={fields[key]} of the scheduler is no table of betas: it must be {SCHEDULER[key]}")
     for key, known in (("prediction_type", PREDICTIONS), ("variance_type", VARIANCES)):
         if fields[key] not in known:
-            raise UserError(f"{key}={fields[key]!r} of the scheduler is not one of {', '.join(known)}")
+            raise UserError(f"{key}={fields[key]!r} of the scheduler is not one of {', '.join(filter(None, known))}")
     return {
         "schedule": schedule_of(fields),
         "prediction": {"_target_": PREDICTIONS[fields["prediction_type"]]},

@@ -10,6 +10,8 @@ from diffuse.networks.unet import UNet
 from diffuse.options.keys import Node
 from diffuse.system.errors import UserError
 
+# With fewer steps than levels: the same times there, but that theirs are counted from 0.
+SPACINGS = {"uniform": "linspace", "to_zero": "trailing", "leading": "leading"}
 VERSION = "0.35.0"  # the oldest diffusers for which this is tried
 INDEX = {
     "_class_name": "DDPMPipeline",
@@ -118,8 +120,8 @@ def scheduler_config(exported: Exported) -> dict[str, Any]:
         **{"clip_sample": exported.clip is not False, "clip_sample_range": 1.0},
         **{"thresholding": dynamic, "sample_max_value": NO_LIMIT if dynamic else 1.0},
         "dynamic_thresholding_ratio": exported.percentile,
-        # With fewer steps: the times of our spacing=uniform, which end at pure noise.
-        **{"timestep_spacing": "trailing", "steps_offset": 0, "rescale_betas_zero_snr": False},
+        "timestep_spacing": SPACINGS.get(exported.spacing, SPACINGS["uniform"]),
+        **{"steps_offset": 0, "rescale_betas_zero_snr": False},
     }
 
 

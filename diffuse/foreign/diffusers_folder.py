@@ -8,14 +8,14 @@ from diffuse.foreign.diffusers_names import NAMING, SWAPPED, with_todays_names
 from diffuse.foreign.files import INDEX, SAFETENSORS, Tensors, read_json, read_sharded, read_weights, tensors_in
 from diffuse.foreign.found import Found, asked
 from diffuse.options.nested import Foreign
-from diffuse.system.errors import Refused, UserError
+from diffuse.system.errors import Refused, UsageError, UserError
 from diffuse.system.sizes import height_width
 
 NAME = "diffusers"
 CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
 # The names of weights, in the order in which diffusers looks for them.
 WEIGHTS = ("diffusion_pytorch_model", "diffusion_model")
-ENDINGS = (SAFETENSORS, SAFETENSORS + INDEX, ".bin", ".bin" + INDEX, ".fp16.safetensors", ".pt")
+ENDINGS = (SAFETENSORS, SAFETENSORS + INDEX, ".bin", ".bin" + INDEX, ".fp16.safetensors", ".fp16.bin", ".pt")
 
 
 def holds_network(folder: Path) -> bool:
@@ -40,11 +40,7 @@ def read(folder: Path, options: Foreign) -> tuple[Found, list[Path]]:
     said: dict[str, Any] = scheduler_of(read_json(scheduler)) if scheduler else {}
     if fields["layers_per_block"] * len(fields["block_out_channels"]) > len(tensors):
         raise UserError(f"{unet / CONFIG} is of a network of more blocks than {files[0].name} has tensors")
-    size = asked("image_size", fields["sample_size"] or options.image_size, f"sample_size is null in {unet / CONFIG}")
-    try:
-        size = height_width(size, "sample_size")
-    except Refused as error:
-        raise UserError(f"{unet / CONFIG}: {error}") from error
+    size = size_of(fields["sample_size"], options.image_size, unet / CONFIG)
     # Of sine and cosine, and of two spacings, our network has two combinations of four: in the others they are swapped.
     usual = bool(fields["flip_sin_to_cos"]) == (fields["freq_shift"] == 0)
     found = Found(
@@ -58,6 +54,17 @@ def read(folder: Path, options: Foreign) -> tuple[Found, list[Path]]:
         **said,
     )
     return found, [*files, unet / CONFIG, *([scheduler] if scheduler else [])]
+
+
+def size_of(said: Any, typed: int | None, config: Path) -> tuple[int, int]:
+    """Height and width of the images, of the config or else of the user."""
+    try:
+        size = height_width(asked("image_size", said or typed, f"sample_size is null in {config}"), "sample_size")
+    except Refused as error:
+        raise UserError(f"{config}: {error}") from error
+    if typed and size != (typed, typed):
+        raise UsageError(f"foreign.image_size={typed} is not the sample_size={said} of {config}: leave it out")
+    return size
 
 
 def weights_in(folder: Path) -> tuple[Tensors, list[Path]]:

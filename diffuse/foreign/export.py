@@ -15,6 +15,7 @@ class Exported:
     schedule    the option of the group `schedule`; betas: its table, None without levels
     prediction  the name of what the network predicts
     variance    of the reverse steps
+    spacing     of the times of fewer steps than levels
     clip        whether the predicted x0 is clipped: true, false or dynamic; percentile: of dynamic
     """
 
@@ -27,3 +28,4 @@ class Exported:
     variance: str
     clip: bool | str
     percentile: float
+    spacing: str

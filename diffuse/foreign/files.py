@@ -22,6 +22,7 @@ class Unreadable(UserError):
 
 Tensors = dict[str, Tensor]
 SAFETENSORS, INDEX = ".safetensors", ".index.json"
+MOST_LETTERS = 80  # of a name in a message
 LARGEST_JSON = 1 << 24  # bytes; the largest index of published weights has 2 MB
 
 
@@ -79,13 +80,13 @@ def read_sharded(index: Path) -> tuple[Tensors, list[Path]]:
     names = sorted(set(places.values()))
     for name in names:
         if Path(name).name != name or name.startswith("."):
-            raise UserError(f"{index} names the file {name!r}, which is not one beside it: it was not read")
+            raise UserError(f"{index} names the file {shown(name)}, which is not one beside it: it was not read")
         if not (index.parent / name).is_file():
-            raise UserError(f"{index} names the file {name}, which is not beside it")
+            raise UserError(f"{index} names the file {shown(name)}, which is not beside it")
         shard = tensors_in(read_weights(index.parent / name), index.parent / name)
         found |= {key: tensor for key, tensor in shard.items() if places.get(key) == name}
     if missing := sorted(places.keys() - found.keys()):
-        raise UserError(f"{index} promises {missing[0]} in {places[missing[0]]}, which does not hold it")
+        raise UserError(f"{index} promises {shown(missing[0])} in {places[missing[0]]}, which does not hold it")
     return found, [index, *(index.parent / name for name in names)]
 
 
@@ -103,12 +104,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def tensors_in(content: Any, path: Path) -> Tensors:
-    """The content as floating tensors by name. Raises UserError where it is anything else."""
+    """The content as floating tensors by name. Raises UserError where it is anything else.
+
+    Or where the tensors have more numbers than the file: torch keeps a number that is repeated a billion times once.
+    """
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} does not hold tensors by name, but {type(content).__name__}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path} does not hold tensors alone: {str(name)[:60]} is {type(value).__name__}")
+            raise UserError(f"{path} does not hold tensors alone: {shown(name)} is {type(value).__name__}")
         if value.layout != torch.strided or not value.dtype.is_floating_point:
-            raise UserError(f"{path}: {name[:60]} must be a dense tensor of floats, not {value.dtype}, {value.layout}")
+            raise UserError(f"{path}: {shown(name)} is {value.dtype}, {value.layout}: it must be dense floats")
+    size, unfolded = path.stat().st_size, sum(value.nbytes for value in content.values())
+    if unfolded > size:
+        raise UserError(f"{path} has {size:,} bytes and its tensors {unfolded:,}: it repeats numbers; it was not read")
     return dict(content)
+
+
+def shown(name: object) -> str:
+    """A name from a file for a message: no more than its beginning, and no control characters."""
+    text = str(name).encode("unicode_escape").decode()
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}..."

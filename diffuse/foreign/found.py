@@ -74,7 +74,7 @@ def asked(key: str, value: Any, why: str) -> Any:
 def width(tensors: Tensors, name: str, dim: int = 0) -> int:
     """A size of a tensor. Raises UserError where there is no such tensor, or not in so many dimensions."""
     tensor = tensors.get(name)
-    if tensor is None or tensor.ndim <= dim:
+    if tensor is None or tensor.ndim <= dim or not tensor.shape[dim]:
         raise UserError(f"the weights have no {name} as this format has it")
     return int(tensor.shape[dim])
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffuse.foreign.files import Tensors
+from diffuse.foreign.files import Tensors, shown
 from diffuse.networks.blocks import Attention, ResidualBlock
 from diffuse.networks.encoder import Encoder
 from diffuse.networks.unet import UNet
@@ -156,9 +156,9 @@ def to_ours(net: Encoder, rows: Sequence[Row], tensors: Tensors) -> Tensors:
     state = net.state_dict()
     expected = {name for row in rows for name in row.theirs}
     if missing := sorted(expected - tensors.keys()):
-        raise UserError(f"the weights have no {missing[0]}{_and_more(missing)}, which this network needs")
+        raise UserError(f"the weights have no {shown(missing[0])}{_and_more(missing)}, which this network needs")
     if unknown := sorted(tensors.keys() - expected):
-        raise UserError(f"the weights hold {unknown[0]}{_and_more(unknown)}, which this network does not have")
+        raise UserError(f"the weights hold {shown(unknown[0])}{_and_more(unknown)}, which this network does not have")
     try:
         found = {row.ours: row.to_ours([tensors[name] for name in row.theirs], state[row.ours].shape) for row in rows}
     except (ValueError, RuntimeError, IndexError) as error:

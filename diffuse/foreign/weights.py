@@ -1,7 +1,7 @@
 """Other programs' weights as a trained network of ours: its config, its kind of images, its tensors by our names."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ ANSWERED = {
     openai.IMPROVED: ("attention_order",),
     openai.CONSISTENCY: ("heads", "head_channels", "attention_order", "schedule", "levels", "prediction", "variance"),
 }
-NESTED = ("state_dict", "model", "ema")  # under which other programs put the tensors
+NESTED = ("state_dict", "model")  # under which other programs put the tensors
+AVERAGED = "ema"  # and under which the averaged ones beside them
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,30 @@ def no_options() -> Foreign:
     return Foreign(**dict.fromkeys(field.name for field in fields(Foreign)))
 
 
+def typed_in(options: Foreign) -> dict[str, Any]:
+    """The options that are typed, by name."""
+    return {name: value for name, value in asdict(options).items() if value is not None}
+
+
 def read_foreign(path: Path, options: Foreign) -> ForeignWeights | None:
     """The weights in a folder or file; None where no format is recognised. Raises UserError."""
     if path.is_dir():
         if not diffusers_folder.holds_network(path):
             return None
-        found, files = diffusers_folder.read(path.resolve(), options)
+        if options.format not in (None, diffusers_folder.NAME):
+            raise UsageError(f"foreign.format={options.format} is of files, and {path} is a folder of diffusers")
+        found, files = diffusers_folder.read(path.absolute(), options)
         return assembled(diffusers_folder.NAME, found, files, options, path.resolve().name)
-    path = path.resolve()
+    path = path.absolute()  # not what a link leads to, which in a cache of downloads has neither name nor ending
     content = read_weights(path)
-    name = options.format or recognised(content)
+    possible = formats_of(content)
+    if options.format and possible and options.format not in possible:
+        raise UsageError(
+            f"foreign.format={options.format} is not that of {path.name}, whose names are those of {possible[0]}"
+        )
+    if len(possible) > 1 and options.format is None:
+        raise UsageError(f"foreign.format is needed: the names of the weights are those of {', '.join(possible)}")
+    name = options.format or next(iter(possible), None)
     if name is None:
         return None
     if name == diffusers_folder.NAME:
@@ -79,24 +94,19 @@ def read_foreign(path: Path, options: Foreign) -> ForeignWeights | None:
     return assembled(name, reader(name)(content, path, options), [path], options, path.stem)
 
 
-def recognised(content: Any) -> str | None:
-    """The format that the names of tensors are in, if one can be told by them.
-
-    The three formats of OpenAI have the same names: which one it is has to be said.
-    """
+def formats_of(content: Any) -> tuple[str, ...]:
+    """The formats that have these names of tensors: none, one, or those of OpenAI, which have the same."""
     if pytorch_ddpm.recognises(content):
-        return pytorch_ddpm.NAME
-    names = nested(content)
+        return (pytorch_ddpm.NAME,)
+    names, _ = nested(content)
     if not isinstance(names, Mapping):
-        return None
+        return ()
     if ddim.recognises(names):
-        return ddim.NAME
+        return (ddim.NAME,)
     if openai.recognises(names):
-        raise UsageError(
-            "foreign.format is needed: the names of the weights are those of improved_diffusion, guided_diffusion and "
-            "consistency_models"
-        )
-    return diffusers_folder.NAME if diffusers_names.recognises(map(diffusers_names.todays_name, names)) else None
+        return (openai.IMPROVED, openai.GUIDED, openai.CONSISTENCY)
+    todays = (diffusers_names.todays_name(name) for name in names if isinstance(name, str))
+    return (diffusers_folder.NAME,) if diffusers_names.recognises(todays) else ()
 
 
 def reader(name: str) -> Callable[[Any, Path, Foreign], Found]:
@@ -104,15 +114,27 @@ def reader(name: str) -> Callable[[Any, Path, Foreign], Found]:
     if name == pytorch_ddpm.NAME:
         return pytorch_ddpm.read
     read = ddim.read if name == ddim.NAME else partial(openai.read, name=name)
-    return lambda content, path, options: read(tensors_in(nested(content), path), options)
+
+    def read_nested(content: Any, path: Path, options: Foreign) -> Found:
+        tensors, raw = nested(content)
+        found = read(tensors_in(tensors, path), options)
+        return found if raw is None else replace(found, raw=tensors_in(raw, path))
+
+    return read_nested
 
 
-def nested(content: Any) -> Any:
-    """The tensors in a file, which may lie under a name that training programs use."""
-    for key in NESTED:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            return content[key]
-    return content
+def nested(content: Any) -> tuple[Any, Any]:
+    """The tensors in a file, which may lie under a name that training programs use; the trained ones where both are.
+
+    An average counts as one where it has the names of what it averages.
+    """
+    if not isinstance(content, Mapping):
+        return content, None
+    raw = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)
+    averaged = content.get(AVERAGED)
+    if not isinstance(averaged, Mapping) or (raw is not None and averaged.keys() != raw.keys()):
+        return (content if raw is None else raw), None
+    return averaged, raw
 
 
 def assembled(name: str, found: Found, files: list[Path], options: Foreign, called: str) -> ForeignWeights:
@@ -121,12 +143,12 @@ def assembled(name: str, found: Found, files: list[Path], options: Foreign, call
         raise UsageError(
             f"foreign.{unused[0]} is not asked of {name} weights, which are all alike in that: leave it out"
         )
-    kind, config = kind_of(found, options, called), config_of(found, options, called)
-    with torch.device("meta"):  # which takes no memory: the sizes are a stranger's
+    with torch.device("meta"):  # which takes no memory: the sizes are a stranger's until the tensors have them
         net = build(found.unet, "unet", **network_arguments(found))
     rows = table(net, found.naming)
     ema = to_ours(net, rows, found.tensors)
     raw = to_ours(net, rows, found.raw) if found.raw else ema
+    kind, config = kind_of(found, options, called), config_of(found, options, called)
     return ForeignWeights(name, config, kind, ema, raw, found.step, {str(path): sha256(path) for path in files})
 
 

@@ -7,8 +7,8 @@ from diffuse.options.keys import key
 from diffuse.options.score_names import SAMPLE_SCORES
 
 AT_LEAST_1 = "[1, inf)"
-# Formats of other programs' weights, in the order in which they are looked for.
 EXPORTS = ("diffusers", "safetensors", "improved_diffusion")
+# Formats of other programs' weights, in the order in which they are looked for.
 FORMATS = ("diffusers", "ddim", "pytorch_ddpm", "improved_diffusion", "guided_diffusion", "consistency_models")
 WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 

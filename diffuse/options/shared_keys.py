@@ -20,7 +20,8 @@ class SamplerKeys:
     ]
     times: Annotated[Any, key("your own grid in place of steps and spacing: falling times, or a file with them")]
     clip: Annotated[
-        bool | str | None, key("clip the predicted x0 to [-1, 1]; dynamic: by its own range (null: yes for images)")
+        bool | str | None,
+        key("clip the predicted x0 to [-1, 1]; dynamic: by its own range (null: as in training, whose default is yes)"),
     ]
     percentile: Annotated[
         float | None, key("of clip=dynamic: the quantile of |x0| that is scaled to 1 (null: 0.995)", "(0, 1]")

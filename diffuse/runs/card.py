@@ -11,12 +11,28 @@ from diffuse.options.reference import option_with
 from diffuse.runs.history import HISTORY
 from diffuse.runs.trained import POWER, TrainedNetwork
 
+LONGEST = 60  # characters of the value of a key in the table of scores
+WITH_LABELS = "diffusers with labels"  # for which its pipeline has no argument
 HOW_TO_LOAD = {
     "diffusers": """```python
 from diffusers import DDPMPipeline
 
 pipeline = DDPMPipeline.from_pretrained("FOLDER")
-images = pipeline(batch_size=4).images
+images = pipeline(batch_size=4, num_inference_steps=LEVELS).images
+```""",
+    WITH_LABELS: """```python
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+net = UNet2DModel.from_pretrained("FOLDER/unet")
+scheduler = DDPMScheduler.from_pretrained("FOLDER/scheduler")
+scheduler.set_timesteps(LEVELS)
+labels, x = torch.arange(4) % CLASSES, torch.randn(4, SHAPE)
+for t in scheduler.timesteps:
+    with torch.no_grad():
+        output = net(x, t, class_labels=labels).sample
+    x = scheduler.step(output, t, x).prev_sample
+images = (x / 2 + 0.5).clamp(0, 1)
 ```""",
     "safetensors": """```bash
 diffuse sample ckpt=FOLDER/model.safetensors n=64
@@ -50,7 +66,7 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         f"| network | U-Net, {parameters:,} parameters |",
         f"| noise schedule | {option_with('schedule', config.schedule['_target_'])} |",
         f"| predicts | {config.prediction['_target_']}, variance {config.variance} |",
-        f"| weights | {averaging(network.weights)} |",
+        f"| weights | {averaging(network.known_as)} |",
         *(f"| {name} | {value} |" for name, value in training_facts(network)),
         f"| licence | {licence or 'not stated'} |",
         f"| exported by | diffuse {diffuse.__version__}, of a file with the SHA-256 {network.sha256} |",
@@ -58,14 +74,29 @@ def card(network: TrainedNetwork, to: str, licence: str | None) -> str:
         *scores(network),
         "## How to load it",
         "",
-        HOW_TO_LOAD[to],
+        how_to_load(network, to),
         "",
     ]
     return "\n".join(lines)
 
 
+def how_to_load(network: TrainedNetwork, to: str) -> str:
+    """Lines that load the weights and draw images."""
+    kind = network.kind
+    text = HOW_TO_LOAD[WITH_LABELS if to == "diffusers" and network.config.class_conditional else to]
+    for word, value in {
+        "LEVELS": network.schedule.T,
+        "CLASSES": len(kind.classes),
+        "SHAPE": ", ".join(map(str, kind.shape)),
+    }.items():
+        text = text.replace(word, str(value))
+    return text
+
+
 def averaging(weights: str) -> str:
-    """Which weights they are, in words."""
+    """Which weights they are, in words; "" where it is not known."""
+    if not weights:
+        return "as their file has them"
     if weights == "model":
         return "as trained, not averaged"
     length = weights.removeprefix(POWER)
@@ -84,8 +115,8 @@ def units_of(kind: ImageKind) -> Iterator[str]:
 def training_facts(network: TrainedNetwork) -> Iterator[tuple[str, str]]:
     """How it was trained; of other programs' weights where they come from."""
     config = network.config
-    if network.foreign:
-        yield "format before", network.foreign["format"]
+    if network.origin:
+        yield "made from", network.origin
         return
     yield "trained on", f"{network.kind.name} (SHA-256 of the training images {network.data_sha256.get('train', '')})"
     yield "steps", f"{network.step:,} of {config.batch_size} images"
@@ -124,13 +155,25 @@ def rows_of(path: Path, network: TrainedNetwork) -> Iterator[str]:
             return
         protocol = facts.get("sample_protocol", {})
         samples, reference = protocol.get("samples", {}), protocol.get("reference", {})
-        sampler = samples.get("sampler", {})
-        drawn = f"{option_with('sampler', sampler['_target_'])}, {sampler.get('steps')} steps" if sampler else ""
+        drawn = drawn_by(samples)
         for name, found in facts.get("sample_scores", {}).items():
             cells = (name, f"{found['value']:.4g}", f"{found['n']:,}", reference.get("name", ""), drawn)
             yield f"| {' | '.join(cells)} | {samples.get('seed', '')} |"
         for name in ("bound", "ode"):
             for key, value in facts["values"].get(name, {}).items():
-                yield f"| {key} | {value:.4g} | | test split | | {facts['asked']['seed']} |"
+                yield f"| {key} | {value:.4g} | {facts['protocol']['n']:,} | test split | | {facts['asked']['seed']} |"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
+
+
+def drawn_by(samples: Mapping[str, Any]) -> str:
+    """The sampler of scored images with all its options, the guidance, and the label if all have one."""
+    found = [described(group, samples[group]) for group in ("sampler", "guidance") if samples.get(group)]
+    labels = samples.get("label") or []
+    return "; ".join([*found, *([f"label {labels[0]}"] if len(labels) == 1 else [])])
+
+
+def described(group: str, node: Mapping[str, Any]) -> str:
+    """An option of a group with its keys."""
+    keys = (f"{key} {str(value)[:LONGEST]}" for key, value in node.items() if key != "_target_" and value is not None)
+    return ", ".join([option_with(group, node["_target_"]), *keys])

@@ -58,14 +58,16 @@ CHOICES = {choice.__name__: choice for choice in (method, training, auto)}
 
 
 def resolved(node: Node, prediction: Node, grids: Node) -> Node:
-    """The sampler that a choice stands for, with the shared keys beside it that are not null; other nodes as they are.
+    """The sampler that a choice stands for, with the shared keys beside it that are not null.
 
+    Any other one is as it is, but that with clip=null it clips as the grids of the run do.
     prediction and grids are what the run has in the groups `prediction` and `sampler`. Raises UsageError where
     sampler=auto is given steps or times, or a spacing would move times that the training was given.
     """
     name = node.get("_target_")
     if name not in CHOICES:
-        return node
+        kept = {} if node.get("clip") is not None else clipping(grids)
+        return {**node, **{key: value for key, value in kept.items() if node.get(key) is None}}
     shared = {field.name for field in fields(SamplerKeys)}
     typed = {key: value for key, value in node.items() if key in shared and value is not None}
     if name == auto.__name__ and (wrong := sorted(typed.keys() & {"steps", "times"})):

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +11,7 @@ from torch import nn
 
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset, ImageKind
-from diffuse.foreign.weights import UNKNOWN_DATA
+from diffuse.foreign.weights import UNKNOWN_DATA, typed_in
 from diffuse.mathematics.classifier import NoisyClassifier
 from diffuse.mathematics.denoiser import AnyDenoiser
 from diffuse.mathematics.schedules import Schedule
@@ -23,13 +22,14 @@ from diffuse.options.formulas import Formulas
 from diffuse.options.nested import Foreign
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import NetworkConfig, TrainConfig, plain, stored_config
+from diffuse.options.targets import own_name
 from diffuse.runs.averages import of_length
 from diffuse.runs.checkpoint import Stored, refuse_mismatch
 from diffuse.runs.checkpoint_files import CHECKPOINTS
-from diffuse.runs.foreign import find_any
+from diffuse.runs.foreign import ONE_SET, ORIGIN, find_any
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError
-from diffuse.system.files import OUTPUTS, RECORD, data_folder, may_write
+from diffuse.system.files import OUTPUTS, RECORD, data_folder, may_write, slug
 from diffuse.system.progress import log
 
 POWER = "ema-"  # the name of the weights that are a power average, before its length
@@ -72,10 +72,14 @@ class TrainedNetwork:
             self.kind = stored_kind(content["kind"])
             self.formulas = Formulas.of(self.config, self.kind, trust)
             self.condition: Condition = condition_of(self.config, self.kind)
+            state = weights_in(content, weights, stored.path)
+            refuse_other_shapes(self.config, self.kind, state)
             net = build_network(self.config, self.kind, trust)
-            net.load_state_dict(weights_in(content, weights, stored.path))
+            net.load_state_dict(state)
             self.data_sha256 = dict(content["data_sha256"])
         self.foreign: dict[str, Any] = content.get("foreign", {})
+        self.origin: str = content.get(ORIGIN, "") or origin_of(self.foreign)
+        self.known_as: str = content.get(ONE_SET, weights)
         self.sources = {str(stored.path): stored.sha256, **self.foreign.get("files", {})}
         refuse_not_finite(net, stored.path)
         self.net: nn.Module = device.place(net.eval().requires_grad_(False))
@@ -124,7 +128,7 @@ class TrainedNetwork:
         folder stays as it is.
         """
         if self.foreign:
-            home = OUTPUTS / str(self.config.name)
+            home = OUTPUTS / (slug(str(self.config.name)) or "weights")
             return home.with_name(f"{home.name}-weights") if (home / RECORD).exists() else home  # a run of that name
         home = self.path.parent.parent if self.path.parent.name == CHECKPOINTS else self.path.parent
         if may_write(home):
@@ -168,6 +172,11 @@ class TrainedNetwork:
         """The trained classifier of noisy images, of a run of method=classifier."""
         return self.formulas.classifier(self.net, self.device, self.rows)
 
+    def refuse_unused(self, asked: Foreign, key: str, ckpt: str) -> None:
+        """Raise UsageError where something is said of other programs' weights, and these are ours."""
+        if (typed := typed_in(asked)) and not self.foreign:
+            raise UsageError(f"foreign.{next(iter(typed))} is about other programs' weights, and {key}={ckpt} is ours")
+
     def refuse_classifier(self, key: str, ckpt: str) -> None:
         """Raise UsageError, with the key and value that named it, where the network is not a denoiser's."""
         if self.config.classifies:
@@ -175,6 +184,27 @@ class TrainedNetwork:
                 f"{key}={ckpt} is a classifier of noisy images, which draws no images and has no likelihood: it guides "
                 f"another run, as in diffuse sample ckpt=RUN guidance=classifier guidance.ckpt={ckpt}"
             )
+
+
+def refuse_other_shapes(config: TrainConfig, kind: ImageKind, state: Mapping[str, Any]) -> None:
+    """Raise ValueError where weights are not those of the network that a config describes, before it takes memory.
+
+    A config may come from a stranger, and describe a network of any size.
+    """
+    if own_name("unet", str(config.unet.get("_target_"))) is None:
+        return  # a network of the user's own, which may not be buildable without memory
+    with torch.device("meta"):
+        expected = build_network(config, kind).state_dict()
+    for name in sorted({*expected, *state}):
+        shapes = [list(each[name].shape) if name in each else "absent" for each in (state, expected)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"{name[:80]} is {shapes[0]}, and {shapes[1]} in the network of the config")
+
+
+def origin_of(foreign: Mapping[str, Any]) -> str:
+    """Where other programs' weights come from, in words; "" of ours."""
+    files = (f"{Path(name).name} (SHA-256 {sha256})" for name, sha256 in foreign.get("files", {}).items())
+    return f"{foreign['format']} weights: {', '.join(files)}" if foreign else ""
 
 
 def refuse_not_finite(net: nn.Module, path: Path) -> None:
@@ -222,9 +252,8 @@ def load_for(config: NetworkConfig) -> TrainedNetwork:
         "place": place,
     }
     network = load(config.ckpt, device, config.trust, **options)
-    typed = [key for key, value in asdict(config.foreign).items() if value is not None]
-    if typed and not network.foreign and config.guidance.get("ckpt") is None:
-        raise UsageError(f"foreign.{typed[0]} is about other programs' weights, and ckpt={config.ckpt} is ours")
+    if config.guidance.get("ckpt") is None:
+        network.refuse_unused(config.foreign, "ckpt", config.ckpt)
     network.refuse_classifier("ckpt", config.ckpt)
     return network
 
@@ -238,6 +267,8 @@ def weights_of(length: float | None) -> str:
 
 def weights_in(content: Mapping[str, Any], weights: str, path: Path) -> Mapping[str, Any]:
     """The weights of that name in the content of a checkpoint, or put together of the averages beside it."""
+    if ONE_SET in content and weights != "ema":
+        raise UsageError(f"{path} has one set of weights: leave out ema.length (init.weights in `train`)")
     if weights.startswith(POWER):
         return of_length(float(weights.removeprefix(POWER)), path, content)
     return cast("Mapping[str, Any]", content[weights])

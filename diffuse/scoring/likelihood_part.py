@@ -83,7 +83,7 @@ class LikelihoodPart:
             "dimensions": kind.dimensions,
             "pad": kind.pad,
             "n_chosen_by": "n=" if self.n is not None else "what takes about three minutes",
-            "weights": "ema",
+            "weights": self.network.weights,
             **{name: score.facts for name, score in self.scores.items()},
             "seed": self.seed,
             "device": self.network.device.torch.type,

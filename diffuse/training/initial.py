@@ -23,6 +23,7 @@ def given_weights(init: Init, foreign: Foreign, trust: Sequence[str]) -> Trained
     """The network of init.ckpt. Raises UsageError where it is not a U-Net that training can begin with."""
     device = Device("cpu", "float32")
     network = load(str(init.ckpt), device, trust, "init.ckpt", foreign, weights=init.weights)
+    network.refuse_unused(foreign, "init.ckpt", str(init.ckpt))
     network.refuse_classifier("init.ckpt", str(init.ckpt))
     if not isinstance(network.net, UNet):
         raise UsageError(f"init.ckpt={init.ckpt} is not a U-Net of this program, with which a training can begin")
@@ -75,7 +76,7 @@ def rows_of_labels(network: TrainedNetwork, table: Tensor, kind: ImageKind, null
     old = network.net.state_dict().get(LABELS)
     if old is None:
         return table
-    before = {name: row for row, name in enumerate(network.condition.classes)}
+    before = {name: row for row, name in enumerate(network.condition.classes)} if network.knows_data else {}
     names: list[str | None] = [*kind.classes, *([None] if null else [])]
     null_before = len(old) - 1 if network.condition.dropout else None
     places = [null_before if name is None else before.get(name) for name in names]
@@ -130,8 +131,10 @@ def differences(network: TrainedNetwork, training: Training, new: Mapping[str, T
             "new outputs for the learned variance" if config.variance == "learned" else "no outputs for the variance"
         )
         found.append(which)
-    old = set(network.condition.classes)
-    if LABELS in new and list(kind.classes) != list(network.condition.classes):
+    old = set(network.condition.classes) if network.knows_data else set()
+    if LABELS in new and network.condition.classes and not network.knows_data:
+        found.append("labels: all new, since the names of those of init.ckpt are not known; foreign.dataset says them")
+    elif LABELS in new and list(kind.classes) != list(network.condition.classes):
         kept = sum(name in old for name in kind.classes)
         found.append(f"labels: {kept} of {len(kind.classes)} classes keep their rows, the others are new")
     elif LABELS not in new and network.condition.classes:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -15,13 +17,15 @@ from diffusers import (
 from diffusers.models.embeddings import get_timestep_embedding
 from safetensors.torch import load_file, save_file
 
+from diffuse.foreign.diffusers_config import SCHEDULERS as TABLES
 from diffuse.foreign.diffusers_names import OLD_ATTENTION
+from diffuse.foreign.weights import no_options
 from diffuse.mathematics.samplers.ddim import ddim
 from diffuse.mathematics.wrappers import Clipped
 from diffuse.runs.sampler import Sampler
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
-from diffuse.system.errors import UserError
+from diffuse.system.errors import UsageError, UserError
 from tests.support.diffusers_nets import (
     NETWORKS,
     Features64,
@@ -156,6 +160,57 @@ def test_other_schedulers_are_read_with_their_own_defaults(tmp_path):
         loaded(folder)
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_every_scheduler_of_a_table_is_read_as_its_class_means_it(tmp_path, name):
+    """Saved by the class, and with its name alone, when the class's own defaults hold."""
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline")
+    scheduler.save_pretrained(folder / "scheduler")
+    saved = loaded(folder)
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": f"{name}Scheduler"}))
+    bare = loaded(folder)
+    for network in (saved, bare):
+        alpha_bar = network.schedule.alpha_sigma(torch.arange(1, 1001, dtype=torch.float64))[0] ** 2
+        torch.testing.assert_close(alpha_bar.float(), scheduler.alphas_cumprod, rtol=1e-4, atol=1e-6)
+        assert network.config.sampler["clip"] is bool(getattr(scheduler.config, "clip_sample", False))
+        assert network.config.variance == "fixed_small"
+
+
+@pytest.mark.parametrize("change", [{"timestep_type": "continuous"}, {"use_flow_sigmas": True}])
+def test_a_scheduler_of_other_times_is_refused(tmp_path, change):
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline")
+    path = folder / "scheduler/scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler", **change}))
+    with pytest.raises(UserError, match=f"{next(iter(change))}="):
+        loaded(folder)
+
+
+def test_what_is_said_beside_a_folder_must_fit_it(tmp_path):
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline")
+    assert load(str(folder), Device("cpu"), foreign=replace(no_options(), image_size=16)).kind.size == (16, 16)
+    for options, message in (
+        ({"image_size": 32}, "foreign.image_size=32 is not the sample_size=16"),
+        ({"format": "ddim"}, "foreign.format=ddim is of files"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            load(str(folder), Device("cpu"), foreign=replace(no_options(), **options))
+
+
+def test_links_into_a_cache_are_read_by_their_own_names(tmp_path):
+    """As huggingface_hub keeps downloads: files without endings, and links to them."""
+    folder = save_pipeline(random_network("paper"), tmp_path / "pipeline")
+    expected = loaded(folder).net.state_dict()
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, path in enumerate(sorted(each for each in folder.rglob("*") if each.is_file())):
+        path.rename(blobs / str(number))
+        path.symlink_to(blobs / str(number))
+    found = loaded(folder)
+    assert all(torch.equal(value, expected[name]) for name, value in found.net.state_dict().items())
+    assert all(name.startswith(str(folder)) for name in found.sources)
+
+
 def test_our_alpha_bar_is_that_of_the_scheduler(tmp_path):
     """Up to the float32 of diffusers."""
     for number, name in enumerate(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")):
@@ -214,6 +269,9 @@ REFUSED = {
     "one way alone": ({"up_block_types": ["UpBlock2D", "UpBlock2D", "UpBlock2D"]}, "same levels"),
     "sizes": ({"sample_size": [16, 16, 16]}, "sample_size must be a number or"),
     "activation": ({"act_fn": "gelu"}, "act_fn='gelu'"),
+    "text for a number": ({"layers_per_block": "2"}, "layers_per_block=2 is of another type"),
+    "yes for a number": ({"norm_num_groups": True}, "norm_num_groups=True is of another type"),
+    "null": ({"in_channels": None}, "in_channels=None is of another type"),
     "many blocks": ({"layers_per_block": 60_000}, "more blocks than"),
     "wide": ({"block_out_channels": [32_768, 32_768, 32_768]}, "which this network does not have"),
 }  # fmt: skip

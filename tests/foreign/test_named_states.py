@@ -179,6 +179,30 @@ def test_both_networks_of_pytorch_ddpm_are_read(tmp_path):
     assert torch.equal(weights[1], weights[0] + 1)
 
 
+@pytest.mark.parametrize("beside", ["model", "state_dict"])
+def test_averaged_weights_beside_trained_ones_are_those_to_draw_with(tmp_path, beside):
+    state = random_state(DDIM, "ddim", 256)
+    raw = {name: value + 1 for name, value in state.items()}
+    torch.save({beside: raw, "ema": state, "optimizer": {}}, tmp_path / "both.pt")
+    options = replace(no_options(), image_size=8)
+    averaged, trained = (
+        load(str(tmp_path / "both.pt"), Device("cpu", "float32"), weights=which, foreign=options).net.state_dict()
+        for which in ("ema", "model")
+    )
+    assert torch.equal(averaged["stem.bias"], state["conv_in.bias"])
+    assert torch.equal(trained["stem.bias"], raw["conv_in.bias"])
+    torch.save({beside: raw, "ema": {"decay": torch.zeros(1)}}, tmp_path / "one.pt")
+    assert torch.equal(loaded(tmp_path / "one.pt", image_size=8).net.state_dict()["stem.bias"], raw["conv_in.bias"])
+    with pytest.raises(UsageError, match="one set of weights: leave out ema.length"):
+        load(str(tmp_path / "one.pt"), Device("cpu", "float32"), weights="model", foreign=options)
+
+
+def test_another_format_than_the_names_say_is_refused(tmp_path):
+    torch.save(random_state(DDIM, "ddim", 256), tmp_path / "model.ckpt")
+    with pytest.raises(UsageError, match="foreign.format=improved_diffusion is not that of model.ckpt.*of ddim"):
+        loaded(tmp_path / "model.ckpt", **IMPROVED)
+
+
 def test_a_table_of_other_features_is_refused(tmp_path):
     state = random_state(PYTORCH_DDPM, "pytorch_ddpm", 256)
     torch.save({**state, "time_embedding.timembedding.0.weight": timetable().flip(1)}, tmp_path / "ckpt.pt")

@@ -46,6 +46,19 @@ def test_clipping_is_typed_without_the_percentile_of_the_training():
     assert sampler_of(["sampler.clip=true"], given, "eval")["percentile"] is None
 
 
+def test_a_named_sampler_clips_as_the_training_did():
+    assert sampler_of(["sampler=ddim"], ["sampler.clip=false"])["clip"] is False
+    given = ["sampler=ddim", "sampler.clip=dynamic", "sampler.percentile=0.9"]
+    assert clipping_of(sampler_of(["sampler=unipc"], given)) == ("dynamic", 0.9)
+    assert clipping_of(sampler_of(["sampler=unipc", "sampler.percentile=0.8"], given)) == ("dynamic", 0.8)
+    assert clipping_of(sampler_of(["sampler=unipc", "sampler.clip=true"], given)) == (True, None)
+    assert clipping_of(sampler_of(["sampler=unipc"], [])) == (None, None)
+
+
+def clipping_of(node: dict) -> tuple:
+    return node["clip"], node["percentile"]
+
+
 def test_a_spacing_needs_steps_where_the_training_had_times():
     with pytest.raises(UsageError, match="^the training had sampler.times=.* sampler.spacing needs sampler.steps too"):
         sampler_of(["sampler.spacing=karras"], ["sampler=ddim", "sampler.times=[1000,500]"], "eval")

@@ -41,10 +41,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def random_network(name: str) -> UNet2DModel:
+def random_network(name: str, **changes: Any) -> UNet2DModel:
     """A network whose every weight is random, norms and biases too, so that none can be exchanged unnoticed."""
     torch.manual_seed(0)
-    options = {"sample_size": 16, "norm_num_groups": 8, "attention_head_dim": 8, **NETWORKS[name]}
+    options = {"sample_size": 16, "norm_num_groups": 8, "attention_head_dim": 8, **NETWORKS[name], **changes}
     net = UNet2DModel(**{"out_channels": options.get("in_channels", 3), **options})
     with torch.no_grad():
         for weight in net.parameters():

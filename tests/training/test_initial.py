@@ -65,6 +65,13 @@ def test_the_network_has_the_options_of_the_given_one_but_for_typed_ones(home):
     found, _ = begun(home, "options", "init.ckpt=plain", "unet.dropout=0.5", network=options)
     assert_equal_but(found, weights(home, "plain"))
     assert load(str(home / "outputs/options"), Device("cpu")).config.unet["dropout"] == 0.5
+    kept, _ = begun(home, "kept-options", "init.ckpt=options", network=options)
+    assert_equal_but(kept, weights(home, "options"))
+    assert load(str(home / "outputs/kept-options"), Device("cpu")).config.unet["dropout"] == 0.5
+    again = [*options, *ONE, "name=options", "init.ckpt=plain", "unet.dropout=0.1"]
+    done = diffuse("train", *again, cwd=home)
+    assert done.returncode == 2
+    assert "unet.dropout" in done.stderr
     message = refused(home, "init.ckpt=plain", "unet.channels=16")
     assert "Leave out unet=" in message
 
@@ -135,6 +142,25 @@ def test_weights_of_diffusers_begin_a_run(home, tmp_path):
     found, _ = begun(home, "foreign", f"init.ckpt={folder}", "dataset.pad=4", network=words)
     assert_equal_but(found, load(str(folder), Device("cpu", "float32")).net.state_dict())
     assert "3 channels" in refused(home, f"init.ckpt={save_pipeline(random_network('paper'), tmp_path / 'colour')}")
+
+
+def test_rows_of_classes_without_names_begin_anew(home, tmp_path):
+    """Their numbers are not those of another data set, unless it is said to be theirs."""
+    net = random_network("widths that are no multiples", num_class_embeds=10, sample_size=8)
+    folder = save_pipeline(net, tmp_path / "pipeline")
+    options = [word for word in TINY if not word.startswith("unet.")]
+    words = [f"init.ckpt={folder}", "class_conditional=true", "label_dropout=0"]
+    found, said = begun(home, "unnamed", *words, network=options)
+    table, given = found["embed_label.weight"], dict(net.state_dict())["class_embedding.weight"]
+    assert not (table == given).any()
+    assert "all new, since the names of those of init.ckpt are not known; foreign.dataset says them" in said
+    found, _ = begun(home, "named", *words, "foreign.dataset=digits", network=options)
+    assert torch.equal(found["embed_label.weight"], given)
+
+
+def test_what_is_said_of_foreign_weights_needs_some(home):
+    assert "foreign.levels is about the weights of init.ckpt" in refused(home, "foreign.levels=10")
+    assert "outputs/plain is ours" in refused(home, "init.ckpt=plain", "foreign.levels=10")
 
 
 def test_frozen_parameters_stay_and_a_run_with_them_is_resumed(home):
