@@ -163,14 +163,14 @@ def test_a_checkpoint_is_enough_on_another_machine(tiny_run, tmp_path):
 def test_given_again_it_is_finished(tiny_run, caplog):
     """As a training is; whatever is different is named, and nothing is drawn over it."""
     caplog.set_level("INFO", logger="diffuse")
-    folder = sampled(tiny_run, "twice", "n=2")
+    folder = sampled(tiny_run, "given-again", "n=2")
     before = as_it_is(folder)
-    sampled(tiny_run, "twice", "n=2", "batch_size=3", "device.threads=1")
-    assert "samples/twice is finished: 2 images are drawn" in caplog.messages[-1]
+    sampled(tiny_run, "given-again", "n=2", "batch_size=3", "device.threads=1")
+    assert "samples/given-again is finished: 2 images are drawn" in caplog.messages[-1]
     for word, changed in (("n=3", r"n \(was 2, now 3\)"), ("seed=5", r"seed \(was 0, now 5\)"),
                           ("sampler.eta=0.5", r"sampler\.eta \(was 0\.0, now 0\.5\)")):  # fmt: skip
-        with pytest.raises(UserError, match=rf"twice exists already, and differs in {changed}: choose another name="):
-            sampled(tiny_run, "twice", "n=2", word)
+        with pytest.raises(UserError, match=rf"given-again exists already, and differs in {changed}: choose another name="):
+            sampled(tiny_run, "given-again", "n=2", word)
     assert as_it_is(folder) == before
 
 
