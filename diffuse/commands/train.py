@@ -4,10 +4,10 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffuse.commands.self_contained import as_begun, self_contained, with_network_of
@@ -19,7 +19,6 @@ from diffuse.networks.norm import use_norm
 from diffuse.options.build import about, build
 from diffuse.options.dataset import build_dataset
 from diffuse.options.formulas import Formulas
-from diffuse.options.nested import Optim
 from diffuse.options.network import build_network, condition_of
 from diffuse.options.schema import TrainConfig, flat, plain
 from diffuse.runs import checkpoint
@@ -39,7 +38,7 @@ from diffuse.system.files import OUTPUTS, as_word, check_name, data_folder, run_
 from diffuse.system.joining import join, processes_of
 from diffuse.system.progress import log
 from diffuse.system.randomness import reseed
-from diffuse.training.adamw import AdamW
+from diffuse.training.adamw import AdamW, betas_of
 from diffuse.training.between import is_scored
 from diffuse.training.cautions import (
     refuse_large_targets,
@@ -53,7 +52,7 @@ from diffuse.training.fitting import parts_for
 from diffuse.training.forecast import smaller_training
 from diffuse.training.helper import Helper, tell_others
 from diffuse.training.initial import begin_with_given, freeze, given_weights
-from diffuse.training.learning_rate import learning_rate
+from diffuse.training.learning_rate import rate_of
 from diffuse.training.loop import lead
 from diffuse.training.setup import Training
 from diffuse.training.shown import TOGETHER, AccuracyCurve, SampleGrids, Shown
@@ -170,9 +169,10 @@ def build_training(config: TrainConfig) -> Training:
     if device.worth_compiling(config.steps):
         net.compile()
     shown, watcher = shown_of(config, formulas, data, condition, ema.net, device)
+    progress = torch.zeros((), device=device.torch)
     trainer = Trainer(
         net,
-        partial(formulas.loss, formulas.trained(net, device)),
+        formulas.training_loss(net, device, progress),
         data,
         formulas.time_sampling,
         AdamW(net.parameters(), optim.lr, betas_of(optim), optim.weight_decay),
@@ -181,8 +181,11 @@ def build_training(config: TrainConfig) -> Training:
         batch_size=config.batch_size,
         parts=config.parts or config.grad_accumulation,
         seed=config.seed,
-        rate=partial(learning_rate, peak=optim.lr, warmup=optim.warmup, decay=optim.decay, steps=config.steps),
+        rate=rate_of(optim, config.steps),
         clip=optim.clip,
+        noise=formulas.noise,
+        progress=progress,
+        steps=config.steps,
         condition=condition,
         device=device,
     )
@@ -202,13 +205,6 @@ def shown_of(
     watches = config.eval.every is not None and not device.processes.rank
     watcher = Watcher(config, data, drawing) if watches else None
     return SampleGrids(drawing, config.images.count), watcher
-
-
-def betas_of(optim: Optim) -> tuple[float, float]:
-    """AdamW's two decay rates. Raises UsageError where there are more or fewer."""
-    if len(optim.betas) != 2:
-        raise UsageError(f"optim.betas must be two numbers, such as [0.9, 0.999], not {optim.betas}")
-    return optim.betas[0], optim.betas[1]
 
 
 def set_damaged_aside(newest: Path) -> None:

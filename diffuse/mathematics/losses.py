@@ -75,6 +75,52 @@ def hybrid(
     return squared_error(guess, x0, weight) + vlb_weight * l_vlb
 
 
+def consistency(
+    denoiser: AnyDenoiser,
+    x0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    y: Tensor | None = None,
+    *,
+    progress: Tensor,
+    closeness: float = 256.0,
+    stages: int = 1,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Easy consistency tuning: the same image from two noise levels. Geng et al. 2024 (ECT), equations 13 to 15.
+
+        ||x0(x_t, t) - x0(x_r, r)|| / (rho_t - rho_r),   rho_r = rho_t (1 - (1 + 8 sigmoid(-rho_t)) / closeness^k)
+
+    in stage k = 1 ... stages, with rho = sigma / alpha, one noise for both, no gradient through the second prediction,
+    and x0 itself in its place where rho_r is below the smallest noise of the schedule. The dropout of both has the same
+    mask, because masks are a function of the step.
+
+    progress   how much of the training is done, 0 to 1: the stages follow each other at equal distances
+    closeness  q of the paper: 256 begins near, after a training of x0; 2 with eight stages begins as that training
+    stages     how often the distance is divided by closeness
+    smoothing  c of the distance sqrt(||.||^2 + c^2) - c; 0 for the norm
+    """
+    check(closeness > 1, "closeness", "above 1", closeness)
+    check(stages >= 1, "stages", "at least 1", stages)
+    check(smoothing >= 0, "smoothing", "0 or more", smoothing)
+    schedule = denoiser.schedule
+    stage = (progress * stages).floor().clamp(max=stages - 1) + 1
+    rho = (-schedule.log_snr(t) / 2).exp()
+    earlier = rho * (1 - (1 + 8 * torch.sigmoid(-rho)) / closeness**stage)
+    least = (-schedule.log_snr(torch.as_tensor(schedule.t_min)) / 2).exp().to(rho)
+    is_noisy = earlier > least
+    earlier = torch.where(is_noisy, earlier, least)
+    found = denoiser(schedule.diffuse(x0, t, noise), t, y).x0
+    with torch.no_grad():
+        r = schedule.time(-2 * earlier.log())
+        target = denoiser(schedule.diffuse(x0, r, noise), r, y).x0
+        target = torch.where(is_noisy.reshape(-1, 1, 1, 1), target, x0)
+    distance = torch.linalg.vector_norm((found - target).flatten(1), dim=1)
+    if smoothing:
+        distance = (distance**2 + smoothing**2).sqrt() - smoothing
+    return distance / (rho - torch.where(is_noisy, earlier, 0))
+
+
 def cross_entropy(classifier: NoisyClassifier, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
     """-log p(y given x_t) of the class y of x0, in nats: trains a classifier of noisy images, not a denoiser.
 

@@ -68,8 +68,22 @@ def karras(schedule: Schedule, steps: int) -> Tensor:
     return _even_in(schedule, steps, lambda log_snr: torch.exp(-log_snr / 14), lambda even: -14 * torch.log(even))
 
 
+def consistency(schedule: Schedule, steps: int) -> Tensor:
+    """T, then rho = 0.821, the second step of Geng et al. 2024 (ECT); each further one has half as much noise.
+
+    Or more than half, where the last one would be below that of the time 1. Where T has less than twice 0.821, the
+    second step begins with half of it.
+    """
+    last, first = (-schedule.log_snr(torch.tensor([1.0, schedule.T], dtype=torch.float64)) / 2).exp()
+    second = (first / 2).clamp(max=0.821).maximum(last)
+    factor = max(0.5, float(last / second) ** (1 / max(1, steps - 2)))
+    rho = second * factor ** torch.arange(steps - 1, dtype=torch.float64)
+    return _grid(schedule, torch.cat([schedule.time(-2 * rho.log()).flip(0), first.new_full((1,), schedule.T)]))
+
+
 SPACINGS: dict[str, Spacing] = {
-    spacing.__name__: spacing for spacing in (uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras)
+    spacing.__name__: spacing
+    for spacing in (uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, consistency)
 }
 
 

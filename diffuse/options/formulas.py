@@ -20,6 +20,7 @@ from diffuse.mathematics.likelihood import Decoder, discretised_gaussian, gaussi
 from diffuse.mathematics.schedules import Schedule
 from diffuse.mathematics.spacings import uniform
 from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.mathematics.training_noise import TrainingNoise
 from diffuse.mathematics.variances import FIXED, Variance, learned
 from diffuse.options.build import about, bind, build
 from diffuse.options.schema import VARIANCES, TrainConfig
@@ -58,6 +59,7 @@ class Formulas:
     variance: str
     spacing: str
     needs_float32: bool
+    noise: TrainingNoise
 
     @classmethod
     def of(cls, config: TrainConfig, kind: ImageKind, trust: Sequence[str] = ()) -> "Formulas":
@@ -74,11 +76,14 @@ class Formulas:
         offered: dict[str, Any] = {"weight": weight, "decoder": in_training}
         if variance != "analytic":  # the analytic variance is estimated after training, so no loss can use it
             offered["variance"] = learned if variance == "learned" else FIXED[variance]
+        offered["progress"] = torch.zeros(())
         loss = bind(config.loss, "loss", trust, **offered)
         refuse_unused_weight(loss.func, weight.func)
         needs_float32 = prediction.func in predictions.NEED_FLOAT32
         spacing = config.sampler.get("spacing") or uniform.__name__
-        formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, spacing, needs_float32)
+        with about("noise"):
+            noise = TrainingNoise(config.noise.nearest, config.noise.perturbation)
+        formulas = cls(schedule, prediction, loss, time_sampling, decoder, variance, spacing, needs_float32, noise)
         formulas.refuse_what_cannot_work()
         return formulas
 
@@ -91,6 +96,11 @@ class Formulas:
         logits = device.network(net, rows, float32=self.needs_float32)
         gradient = device.network(gradient_of(log_class(net)), rows, float32=self.needs_float32)
         return NoisyClassifier(logits, self.schedule, self.prediction, gradient)
+
+    def training_loss(self, net: nn.Module, device: Device, progress: Tensor) -> partial[Tensor]:
+        """The loss of a network as a function of x0, t, noise and y; progress: how much of the training is done."""
+        by_progress = {"progress": progress} if "progress" in self.loss.keywords else {}
+        return partial(self.loss, self.trained(net, device), **by_progress)
 
     def trained(self, net: nn.Module, device: Device) -> Denoiser | NoisyClassifier:
         """What the loss is a function of: the network as a denoiser, or as a classifier."""
@@ -140,6 +150,7 @@ class Formulas:
     def refuse_what_cannot_work(self) -> None:
         """Raise UsageError if two choices exclude each other."""
         function = self.loss.func
+        self.refuse_other_noise()
         if self.classifies:
             self.refuse_for_a_classifier()
             return
@@ -159,10 +170,29 @@ class Formulas:
             )
         if variance == "analytic" and function is losses.vlb:
             raise UsageError("loss=vlb needs a variance while it trains, and variance=analytic is estimated afterwards")
+        if function is losses.consistency and self.schedule.discrete:
+            raise UsageError(
+                "loss=consistency compares times that are as near as the training asks for, and this schedule has "
+                "levels: choose schedule=edm, vp, ve or flow, or method=ect, which does"
+            )
         self.refuse_undefined_prediction()
         self.try_loss()
         if variance == "analytic":
             self.refuse_analytic_at_pure_noise("variance")
+
+    def refuse_other_noise(self) -> None:
+        """Raise UsageError if the noise of the training is chosen or perturbed, and the loss cannot have that."""
+        name, prediction = self.loss.func.__name__, self.prediction.func.__name__
+        if not self.noise.is_usual and self.loss.func is not losses.simple:
+            raise UsageError(
+                f"noise.nearest and noise.perturbation are of loss=simple, and loss={name} needs normal noise: leave "
+                "them out"
+            )
+        if self.noise.perturbation and self.prediction.func is not predictions.eps:
+            raise UsageError(
+                f"noise.perturbation is noise that is not to be predicted, and prediction={prediction} does not "
+                "predict noise: set prediction=eps, or leave it out"
+            )
 
     def refuse_for_a_classifier(self) -> None:
         """Raise UsageError if a classifier cannot have these choices."""
@@ -212,6 +242,10 @@ class Formulas:
 
 def refuse_unused_weight(loss: Callable[..., Tensor], weight: Callable[..., Tensor]) -> None:
     """Raise UsageError if there is a weight of the squared error, and the loss has none."""
-    why = {losses.vlb: "whose terms have the weights of the bound", losses.cross_entropy: "which has no squared error"}
+    why = {
+        losses.vlb: "whose terms have the weights of the bound",
+        losses.cross_entropy: "which has no squared error",
+        losses.consistency: "which divides a distance by that of the noise levels",
+    }
     if loss in why and weight is not loss_weights.simple:
         raise UsageError(f"weight is not used by loss={loss.__name__}, {why[loss]}; leave it out")

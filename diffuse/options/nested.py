@@ -6,6 +6,7 @@ from typing import Annotated
 from diffuse.options.keys import key
 from diffuse.options.score_names import SAMPLE_SCORES
 
+DECAYS = ("none", "linear", "cosine", "inverse_sqrt")
 AT_LEAST_1 = "[1, inf)"
 EXPORTS = ("diffusers", "safetensors", "improved_diffusion")
 # Formats of other programs' weights, in the order in which they are looked for.
@@ -17,11 +18,27 @@ WHILE_TRAINING = tuple(name for name in SAMPLE_SCORES if name != "memorisation")
 class Optim:
     lr: Annotated[float, key("peak learning rate of AdamW", "(0, inf)")]
     warmup: Annotated[int, key("steps of linear warm-up", "[0, inf)")]
-    decay: Annotated[str, key("how the learning rate falls over the whole run", choices=("none", "linear", "cosine"))]
+    decay: Annotated[
+        str,
+        key("how the learning rate falls over the whole run", choices=DECAYS),
+    ]
+    constant: Annotated[
+        int, key("steps after which decay=inverse_sqrt begins: sqrt(constant / step)", AT_LEAST_1, before=1000)
+    ]
     clip: Annotated[float, key("largest gradient norm (inf: no clipping)", "(0, inf]")]
     weight_decay: Annotated[float, key("weight decay of AdamW", "[0, inf)")]
     betas: Annotated[
         list[float], key("decay of AdamW's averages of the gradient and of its square", "[0, 1)", before=[0.9, 0.999])
+    ]
+
+
+@dataclass
+class Noise:
+    nearest: Annotated[
+        int, key("take the nearest to the image of so many noises (immiscible diffusion)", AT_LEAST_1, before=1)
+    ]
+    perturbation: Annotated[
+        float, key("noise on the input that is not to be predicted: 0.1 in input perturbation", "[0, 1)", before=0.0)
     ]
 
 

@@ -25,6 +25,7 @@ from diffuse.options.nested import (
     Images,
     Init,
     Log,
+    Noise,
     Ode,
     Optim,
 )
@@ -59,7 +60,10 @@ class TrainConfig:
     label_dropout: Annotated[
         float, key("share of labels replaced by 'no class' while training on them, for guidance", "[0, 1)", before=0.0)
     ]
-    steps: Annotated[int, key("steps of training; may grow later where optim.decay=none", AT_LEAST_1, may_change=True)]
+    steps: Annotated[
+        int,
+        key("steps of training; may grow later where optim.decay has no end", AT_LEAST_1, may_change=True),
+    ]
     batch_size: Annotated[int, key("images in a step", AT_LEAST_1)]
     grad_accumulation: Annotated[
         int,
@@ -75,6 +79,7 @@ class TrainConfig:
         ),
     ]
     optim: Optim
+    noise: Noise
     ema: Ema
     log: Log
     images: Images

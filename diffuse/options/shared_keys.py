@@ -16,7 +16,10 @@ class SamplerKeys:
     ]
     spacing: Annotated[
         str | None,
-        key("uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, searched (null: the run's)"),
+        key(
+            "uniform, to_zero, leading, quadratic, ddim_quadratic, log_snr, karras, consistency, or searched "
+            "(null: the run's)"
+        ),
     ]
     times: Annotated[Any, key("your own grid in place of steps and spacing: falling times, or a file with them")]
     clip: Annotated[

@@ -19,6 +19,7 @@ from diffuse.system.files import CONFIGS
 
 GROUP = "sampler"
 DEFAULT_EVALUATIONS = 10
+CONSISTENCY = "consistency"
 MANY = 250  # network calls for an image
 
 # Up to so many evaluations an image, the option that scores best of those with one evaluation a step: docs/samplers.md.
@@ -28,8 +29,10 @@ RECOMMENDED = ((9, "unipc"), (math.inf, "deis"))
 def method(prediction: Node, grids: Node) -> Node:
     """The sampler of the run's method: Heun's for prediction=edm, Euler's for flow, ancestral sampling otherwise.
 
-    It clips the predicted x0 as the grids of the run do.
+    That of its grids after method=ect. It clips the predicted x0 as the grids of the run do.
     """
+    if is_consistent(grids):
+        return grids
     name = own_name("prediction", prediction["_target_"]) or ""
     return {**node_of({"edm": "heun", "flow": "ddim"}.get(name, "ddpm")), **clipping(grids)}
 
@@ -45,8 +48,15 @@ def auto(prediction: Node, grids: Node, *, evaluations: int = DEFAULT_EVALUATION
     evaluations  calls of the denoiser for an image
     """
     check(evaluations >= 1, "evaluations", "at least 1", evaluations)
+    if is_consistent(grids):
+        return {**grids, "steps": evaluations, "times": None}
     name = next(name for most, name in RECOMMENDED if evaluations <= most)
     return {**node_of(name), "steps": evaluations, **clipping(grids)}
+
+
+def is_consistent(grids: Node) -> bool:
+    """Whether the network of a run was trained for a sampler that others cannot replace."""
+    return own_name(GROUP, grids.get("_target_", "")) == CONSISTENCY
 
 
 def clipping(grids: Node) -> Node:

@@ -13,6 +13,7 @@ from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UsageError, UserError
 from diffuse.system.files import AT_BEST, RECORD, refuse_aliases, run_path, write_atomic
 
+ENDLESS = ("none", "inverse_sqrt")  # decays of the learning rate that do not depend on the number of steps
 LISTED_KEYS, VALUE_LENGTH = 8, 60  # in a message
 
 
@@ -81,12 +82,12 @@ def refuse_changes(record: TrainConfig, config: TrainConfig, folder: Path) -> No
             f"{', '.join(changes[:LISTED_KEYS])}{more}.\nLeave these keys as they were, or choose another name="
         )
     begun = any(all_in(folder / CHECKPOINTS))
-    if config.steps != record.steps and record.optim.decay != "none" and begun:
+    if config.steps != record.steps and record.optim.decay not in ENDLESS and begun:
         decay = record.optim.decay
         raise UsageError(
             f"steps cannot change from {record.steps} to {config.steps}: with optim.decay={decay} the learning rate of "
             f"every step depends on it, and falls to 0 at step {record.steps}.\nTrain a new run of that length (another"
-            f" name=, steps={config.steps}); one with optim.decay=none can always go on"
+            f" name=, steps={config.steps}); one with optim.decay=none or inverse_sqrt can always go on"
         )
     if config.steps < record.steps and begun:
         raise UsageError(

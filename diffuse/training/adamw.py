@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffuse.options.nested import Optim
 from diffuse.runs.checkpoint import check_shapes
+from diffuse.system.errors import UsageError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -45,3 +47,10 @@ def load_moments(optimizer: torch.optim.Optimizer, net: nn.Module, states: Mappi
         # reads both side by side.
         copies = {name: torch.empty_like(weight).copy_(state[name]) for name in MOMENTS}
         optimizer.state[weight] = {"step": state["step"].to(weight.device, copy=True), **copies}
+
+
+def betas_of(optim: Optim) -> tuple[float, float]:
+    """AdamW's two decay rates. Raises UsageError where there are more or fewer."""
+    if len(optim.betas) != 2:
+        raise UsageError(f"optim.betas must be two numbers, such as [0.9, 0.999], not {optim.betas}")
+    return optim.betas[0], optim.betas[1]

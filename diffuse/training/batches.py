@@ -10,6 +10,7 @@ from torch import Tensor
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset
 from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.mathematics.training_noise import TrainingNoise
 from diffuse.system.device import Device, send
 from diffuse.system.randomness import generator, reseed
 
@@ -49,12 +50,13 @@ class Batches:
         self,
         data: Dataset,
         time_sampling: UniformTimes,
+        noise: TrainingNoise,
         condition: Condition,
         batch_size: int,
         seed: int,
         device: Device,
     ):
-        self.data, self.time_sampling, self.condition = data, time_sampling, condition
+        self.data, self.time_sampling, self.noise, self.condition = data, time_sampling, noise, condition
         self.batch_size, self.seed, self.device = batch_size, seed, device.torch
         self._images = device.hold(torch.from_numpy(data.train.images))
         self._labels = condition.of_split(data.train, device=self._images.device)
@@ -80,7 +82,7 @@ class Batches:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)
         t, importance = self.time_sampling.draw(len(x0), self.device)
-        noise = torch.randn_like(x0)
+        x0, noise = self.noise.draw(x0, t, self.time_sampling.schedule)
         return Batch(x0, t, importance, noise, self.condition.drop(self._y), self._dropout)  # labels are dropped last
 
 

@@ -9,6 +9,9 @@ from diffuse.runs.checkpoint_files import CHECKPOINTS, all_in
 from diffuse.system.errors import UserError
 from diffuse.system.files import format_bytes
 from diffuse.training.setup import Training
+from diffuse.training.trainer import Trainer
+
+BYTES_PER_TENSOR = 300  # in a checkpoint, beside its values: its name, type and shape
 
 
 def most_checkpoints(training: Training, stops: int = 0) -> int:
@@ -29,7 +32,7 @@ def free_space(folder: Path) -> int:
 
 def refuse_small_disk(training: Training, folder: Path) -> None:
     """Raise UserError where the disk has no room for the checkpoints that are still to come."""
-    most, size = most_checkpoints(training), training.trainer.checkpoint_bytes
+    most, size = most_checkpoints(training), checkpoint_bytes(training.trainer)
     present = sum(path.stat().st_size for path in (*all_in(folder / CHECKPOINTS), *kept_in(folder)))
     needed, free = max(0, size * most + all_snapshots(training) - present), free_space(folder.absolute())
     if needed > free:
@@ -43,7 +46,7 @@ def refuse_small_disk(training: Training, folder: Path) -> None:
 
 def cost_on_disk(training: Training, folder: Path) -> str:
     """A line about the disk space of the checkpoints."""
-    size, free = training.trainer.checkpoint_bytes, format_bytes(free_space(folder.absolute()))
+    size, free = checkpoint_bytes(training.trainer), format_bytes(free_space(folder.absolute()))
     total = format_bytes(size * most_checkpoints(training, stops=1) + all_snapshots(training))
     averages = f" and averages of {format_bytes(all_snapshots(training))}" if all_snapshots(training) else ""
     return f"checkpoints of {format_bytes(size)}{averages}, {total} on disk at most, {free} free"
@@ -51,4 +54,15 @@ def cost_on_disk(training: Training, folder: Path) -> str:
 
 def all_snapshots(training: Training) -> int:
     """The size of all averages that are kept for after the training."""
-    return training.trainer.snapshot_bytes * training.config.ema.snapshots
+    return snapshot_bytes(training.trainer) * training.config.ema.snapshots
+
+
+def checkpoint_bytes(trainer: Trainer) -> int:
+    """The approximate size of a checkpoint in bytes: weights, averages, AdamW's moments and step, in a zip file."""
+    weights, count = trainer.net.state_dict().values(), len(trainer.averages)
+    return (4 + count) * sum(weight.nbytes for weight in weights) + (5 + count) * len(weights) * BYTES_PER_TENSOR
+
+
+def snapshot_bytes(trainer: Trainer) -> int:
+    """The approximate size of a file of averages, in half precision."""
+    return len(trainer.averages) * sum(weight.nbytes // 2 for weight in trainer.net.state_dict().values())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset
 from diffuse.mathematics.time_sampling import UniformTimes
+from diffuse.mathematics.training_noise import NORMAL, TrainingNoise
 from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.runs import checkpoint
 from diffuse.system.cuda_graph import Captured
@@ -24,7 +25,6 @@ from diffuse.training.sums import Sums
 
 # x0, t, noise and y -> the loss of each image, [b]: a function of mathematics.losses, bound to a denoiser.
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-BYTES_PER_TENSOR = 300  # in a checkpoint, beside its values: its name, type and shape
 
 
 class NotFinite(Exception):
@@ -38,8 +38,7 @@ class NotFinite(Exception):
 class Trainer:
     """The state of a training, and the step that changes it.
 
-    net            the network, on the device
-    loss           (x0, t, noise, y) -> [b]: a function of `losses`, bound to a denoiser of that network
+    net, loss      the network, on the device, and (x0, t, noise, y) -> [b]: one of `losses`, bound to its denoiser
     data           the data set; the network is trained on its training split
     time_sampling  draws the times of a batch
     optimizer      a fused AdamW over the network's parameters
@@ -52,6 +51,8 @@ class Trainer:
                    (seed, k): there is no random state to save, and how often something is logged changes no weight
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
     clip           largest gradient norm
+    noise          how the noise of the images is drawn
+    progress       a number on the device that the loss reads: step / steps
     condition      what the network is conditioned on, and how often that is dropped
     device         the device of the network and the data
     """
@@ -71,6 +72,9 @@ class Trainer:
         seed: int = 0,
         rate: Callable[[int], float] | None = None,
         clip: float = math.inf,
+        noise: TrainingNoise = NORMAL,
+        progress: Tensor | None = None,
+        steps: int = 1,
         condition: Condition | None = None,
         device: Device | None = None,
     ):
@@ -90,6 +94,7 @@ class Trainer:
         if others:
             raise Refused("optimizer", "must have one learning rate for all parameters, which `rate` may change")
         self.rate = rate or (lambda step: initial_rate)
+        self.progress, self.steps = torch.zeros((), device=where) if progress is None else progress, steps
         self.step = 0
         self.sums = Sums(where)
         # What changes from step to step is in tensors, as a step recorded in a CUDA graph needs it. The rate in float64
@@ -102,7 +107,7 @@ class Trainer:
         for parameters in optimizer.param_groups:
             parameters["lr"], parameters["capturable"] = self._learning_rate, captured
         self.condition = condition or Condition()
-        self.batches = Batches(data, self.time_sampling, self.condition, batch_size, seed, self.device)
+        self.batches = Batches(data, self.time_sampling, noise, self.condition, batch_size, seed, self.device)
         self._dropouts = dropouts_of(net)
         self._computed = self._compute_or_replay()
 
@@ -129,6 +134,7 @@ class Trainer:
         for place, average in enumerate(self.all_averages):
             self._ema_rates[place].fill_(average.rate(self.step))
         self._step.fill_(self.step)
+        self.progress.fill_(self.step / self.steps)
         self.batches.begin(self.step)
 
     def compute(self) -> None:
@@ -292,14 +298,3 @@ class Trainer:
     def load(self, path: str | Path) -> None:
         """Continue from a checkpoint."""
         self.restore(checkpoint.load_checkpoint(Path(path)))
-
-    @property
-    def checkpoint_bytes(self) -> int:
-        """The approximate size of a checkpoint in bytes: weights, averages, AdamW's moments and step, in a zip file."""
-        weights, count = self.net.state_dict().values(), len(self.averages)
-        return (4 + count) * sum(weight.nbytes for weight in weights) + (5 + count) * len(weights) * BYTES_PER_TENSOR
-
-    @property
-    def snapshot_bytes(self) -> int:
-        """The approximate size of a file of averages, in half precision."""
-        return len(self.averages) * sum(weight.nbytes // 2 for weight in self.net.state_dict().values())

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from diffuse.mathematics import likelihood, losses, predictions
+from diffuse.mathematics.continuous import VE
 from diffuse.mathematics.denoiser import Denoiser
 from diffuse.mathematics.likelihood import bits_per_dim, gaussian_density
 from diffuse.mathematics.spacings import time_grid
 from diffuse.mathematics.tables import linear
 from diffuse.mathematics.variances import fixed_large, fixed_small, learned
+from diffuse.networks.dropout import Dropout, use_keys
 from tests.support.predictions import Constant, close
 
 LEVELS, DIMS = 12, 3 * 4 * 4
@@ -215,3 +217,65 @@ def test_vlb_weight_must_be_positive(schedule, x0, noise, vlb_weight):
     denoiser = Denoiser(Linear(learned_variance=True), schedule, learned_variance=True)
     with pytest.raises(ValueError, match="^vlb_weight must be positive"):
         losses.hybrid(denoiser, x0, torch.tensor(1), noise, vlb_weight=vlb_weight)
+
+
+class Waves(torch.nn.Module):
+    """A network in general position, which counts its calls and can be differentiated."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.7, **FLOAT64))
+
+    def forward(self, x, time, y=None):
+        return torch.tanh(self.a * x) + 0.1 * self.a**2 * time.reshape(-1, 1, 1, 1)
+
+
+CLOSENESS, STAGES = 4.0, 3
+
+
+@pytest.mark.parametrize(("progress", "stage"), [(0.0, 1), (0.3, 1), (0.34, 2), (0.7, 3), (1.0, 3)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_consistency_is_the_distance_of_two_predictions(progress: float, stage: int, smoothing: float):
+    """EDM's denoiser written out a second time, at five noise levels; the first two end below the smallest one."""
+    path, net = VE(sigma_min=0.002, sigma_max=80.0), Waves()
+    x0, noise = (torch.randn(5, 1, 3, 3, generator=torch.Generator().manual_seed(seed), **FLOAT64) for seed in (0, 1))
+    rho = torch.tensor([0.00201, 0.0023, 0.3, 2.0, 60.0], **FLOAT64)
+    options = {"progress": torch.tensor(progress), "closeness": CLOSENESS, "stages": STAGES, "smoothing": smoothing}
+    denoiser = Denoiser(net, path, predictions.edm)
+    found = losses.consistency(denoiser, x0, path.time(-2 * rho.log()), noise, **options)
+
+    def predicted(image: Tensor, z: Tensor, rho: float, a: Tensor) -> Tensor:
+        x, variance = image + rho * z, rho**2 + 0.25
+        output = torch.tanh(a * x / variance**0.5) + 0.1 * a**2 * math.log(rho) / 4
+        return 0.25 / variance * x + 0.5 * rho / variance**0.5 * output
+
+    expected = []
+    for image, z, upper in zip(x0, noise, rho.tolist(), strict=True):
+        lower = upper * (1 - (1 + 8 / (1 + math.exp(upper))) / CLOSENESS**stage)
+        target = predicted(image, z, lower, net.a).detach() if lower > 0.002 else image
+        distance = (predicted(image, z, upper, net.a) - target).square().sum()
+        smooth = (distance + smoothing**2).sqrt() - smoothing
+        expected.append(smooth / (upper - (lower if lower > 0.002 else 0)))
+    expected = torch.stack(expected)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    gradients = [torch.autograd.grad(each.sum(), net.a)[0] for each in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
+def test_both_predictions_of_consistency_have_one_dropout_mask():
+    """Of a network that is one dropout, the difference is that of its inputs where it keeps them."""
+    path, dropout = VE(sigma_min=0.002, sigma_max=80.0), Dropout(0.5)
+    seen = []
+
+    def net(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
+        seen.append(dropout(torch.ones_like(x)))
+        return seen[-1]
+
+    use_keys([dropout], torch.arange(6, dtype=torch.int32).reshape(3, 2))
+    x0 = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    losses.consistency(
+        Denoiser(net, path, predictions.edm), x0, torch.full((3,), 500.0), x0.flip(0), progress=torch.zeros(())
+    )
+    assert len(seen) == 2
+    assert torch.equal(*seen)
+    assert 0.3 < (seen[0] == 0).float().mean() < 0.7

@@ -13,6 +13,7 @@ from diffuse.mathematics.continuous import VE, VP, Flow
 from diffuse.mathematics.schedules import Schedule, TableSchedule
 from diffuse.mathematics.spacings import (
     SPACINGS,
+    consistency,
     ddim_quadratic,
     karras,
     leading,
@@ -107,6 +108,17 @@ def test_all_levels_are_every_level(name):
     np.testing.assert_allclose(time_grid(schedule, None), np.arange(1000, -1, -1), rtol=1e-14)
     for spacing in SPACINGS.values() if name in TABLES else ():
         assert time_grid(schedule, None, spacing).tolist() == list(range(1000, -1, -1))
+
+
+def test_consistency_has_the_noise_levels_of_its_paper():
+    """80 and 0.821 (Geng et al. 2024), then halves; with many steps it ends at the noise of the time 1."""
+    schedule = VE(sigma_min=0.002, sigma_max=80.0)
+    np.testing.assert_allclose(rho(schedule, time_grid(schedule, 2, consistency)[:-1]), [80, 0.821], rtol=1e-10)
+    four = rho(schedule, time_grid(schedule, 4, consistency)[:-1])
+    np.testing.assert_allclose(four, [80, 0.821, 0.4105, 0.20525], rtol=1e-10)
+    many = rho(schedule, time_grid(schedule, 40, consistency)[:-1])
+    np.testing.assert_allclose(many[1] / many[2:], (many[1] / many[2]) ** np.arange(1, 39), rtol=1e-9)
+    assert many[-1] == pytest.approx(float(rho(schedule, torch.ones((), dtype=torch.float64))))
 
 
 def test_spacings_in_time_are_what_they_are_called():

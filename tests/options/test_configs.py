@@ -51,6 +51,7 @@ def test_cifar10_alone_is_the_papers_run():
     typed = config("train", "dataset=cifar10")
     assert (typed.steps, typed.batch_size, typed.ema.decay) == (800_000, 128, 0.9999)
     optim = {"lr": 2e-4, "warmup": 5000, "decay": "none", "clip": 1.0, "weight_decay": 0.0, "betas": [0.9, 0.999]}
+    optim["constant"] = 1000
     assert plain(typed.optim) == optim
     assert (typed.unet["dropout"], typed.dataset["flip"], typed.schedule["levels"]) == (0.1, True, 1000)
     assert typed.unet == config("train", "unet=base").unet
@@ -62,6 +63,7 @@ COMPANY = {
     ("schedule", "betas"): ["schedule.values=[0.1,0.2]"],
     ("schedule", "flow"): ["prediction=flow"],
     ("times", "log_normal"): ["schedule=ve"],
+    ("loss", "consistency"): ["schedule=edm"],
 }
 
 

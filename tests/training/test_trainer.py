@@ -333,3 +333,5 @@ def test_learning_rate_warms_up_and_decays():
     assert [linear(step) for step in (0, 50, 75)] == [2.0, 1.0, 0.5]
     assert cosine(50) == pytest.approx(1.0)
     assert cosine(25) == pytest.approx(1 + math.sqrt(0.5))
+    root = partial(learning_rate, peak=2.0, decay="inverse_sqrt", constant=100)
+    assert [root(step, steps=steps) for step, steps in ((0, 1), (100, 7), (400, 1), (10_000, 9))] == [2, 2, 1, 0.2]
