@@ -43,6 +43,7 @@ from diffuse.training.between import is_scored
 from diffuse.training.cautions import (
     refuse_large_targets,
     refuse_more_steps_than_levels,
+    refuse_recipe_of_other_data,
     refuse_scores_of_a_classifier,
     warn_of_schedule,
 )
@@ -74,6 +75,7 @@ def run(config: TrainConfig, output: Output) -> dict[str, float]:
 def begin_or_resume(config: TrainConfig, output: Output, deadline: float) -> dict[str, float]:
     """What the process that leads does."""
     config = replace(config, name=config.name and check_name(config.name))
+    refuse_recipe_of_other_data(output.choices)
     requested = self_contained(replace(config, resume=None))
     if config.resume:
         return resume(requested, run_path(config.resume), output, deadline)
@@ -184,6 +186,7 @@ def build_training(config: TrainConfig) -> Training:
         rate=rate_of(optim, config.steps),
         clip=optim.clip,
         noise=formulas.noise,
+        augment=config.augment.probability,
         progress=progress,
         steps=config.steps,
         condition=condition,

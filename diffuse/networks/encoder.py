@@ -7,6 +7,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffuse.networks.augmentation_labels import AugmentationLabels
 from diffuse.networks.blocks import PADDINGS, RESAMPLINGS, Blocks, Stage
 from diffuse.networks.norm import GroupNorm
 from diffuse.networks.time_features import EMBEDDINGS
@@ -46,6 +47,7 @@ class Encoder(nn.Module):
         resample: str,
         stem_mult: float,
         labels: int | None,
+        augmentation_labels: int = 0,
     ):
         super().__init__()
         self.size = height_width(image_size, "image_size")
@@ -62,6 +64,8 @@ class Encoder(nn.Module):
         self.time_scale = time_scale
         self.embed_time = nn.Sequential(nn.Linear(channels, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.embed_label = nn.Embedding(labels, embedded) if labels else None
+
+        self.embed_augmentation = AugmentationLabels(augmentation_labels, embedded) if augmentation_labels else None
 
         self.width, *self.widths = [_width(channels, factor, groups) for factor in (stem_mult, *channel_mult)]
         self.stem = nn.Conv2d(image_channels, self.width, 3, padding=1)
@@ -85,6 +89,8 @@ class Encoder(nn.Module):
         embedded = self.embed_time(self.features(time * self.time_scale))
         if self.embed_label is not None:
             embedded = embedded + self.embed_label(y)
+        if self.embed_augmentation is not None:
+            embedded = self.embed_augmentation(embedded)
         return F.silu(embedded)
 
     def encode(self, x: Tensor, embedded: Tensor) -> list[Tensor]:

@@ -44,6 +44,7 @@ class UNet(Encoder):
     resample       how the resolution is halved and doubled: strided (convolutions) or residual (blocks)
     stem_mult      width of the first convolution, as a factor of channels
     num_classes    number of labels for a class-conditional network, or None
+    augmentation_labels  numbers that say how the images of a training were changed, or 0
 
     Raises Refused if the sizes do not fit each other.
     """
@@ -70,6 +71,7 @@ class UNet(Encoder):
         stem_mult: float = 1.0,
         num_classes: int | None = None,
         learned_variance: bool = False,
+        augmentation_labels: int = 0,
     ):
         super().__init__(
             image_size,
@@ -90,6 +92,7 @@ class UNet(Encoder):
             resample=resample,
             stem_mult=stem_mult,
             labels=num_classes,
+            augmentation_labels=augmentation_labels,
         )
         self.up = nn.ModuleList()  # before the middle: checkpoints number the parameters in this order
         self.middle = self.make.middle(self.width)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from diffuse.data.augmentation import LABELS
 from diffuse.data.conditions import Condition
 from diffuse.data.images import ImageKind
 from diffuse.networks.encoder import Encoder
@@ -20,8 +21,12 @@ def build_network(config: TrainConfig, kind: ImageKind, trust: Sequence[str] = (
         "image_channels": kind.channels,
         **condition_of(config, kind).network_options,
     }
+    if config.classifies and config.augment.probability:
+        raise UsageError("augment.probability is of denoisers, and this training is of a classifier: leave it out")
     if not config.classifies:
         given["learned_variance"] = config.variance == "learned"
+    if config.augment.probability:
+        given["augmentation_labels"] = LABELS
     found: Encoder = build(config.unet, "unet", trust, **given)
     return found
 

@@ -16,6 +16,7 @@ from diffuse.options.keys import Node, all_keys, check_values, group, key
 from diffuse.options.nested import (
     AT_LEAST_1,
     EXPORTS,
+    Augment,
     Checkpoint,
     Edit,
     Ema,
@@ -80,6 +81,7 @@ class TrainConfig:
     ]
     optim: Optim
     noise: Noise
+    augment: Augment
     ema: Ema
     log: Log
     images: Images

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffuse.data.augmentation import Augmentation, augmented
 from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset
 from diffuse.mathematics.time_sampling import UniformTimes
@@ -16,8 +17,8 @@ from diffuse.system.randomness import generator, reseed
 
 
 class Batch(NamedTuple):
-    """The data of a step: images [b, C, H, W], times and importance weights [b], noise, conditions or None, and the
-    keys of the images' dropout, int32 [b, 2]."""
+    """The data of a step: images [b, C, H, W], times and importance weights [b], noise, conditions or None, the
+    keys of the images' dropout, int32 [b, 2], and what was done to the images, [b, 9] or None."""
 
     x0: Tensor
     t: Tensor
@@ -25,6 +26,7 @@ class Batch(NamedTuple):
     noise: Tensor
     y: Tensor | None
     dropout: Tensor
+    augmentation: Tensor | None = None
 
     def first(self, count: int) -> "Batch":
         """The data of the first images."""
@@ -55,9 +57,11 @@ class Batches:
         batch_size: int,
         seed: int,
         device: Device,
+        augment: float = 0.0,
     ):
         self.data, self.time_sampling, self.noise, self.condition = data, time_sampling, noise, condition
         self.batch_size, self.seed, self.device = batch_size, seed, device.torch
+        self.augmentation = Augmentation(augment, data.flip)
         self._images = device.hold(torch.from_numpy(data.train.images))
         self._labels = condition.of_split(data.train, device=self._images.device)
         self._pixels = self._images.new_empty(batch_size, *self._images.shape[1:], device=self.device)
@@ -78,12 +82,17 @@ class Batches:
     def drawn(self) -> Batch:
         """The data of the step that was begun. Its random numbers continue torch's generators."""
         x0 = self.data.kind.to_network(self._pixels)
-        if self.data.flip:
+        labels = None
+        if self.augmentation.probability:
+            labels = self.augmentation.draw(len(x0), x0.device)
+            x0 = augmented(x0, labels)
+        elif self.data.flip:
             flipped = torch.rand(len(x0), 1, 1, 1, device=x0.device) < 0.5
             x0 = torch.where(flipped, x0.flip(-1), x0)
         t, importance = self.time_sampling.draw(len(x0), self.device)
         x0, noise = self.noise.draw(x0, t, self.time_sampling.schedule)
-        return Batch(x0, t, importance, noise, self.condition.drop(self._y), self._dropout)  # labels are dropped last
+        y = self.condition.drop(self._y)  # labels are dropped last
+        return Batch(x0, t, importance, noise, y, self._dropout, labels)
 
 
 def batch_rows(seed: int, step: int, batch_size: int, count: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """What is refused or warned of before a training, beside impossible formulas: choices that would train badly."""
 
+from collections.abc import Mapping
+
 import torch
 
 from diffuse.mathematics import predictions
@@ -8,6 +10,7 @@ from diffuse.mathematics.schedules import Schedule, TableSchedule
 from diffuse.options.formulas import Formulas
 from diffuse.options.keys import Node
 from diffuse.system.errors import UsageError
+from diffuse.system.files import CONFIGS
 from diffuse.system.progress import log
 
 MOST_LEFT = 0.1  # of the image at the last level, beside noise of 1, that needs no warning
@@ -45,6 +48,21 @@ def warn_of_schedule(schedule: Schedule) -> None:
     if isinstance(schedule, TableSchedule) and bool((schedule.beta[1:].diff() < 0).any()):
         first, last = (f"{float(schedule.beta[t]):.2g}" for t in (1, -1))
         log.warning(f"schedule: beta falls with t (from {first} to {last}): the first levels take most of the image")
+
+
+def refuse_recipe_of_other_data(choices: Mapping[str, str]) -> None:
+    """Raise UsageError where a recipe of one data set is typed for another one of this program.
+
+    A recipe `cifar10_fast` is of `cifar10`. Recipes and data sets of the user's own, and one's own images, go with any.
+    """
+    recipe, dataset = choices.get("recipe", ""), choices.get("dataset", "")
+    known = {path.stem for path in (CONFIGS / "dataset").glob("*.yaml")} - {"folder", "npz"}
+    of = next((name for name in sorted(known, key=len) if recipe == name or recipe.startswith(f"{name}_")), None)
+    if of and dataset in known and dataset != of:
+        raise UsageError(
+            f"recipe={recipe} was measured on other images than dataset={dataset}: diffuse train dataset={of} "
+            f"recipe={recipe}, or leave recipe out"
+        )
 
 
 def refuse_scores_of_a_classifier(every: int | None) -> None:

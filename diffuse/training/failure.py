@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffuse.networks.augmentation_labels import use_labels
 from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.networks.norm import use_norm
 from diffuse.options.build import build
@@ -42,9 +43,10 @@ def replay(failure: str | Path, trust: Sequence[str] = ()) -> FailedStep:
     net = network.net.train().requires_grad_(True)
     use_norm(net, stored.content.get("norm") or "torch")  # as the step was computed
     function = network.formulas.trained(net, device)
-    saved = {"dropout": None, **saved}  # before it had keys
+    saved = {"dropout": None, "augmentation": None, **saved}  # before it had them
     batch = Batch._make(None if saved[name] is None else saved[name].to(device.torch) for name in Batch._fields)
     use_keys(dropouts_of(net), batch.dropout)
+    use_labels(net, batch.augmentation)
     torch.set_rng_state(saved["random"]["cpu"])
     if saved["random"]["cuda"] is not None and device.torch.type == "cuda":
         torch.cuda.set_rng_state(saved["random"]["cuda"])

@@ -16,7 +16,7 @@ from diffuse.system.progress import log
 from diffuse.system.sizes import in_words
 from diffuse.training.setup import Training
 
-NEW, HEAD, LABELS = "new", "head.", "embed_label.weight"
+NEW, HEAD, LABELS, AUGMENTATION = "new", "head.", "embed_label.weight", "embed_augmentation."
 
 
 def given_weights(init: Init, foreign: Foreign, trust: Sequence[str]) -> TrainedNetwork:
@@ -63,6 +63,7 @@ def changed(network: TrainedNetwork, training: Training) -> dict[str, Tensor]:
             found[name] = fresh[name].detach().cpu().clone()  # zeros
             both = min(len(found[name]), len(old[name]))
             found[name][:both] = old[name][:both]
+    found |= {name: fresh[name].cpu() for name in fresh if name.startswith(AUGMENTATION) and name not in old}
     if (table := fresh.get(LABELS)) is not None:
         found[LABELS] = rows_of_labels(network, table.detach().cpu(), kind, bool(config.label_dropout))
     return found
@@ -106,7 +107,7 @@ def refuse_another_network(given: Mapping[str, Tensor], state: Mapping[str, Tens
     """Raise UserError where the given weights are those of a network with other options."""
     missing = [name for name in state if name not in given]
     other = [name for name in state if name in given and given[name].shape != state[name].shape]
-    unused = [name for name in given if name not in state and name != LABELS]
+    unused = [name for name in given if name not in state and name != LABELS and not name.startswith(AUGMENTATION)]
     if wrong := [*missing, *other, *unused]:
         name = wrong[0]
         shapes = [list(each[name].shape) if name in each else "absent" for each in (given, state)]

@@ -12,6 +12,7 @@ from diffuse.data.conditions import Condition
 from diffuse.data.images import Dataset
 from diffuse.mathematics.time_sampling import UniformTimes
 from diffuse.mathematics.training_noise import NORMAL, TrainingNoise
+from diffuse.networks.augmentation_labels import use_labels
 from diffuse.networks.dropout import dropouts_of, use_keys
 from diffuse.runs import checkpoint
 from diffuse.system.cuda_graph import Captured
@@ -45,14 +46,14 @@ class Trainer:
     ema            the moving average of its weights
     averages       further averages of them, which are kept for after the training
     batch_size     images in a step
-    parts          parts of a batch whose gradients are computed one after the other, for less memory; each of several
-                   processes computes as many of them
+    parts          of a batch, computed one after the other for less memory; each process computes as many of them
     seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
                    (seed, k): there is no random state to save, and how often something is logged changes no weight
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
     clip           largest gradient norm
     noise          how the noise of the images is drawn
     progress       a number on the device that the loss reads: step / steps
+    augment        probability of each change to an image of which the network is told
     condition      what the network is conditioned on, and how often that is dropped
     device         the device of the network and the data
     """
@@ -76,6 +77,7 @@ class Trainer:
         progress: Tensor | None = None,
         steps: int = 1,
         condition: Condition | None = None,
+        augment: float = 0.0,
         device: Device | None = None,
     ):
         self.device = device or Device("cpu")
@@ -107,7 +109,7 @@ class Trainer:
         for parameters in optimizer.param_groups:
             parameters["lr"], parameters["capturable"] = self._learning_rate, captured
         self.condition = condition or Condition()
-        self.batches = Batches(data, self.time_sampling, noise, self.condition, batch_size, seed, self.device)
+        self.batches = Batches(data, self.time_sampling, noise, self.condition, batch_size, seed, self.device, augment)
         self._dropouts = dropouts_of(net)
         self._computed = self._compute_or_replay()
 
@@ -188,6 +190,7 @@ class Trainer:
     def gradients(self, part: Batch) -> Tensor:
         """Add the gradients of a part of a batch to those of the parameters. Returns the losses of its images, [b]."""
         use_keys(self._dropouts, part.dropout)
+        use_labels(self.net, part.augmentation)
         losses = self.loss(part.x0, part.t, part.noise, part.y)
         ((part.importance * losses).sum() / self.batch_size).backward()
         return losses.detach()

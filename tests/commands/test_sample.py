@@ -169,7 +169,9 @@ def test_given_again_it_is_finished(tiny_run, caplog):
     assert "samples/given-again is finished: 2 images are drawn" in caplog.messages[-1]
     for word, changed in (("n=3", r"n \(was 2, now 3\)"), ("seed=5", r"seed \(was 0, now 5\)"),
                           ("sampler.eta=0.5", r"sampler\.eta \(was 0\.0, now 0\.5\)")):  # fmt: skip
-        with pytest.raises(UserError, match=rf"given-again exists already, and differs in {changed}: choose another name="):
+        with pytest.raises(
+            UserError, match=rf"given-again exists already, and differs in {changed}: choose another name="
+        ):
             sampled(tiny_run, "given-again", "n=2", word)
     assert as_it_is(folder) == before
 
