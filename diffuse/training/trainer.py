@@ -43,8 +43,7 @@ class Trainer:
     data           the data set; the network is trained on its training split
     time_sampling  draws the times of a batch
     optimizer      a fused AdamW over the network's parameters
-    ema            the moving average of its weights
-    averages       further averages of them, which are kept for after the training
+    ema, averages  the moving average of its weights, and further ones that are kept for after the training
     batch_size     images in a step
     parts          of a batch, computed one after the other for less memory; each process computes as many of them
     seed           all randomness of step k, the batch, the times, the noise, flips and dropout, is a function of
@@ -52,7 +51,7 @@ class Trainer:
     rate           function from the step, counted from 0, to the learning rate; by default the optimizer's
     clip           largest gradient norm
     noise          how the noise of the images is drawn
-    progress       a number on the device that the loss reads: step / steps
+    progress, steps  a number on the device that the loss reads: the step divided by `steps`
     augment        probability of each change to an image of which the network is told
     condition      what the network is conditioned on, and how often that is dropped
     device         the device of the network and the data
@@ -95,10 +94,8 @@ class Trainer:
         initial_rate, *others = {float(parameters["lr"]) for parameters in optimizer.param_groups}
         if others:
             raise Refused("optimizer", "must have one learning rate for all parameters, which `rate` may change")
-        self.rate = rate or (lambda step: initial_rate)
-        self.progress, self.steps = torch.zeros((), device=where) if progress is None else progress, steps
-        self.step = 0
-        self.sums = Sums(where)
+        self.rate, self.sums, self.step, self.steps = rate or (lambda step: initial_rate), Sums(where), 0, steps
+        self.progress = torch.zeros((), device=where) if progress is None else progress
         # What changes from step to step is in tensors, as a step recorded in a CUDA graph needs it. The rate in float64
         # gives the same bits as a Python number; in a graph it must be on the device, in float32.
         captured = self.device.captures
