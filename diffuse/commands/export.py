@@ -61,7 +61,7 @@ def run(config: ExportConfig, output: Output) -> Mapping[str, float]:
         shutil.rmtree(beside, ignore_errors=True)
     if not network.foreign:
         add_to_history(network.home, output.command, folder, network.device, config.trust)
-    log.info(f"{network.kind.name}, step {network.step:,}, {network.weights} weights: written to {short_path(folder)}")
+    log.info(f"{network.kind.name}, {network.in_words}: written to {short_path(folder)}")
     return {}
 
 

@@ -20,7 +20,12 @@ LINEAR_ENDS = (1e-4, 0.02)  # for 1,000 levels
 def refuse_what_it_has_not(exported: Exported) -> None:
     """Raise UserError where improved-diffusion cannot have this network, schedule or prediction."""
     unet, levels = exported.unet, exported.betas and len(exported.betas)
-    wrong = [f"unet.{key}={unet[key]} (there {value})" for key, value in FIXED.items() if unet[key] != value]
+    shown: dict[Any, str] = {None: "null"}
+    wrong = [
+        f"unet.{key}={shown.get(unet[key], unet[key])} (there {shown.get(value, value)})"
+        for key, value in FIXED.items()
+        if unet[key] != value
+    ]
     if levels and unet["time_scale"] not in (1, 1000 / levels):
         wrong.append(f"unet.time_scale={unet['time_scale']:g} (there 1 or 1000 / levels)")
     if not is_of_scripts(exported):

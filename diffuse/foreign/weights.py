@@ -75,9 +75,10 @@ def read_foreign(path: Path, options: Foreign) -> ForeignWeights | None:
             return None
         if options.format not in (None, diffusers_folder.NAME):
             raise UsageError(f"foreign.format={options.format} is of files, and {path} is a folder of diffusers")
-        found, files = diffusers_folder.read(path.absolute(), options)
+        found, files = diffusers_folder.read(path.resolve(), options)
         return assembled(diffusers_folder.NAME, found, files, options, path.resolve().name)
-    path = path.absolute()  # not what a link leads to, which in a cache of downloads has neither name nor ending
+    # Not what a link to a file leads to, which in a cache of downloads has neither its name nor its ending.
+    path = path.parent.resolve() / path.name
     content = read_weights(path)
     possible = formats_of(content)
     if options.format and possible and options.format not in possible:

@@ -48,7 +48,7 @@ def exported_before(path: Path, facts: dict[str, Any]) -> Stored:
         raise UserError(f"the header of {path} has no {', '.join(sorted(missing))}: use another file")
     content = {name: facts[name] for name in NEEDED} | {"ema": read_safetensors(path)}
     content |= {ONE_SET: str(facts.get("weights", "ema"))[:40], ORIGIN: plain_words(facts.get(ORIGIN, ""))}
-    return Stored(path.absolute(), sha256(path), content)
+    return Stored(path.parent.resolve() / path.name, sha256(path), content)
 
 
 def plain_words(origin: object) -> str:

@@ -116,6 +116,12 @@ class TrainedNetwork:
         return data
 
     @property
+    def in_words(self) -> str:
+        """The step and which weights they are, as far as that is known."""
+        found = [f"step {self.step:,}"] if self.step else []
+        return ", ".join([*found, f"{self.known_as} weights" if self.known_as else "weights as the file has them"])
+
+    @property
     def where(self) -> str:
         """The device, and the network's precision on it."""
         return self.formulas.where(self.device)

@@ -12,6 +12,7 @@ from diffuse.options.nested import Foreign, Init
 from diffuse.runs.trained import TrainedNetwork, load
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError, UserError, did_you_mean
+from diffuse.system.files import short_path
 from diffuse.system.progress import log
 from diffuse.system.sizes import in_words
 from diffuse.training.setup import Training
@@ -46,7 +47,7 @@ def begin_with_given(training: Training) -> None:
     refuse_another_network(given, state)
     for net in (trainer.net, *(average.net for average in trainer.all_averages)):
         net.load_state_dict({name: given[name].to(value.dtype) for name, value in state.items()})
-    log.info(f"begins with {network.path} (step {network.step:,}, {network.weights} weights, {network.sha256[:12]})")
+    log.info(f"begins with {short_path(network.path)} ({network.in_words}, {network.sha256[:12]})")
     for said in differences(network, training, new):
         log.info(f"init: {said}")
 

@@ -22,7 +22,7 @@ def sampler_of(words: list[str], training: list[str], command: str = "sample") -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_sampled_as_its_paper_does(method: str):
-    target = {"edm": "heun", "flow": "ddim"}.get(method, "ancestral")
+    target = {"edm": "heun", "flow": "ddim", "ect": "consistency"}.get(method, "ancestral")
     node = sampler_of([], [f"method={method}"])
     assert node["_target_"] == target
     typed = config("sample", "ckpt=x", f"sampler={'ddpm' if target == 'ancestral' else target}").sampler
