@@ -21,7 +21,7 @@ from sklearn.svm import SVC
 
 from diffuse.data.arrays import Split
 from diffuse.options.dataset import build_named_dataset, default_data_dir
-from diffuse.system.files import data_folder
+from diffuse.system.files import data_folder, slug
 
 MOST = 10_000  # training images of a judge
 SCORES = ("fid_classifier", "memorisation_classifier", "memorisation_pixels")
@@ -47,7 +47,7 @@ def agreement(judges: list[SVC | KNeighborsClassifier | MLPClassifier], images: 
 
 def drawn(run: Path, n: int, words: list[str]) -> Path:
     """The folder of n images of a run, drawn once."""
-    folder = run / "samples" / f"judged-{n}"
+    folder = run / "samples" / slug(f"judged-{n}-{'-'.join(words)}")
     subprocess.run(
         ["diffuse", "sample", f"ckpt={run}", f"n={n}", f"name={folder.name}", "batch_size=256", *words], check=True
     )
