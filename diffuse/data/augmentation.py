@@ -68,17 +68,16 @@ def augmented(x0: Tensor, labels: Tensor) -> Tensor:
     """Images [b, C, H, W] after what their labels [b, 9] say; those of labels 0 are as they were, to the last bit."""
     height, width = x0.shape[-2:]
     flip = torch.diag_embed(1 - 2 * labels[:, :2])
-    turn = matrices(labels[:, 3] + 1, -labels[:, 4], labels[:, 4], labels[:, 3] + 1)
-    scale = torch.exp2(SCALE_STD * labels[:, 2])
+    turn_back = matrices(labels[:, 3] + 1, labels[:, 4], -labels[:, 4], labels[:, 3] + 1)
+    shrink = torch.exp2(-SCALE_STD * labels[:, 2])
     stretch = ANISOTROPY_STD * labels[:, 5:7].norm(dim=1)
     axis = torch.atan2(labels[:, 6], labels[:, 5]) / 2
     to_axis = matrices(axis.cos(), axis.sin(), -axis.sin(), axis.cos())
-    stretched = to_axis.mT @ torch.diag_embed(torch.exp2(torch.stack([stretch, -stretch], 1))) @ to_axis
-    forward = scale[:, None, None] * stretched @ turn @ flip
+    squeeze = to_axis.mT @ torch.diag_embed(torch.exp2(torch.stack([-stretch, stretch], 1))) @ to_axis
+    backward = shrink[:, None, None] * flip @ turn_back @ squeeze  # flip, then turn, stretch, scale and move
     # In pixels from the middle; `affine_grid` has 1 at the borders, and goes from the result to the image.
     half = torch.tensor([width / 2, height / 2], device=x0.device)
     moved = TRANSLATION_STD * labels[:, 7:9] * 2 * half
-    backward = torch.linalg.inv(forward)
     shift = -(backward @ moved[:, :, None])
     theta = torch.cat([backward * half / half[:, None], shift / half[:, None]], dim=2)
     grid = F.affine_grid(theta.to(x0), list(x0.shape), align_corners=False)

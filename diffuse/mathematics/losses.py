@@ -3,6 +3,7 @@
 x0 and noise [b, C, H, W], t [b] in (0, T], y [b] labels or None -> [b].
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -107,9 +108,9 @@ def consistency(
     stage = (progress * stages).floor().clamp(max=stages - 1) + 1
     rho = (-schedule.log_snr(t) / 2).exp()
     earlier = rho * (1 - (1 + 8 * torch.sigmoid(-rho)) / closeness**stage)
-    least = (-schedule.log_snr(torch.as_tensor(schedule.t_min)) / 2).exp().to(rho)
+    least = math.exp(-float(schedule.log_snr(torch.tensor(schedule.t_min, dtype=torch.float64))) / 2)
     is_noisy = earlier > least
-    earlier = torch.where(is_noisy, earlier, least)
+    earlier = earlier.clamp(min=least)
     found = denoiser(schedule.diffuse(x0, t, noise), t, y).x0
     with torch.no_grad():
         r = schedule.time(-2 * earlier.log())
