@@ -66,7 +66,7 @@ def test_an_unknown_command_is_refused(tmp_path):
         ("optim.lr=abc", "optim.lr: Value 'abc' of type 'str' could not be converted to Float"),
         ("steps=-5", "steps must be at least 1, not -5"),
         ("steps=1.5", "steps: Value '1.5' of type 'float' could not be converted to Integer"),
-        ("optim.decay=exp", "optim.decay must be one of none, linear, cosine, not 'exp'"),
+        ("optim.decay=exp", "optim.decay must be one of none, linear, cosine, inverse_sqrt, not 'exp'"),
         ("ema.decay=1", "ema.decay must be at least 0 and below 1"),
         ("optim.lr=inf", "optim.lr must be positive and finite"),
         ("~steps", "steps is required"),

@@ -235,7 +235,14 @@ def test_compilation_can_be_typed():
 
 def test_configs_hold_values_for_every_constructor_argument():
     """Each option of a network can be typed: none of them hides in a default of the code."""
-    given_by_the_program = {"self", "image_size", "image_channels", "num_classes", "learned_variance"}
+    given_by_the_program = {
+        "self",
+        "image_size",
+        "image_channels",
+        "num_classes",
+        "learned_variance",
+        "augmentation_labels",
+    }
     arguments = set(inspect.signature(UNet.__init__).parameters) - given_by_the_program
     for unet in options("unet"):
         assert set(config("train", f"unet={unet}").unet) == arguments | {"_target_"}
