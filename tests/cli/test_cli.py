@@ -93,7 +93,7 @@ def test_mistakes_found_before_torch_is_imported(tmp_path, words, expected):
     ("words", "expected"),
     [
         ("schedule.levels=abc", "schedule.levels: Value 'abc' of type 'str' could not be converted to Integer"),
-        ("schedule.beta_end=2", "schedule.beta_end must be between 0 and 1, not 2.0"),
+        ("schedule=linear schedule.beta_end=2", "schedule.beta_end must be between 0 and 1, not 2.0"),
         ("+schedule.foo=2", "schedule has no key 'foo'"),
         (
             "unet.channel_mult=[1,1,1,1,1]",

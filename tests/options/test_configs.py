@@ -23,6 +23,7 @@ from diffuse.runs.sampler import Sampler
 from diffuse.system.device import Device
 from diffuse.system.errors import UsageError
 from diffuse.system.files import CONFIGS
+from diffuse.training.cautions import refuse_recipe_of_other_data
 from tests.support.commands import config
 
 
@@ -83,7 +84,12 @@ def test_methods_are_what_their_papers_chose():
         nodes = (typed.schedule, typed.prediction, typed.loss, typed.times)
         return [*(node["_target_"] for node in nodes), typed.variance]
 
-    assert resolved() == resolved("method=ddpm") == ["linear", "eps", "simple", "UniformTimes", "fixed_large"]
+    assert resolved() == ["cosine", "v", "simple", "UniformTimes", "fixed_large"]
+    assert (
+        resolved("dataset=cifar10")
+        == resolved("method=ddpm")
+        == ["linear", "eps", "simple", "UniformTimes", "fixed_large"]
+    )
     assert resolved("method=improved_ddpm") == ["cosine", "eps", "hybrid", "UniformTimes", "learned"]
     assert resolved("method=score_sde") == ["VP", "eps", "simple", "UniformTimes", "fixed_large"]
     assert resolved("method=ncsn") == ["VE", "eps", "simple", "UniformTimes", "fixed_large"]
@@ -121,7 +127,7 @@ def test_methods_are_what_their_papers_chose():
 )
 def test_impossible_combinations_are_refused_in_words(words, message):
     with pytest.raises(UsageError, match=message):
-        Formulas.of(config("train", *words), BYTES)
+        Formulas.of(config("train", "method=ddpm", *words), BYTES)
 
 
 def test_the_floor_of_a_pixels_probability_is_for_training_alone():
@@ -173,11 +179,12 @@ def test_every_device_builds_where_it_is_there(device):
 @pytest.mark.parametrize(
     ("words", "schedule", "sampler", "steps"),
     [
-        ([], "linear", "ddim", 4000),
+        ([], "cosine", "deis", 2500),  # the recipe of the digits
         (["recipe=mine"], "cosine", "ancestral", 7),
         (["recipe=heir"], "sigmoid", "ancestral", 7),  # it inherits, and says something else
         (["dataset=my_digits"], "cosine", "ancestral", 7),  # the data set picks its recipe
-        (["dataset=my_digits", "recipe=digits"], "linear", "ddim", 4000),
+        (["dataset=my_digits", "recipe=digits", "schedule=linear"], "linear", "deis", 2500),
+        (["method=ddpm"], "linear", "deis", 2500),  # a method says nothing of the sampler
         (["recipe=mine", "method=ddpm"], "linear", "ancestral", 7),
         (["method=score_sde", "dataset=my_digits"], "VP", "ancestral", 7),
         (["recipe=mine", "method=ddpm", "schedule=quadratic", "sampler=ddim", "steps=9"], "quad", "ddim", 9),
@@ -197,6 +204,24 @@ def test_what_is_typed_wins_over_the_method_that_over_the_recipe_that_over_the_d
         path.write_text(f"# @package _global_\n{text}\n")
     typed = config("train", f"hydra.searchpath=[file://{tmp_path}]", *words)
     assert (typed.schedule["_target_"], typed.sampler["_target_"], typed.steps) == (schedule, sampler, steps)
+
+
+def test_a_recipe_goes_with_the_data_that_it_was_measured_on():
+    """One's own images and data sets go with any."""
+    for recipe, of, dataset in (
+        ("digits_fast", "digits", "cifar10"),
+        ("cifar10", "cifar10", "cifar100"),
+        ("mnist", "mnist", "fashion_mnist"),
+    ):
+        with pytest.raises(UsageError, match=f"dataset={dataset}: diffuse train dataset={of} recipe={recipe}, or"):
+            refuse_recipe_of_other_data({"recipe": recipe, "dataset": dataset})
+    for recipe in options("recipe"):
+        for dataset in ("folder", "npz", "my_own"):
+            refuse_recipe_of_other_data({"recipe": recipe, "dataset": dataset})
+    for dataset in {*options("dataset")}:
+        refuse_recipe_of_other_data({"recipe": dataset, "dataset": dataset})
+        refuse_recipe_of_other_data({"recipe": f"{dataset}_long", "dataset": dataset})
+        refuse_recipe_of_other_data({"recipe": "my_own", "dataset": dataset})
 
 
 def test_a_data_set_that_picks_no_recipe_needs_one(tmp_path):

@@ -4,11 +4,11 @@ import pytest
 
 from diffuse.options.differences import as_typed, differences, option_name
 from diffuse.options.schema import plain
-from tests.support.commands import config
+from tests.support.commands import PLAIN, config
 
 
 def stored(*words: str) -> dict:
-    return plain(config("train", *words))
+    return plain(config("train", *PLAIN, *words))
 
 
 @pytest.mark.parametrize(
