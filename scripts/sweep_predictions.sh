@@ -7,7 +7,7 @@
 # Expected: eps and v alike in samples, x0 behind them with a much worse bound (its loss does not care for what the lowest levels need); hybrid
 # better than simple in the bound, for every prediction.
 set -euo pipefail
-train="diffuse train -m name=predictions prediction=eps,v,x0 loss=simple,hybrid steps=1500"
+train="diffuse train -m name=predictions method=ddpm class_conditional=false prediction=eps,v,x0 loss=simple,hybrid steps=1500"
 $train
 runs=$(ls -d outputs/predictions/[0-9]* | paste -sd,)
 evaluate="diffuse eval -m name=predictions-scored ckpt=$runs metrics=[fid,precision_recall,bound] levels=100 features=classifier n=1000"

@@ -7,7 +7,7 @@
 # Expected: at 10 steps fixed_large is by far the worst. The best is analytic on CIFAR-10 (the paper), and was fixed_small on
 # the digits (docs/results.md).
 set -euo pipefail
-train="diffuse train name=for-variances loss=hybrid steps=1500"
+train="diffuse train name=for-variances method=ddpm class_conditional=false loss=hybrid steps=1500"
 evaluate="diffuse eval -m name=variances ckpt=outputs/for-variances sampler=ddpm sampler.variance=fixed_small,fixed_large,learned,analytic sampler.steps=10,25,50,100 metrics=[fid,precision_recall] features=classifier n=1000"
 $train
 $evaluate

@@ -150,7 +150,7 @@ def test_every_network_builds_at_32_by_32(unet):
 
 def test_base_is_the_papers_network():
     with torch.device("meta"):
-        net = build_network(config("train", "unet=base"), ImageKind("cifar10", 3, 32, 32, []))
+        net = build_network(config("train", "dataset=cifar10"), ImageKind("cifar10", 3, 32, 32, []))
     assert sum(weight.numel() for weight in net.parameters()) == 35_746_307
 
 
@@ -179,12 +179,12 @@ def test_every_device_builds_where_it_is_there(device):
 @pytest.mark.parametrize(
     ("words", "schedule", "sampler", "steps"),
     [
-        ([], "cosine", "deis", 2500),  # the recipe of the digits
+        ([], "cosine", "deis", 2000),  # the recipe of the digits
         (["recipe=mine"], "cosine", "ancestral", 7),
         (["recipe=heir"], "sigmoid", "ancestral", 7),  # it inherits, and says something else
         (["dataset=my_digits"], "cosine", "ancestral", 7),  # the data set picks its recipe
-        (["dataset=my_digits", "recipe=digits", "schedule=linear"], "linear", "deis", 2500),
-        (["method=ddpm"], "linear", "deis", 2500),  # a method says nothing of the sampler
+        (["dataset=my_digits", "recipe=digits", "schedule=linear"], "linear", "deis", 2000),
+        (["method=ddpm"], "linear", "deis", 2000),  # a method says nothing of the sampler
         (["recipe=mine", "method=ddpm"], "linear", "ancestral", 7),
         (["method=score_sde", "dataset=my_digits"], "VP", "ancestral", 7),
         (["recipe=mine", "method=ddpm", "schedule=quadratic", "sampler=ddim", "steps=9"], "quad", "ddim", 9),

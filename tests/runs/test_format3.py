@@ -68,6 +68,7 @@ def test_it_continues(run):
 def as_typed() -> list[str]:
     """The words that this config was typed with."""
     return [
+        "sampler=ddim",
         "name=format3", "data_dir=/data", "unet.channels=4", "unet.channel_mult=[1,1]", "unet.groups=2",
         "unet.attention=[]", "steps=10", "batch_size=16", "log.every=2", "images.every=10", "images.count=4",
         "sampler.steps=3", "optim.warmup=2", "optim.decay=none", "device=cpu", "device.precision=float32",

@@ -32,7 +32,7 @@ def test_a_method_is_sampled_as_its_paper_does(method: str):
 def test_an_evaluation_draws_as_the_training_did():
     node = sampler_of([], ["sampler=deis", "sampler.steps=7", "sampler.order=2"], "eval")
     assert (node["_target_"], node["steps"], node["order"]) == ("deis", 7, 2)
-    assert sampler_of([], [], "eval") == config("eval", "ckpt=x", "sampler=ddim").sampler
+    assert sampler_of([], [], "eval") == config("eval", "ckpt=x", "sampler=deis").sampler  # the recipe of the digits
 
 
 def test_typed_keys_go_before_those_of_the_choice():

@@ -26,7 +26,15 @@ from diffuse.system.device import Device
 from diffuse.training.fitting import does_not_fit, fits
 from diffuse.training.trainer import NotFinite, Trainer
 
-SMALL = ["unet=tiny", "unet.dropout=0.1", "batch_size=32", "optim.warmup=2", "steps=20"]
+SMALL = [
+    "recipe=folder",
+    "unet=tiny",
+    "optim.lr=3e-3",
+    "unet.dropout=0.1",
+    "batch_size=32",
+    "optim.warmup=2",
+    "steps=20",
+]
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_a_failed_seed_is_left_out_of_the_mean():
 
 
 def trained(*words: str) -> dict[str, Any]:
-    return plain(config("train", *words))
+    return plain(config("train", "schedule=linear", *words))
 
 
 def test_runs_are_told_apart_by_their_configs():

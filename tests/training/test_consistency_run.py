@@ -18,9 +18,6 @@ TUNED = [
 ]
 
 
-TUNED += ["loss.stages=4", "sampler.steps=2"]
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A run of method=edm, and one that goes on from it for consistency."""
