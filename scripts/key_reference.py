@@ -51,7 +51,8 @@ Several places may set the same key of a training. From the strongest to the wea
 
 1. what is **typed**;
 2. the **`method`**, a paper's choice of schedule, prediction, loss, times and spacing (none unless it is typed);
-3. the **`recipe`**, which the data set chooses unless it is typed: network, steps, batch size, learning rate, EMA;
+3. the **`recipe`**, which the data set chooses unless it is typed: network, steps, batch size, learning rate, EMA,
+   for the digits the mathematics and the sampler too;
 4. the **default** in `configs/train.yaml`.
 
 So `diffuse train dataset=cifar10 method=edm steps=1000` trains with the network of the recipe `cifar10`, the formulas

@@ -1,4 +1,4 @@
-"""The default run, without labels and with them, judged by three classifiers trained on real digits."""
+"""The recipes of the digits, judged by three classifiers trained on real ones."""
 
 import os
 import time
@@ -22,20 +22,22 @@ def votes(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_digits_of_the_default_run_are_hard_to_tell_from_real(tmp_path):
-    """Real test digits: 97% agreement."""
+@pytest.mark.parametrize(("recipe", "least"), [("digits", 0.96), ("digits_fast", 0.94)])
+def test_digits_of_a_recipe_are_hard_to_tell_from_real(recipe, least, tmp_path):
+    """Real test digits: 97.5% agreement."""
     started = time.monotonic()
-    done = diffuse("train", "name=default", cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=str(os.cpu_count()))
+    words = [f"recipe={recipe}", "name=run"]
+    done = diffuse("train", *words, cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=str(os.cpu_count()))
     print(f"trained in {time.monotonic() - started:.0f} s")
     assert done.returncode == 0, done.stderr
-    words = ["ckpt=outputs/default", "n=1000", "sampler=ddim", "sampler.steps=50", "name=judged"]
+    words = ["ckpt=outputs/run", "n=1000", "sampler=training", "name=judged"]
     assert diffuse("sample", *words, cwd=tmp_path).returncode == 0
-    drawn = np.load(tmp_path / "outputs/default/samples/judged/samples.npz")["arr_0"]
+    drawn = np.load(tmp_path / "outputs/run/samples/judged/samples.npz")["arr_0"]
     first, second, third = votes(drawn)
     agreement = ((first == second) & (second == third)).mean()
     shares = np.bincount(first, minlength=10) / len(first)
     print(f"agreement {agreement:.3f}, shares {shares}")
-    assert agreement >= 0.86
+    assert agreement >= least
     assert shares.min() >= 0.05
     assert shares.max() <= 0.16
 
@@ -44,8 +46,7 @@ def test_digits_of_the_default_run_are_hard_to_tell_from_real(tmp_path):
 def test_guided_digits_are_of_the_class_that_was_asked_for(tmp_path):
     """At scale 2 all three agree with the class; real test digits: 97.5% of them."""
     threads = str(os.cpu_count())
-    words = ["name=labels", "class_conditional=true"]
-    done = diffuse("train", *words, cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=threads)
+    done = diffuse("train", "name=labels", cwd=tmp_path, timeout=1200, OMP_NUM_THREADS=threads)
     assert done.returncode == 0, done.stderr
     for scale in ("1", "2"):
         words = ["ckpt=outputs/labels", "n=1000", "sampler=deis", "sampler.steps=20", f"name=scale-{scale}"]
