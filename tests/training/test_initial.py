@@ -61,7 +61,7 @@ def test_the_averaged_or_the_trained_weights_begin_a_run(home, which):
 
 
 def test_the_network_has_the_options_of_the_given_one_but_for_typed_ones(home):
-    options = [word for word in TINY if not word.startswith("unet.")]
+    options = [word for word in TINY if not word.startswith("unet")]
     found, _ = begun(home, "options", "init.ckpt=plain", "unet.dropout=0.5", network=options)
     assert_equal_but(found, weights(home, "plain"))
     assert load(str(home / "outputs/options"), Device("cpu")).config.unet["dropout"] == 0.5
@@ -130,7 +130,8 @@ def test_another_size_keeps_attention_on_its_levels(home, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 1), np.uint8)
     np.savez(tmp_path / "large.npz", arr_0=images)
     words = ["dataset=npz", f"dataset.path={tmp_path / 'large.npz'}"]
-    found, said = begun(home, "large", "init.ckpt=plain", *words)
+    options = [word for word in TINY if word != "unet=tiny"]
+    found, said = begun(home, "large", "init.ckpt=plain", *words, network=options)
     assert_equal_but(found, weights(home, "plain"))
     assert load(str(home / "outputs/large"), Device("cpu")).config.unet["attention"] == [8]
     assert "images of 16 x 16 pixels, before 8 x 8" in said
@@ -138,7 +139,7 @@ def test_another_size_keeps_attention_on_its_levels(home, tmp_path):
 
 def test_weights_of_diffusers_begin_a_run(home, tmp_path):
     folder = save_pipeline(random_network("widths that are no multiples"), tmp_path / "pipeline")
-    words = [word for word in TINY if not word.startswith("unet.")]
+    words = [word for word in TINY if not word.startswith("unet")]
     found, _ = begun(home, "foreign", f"init.ckpt={folder}", "dataset.pad=4", network=words)
     assert_equal_but(found, load(str(folder), Device("cpu", "float32")).net.state_dict())
     assert "3 channels" in refused(home, f"init.ckpt={save_pipeline(random_network('paper'), tmp_path / 'colour')}")
@@ -148,7 +149,7 @@ def test_rows_of_classes_without_names_begin_anew(home, tmp_path):
     """Their numbers are not those of another data set, unless it is said to be theirs."""
     net = random_network("widths that are no multiples", num_class_embeds=10, sample_size=8)
     folder = save_pipeline(net, tmp_path / "pipeline")
-    options = [word for word in TINY if not word.startswith("unet.")]
+    options = [word for word in TINY if not word.startswith("unet")]
     words = [f"init.ckpt={folder}", "class_conditional=true", "label_dropout=0"]
     found, said = begun(home, "unnamed", *words, network=options)
     table, given = found["embed_label.weight"], dict(net.state_dict())["class_embedding.weight"]
