@@ -8,7 +8,7 @@ WORKERS := $(shell $(PYTHON) -c "import os; print(min(5, 1 + len(os.sched_getaff
 .PHONY: help demo install dev test lint types tests test-core test-slow pages gpu mutants clean
 
 help:
-	@echo "make demo       install, train on the digits that ship, sample 64, score (4 minutes on two cores)"
+	@echo "make demo       install, train on the digits that ship, sample 64, score (3 minutes on two cores)"
 	@echo "make test       install for development, then lint, types and tests (8 minutes on two cores)"
 	@echo "make test-core  the tests of the mathematics alone, in seconds"
 	@echo "make test-slow  the tests that train for minutes"

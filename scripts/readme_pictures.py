@@ -1,7 +1,7 @@
 """Make the pictures of the README from a finished run on the digits.
 
     diffuse train name=readme
-    diffuse sample ckpt=outputs/readme n=64 sampler=ddim name=readme
+    diffuse sample ckpt=outputs/readme n=64 sampler=training name=readme
     diffuse eval ckpt=outputs/readme name=readme
     python scripts/readme_pictures.py outputs/readme
 
